@@ -1,0 +1,54 @@
+# Each target sets up what it needs. Fresh machine with Python 3.11: `make demo`, `make test`.
+PYTHON ?= python3.11
+BIN := .venv/bin
+REPORT ?= runs/demo
+export PYTHONHASHSEED := 0
+export MPLBACKEND := agg
+
+.PHONY: setup demo test test-notebooks test-python test-slow bench docs lab readme hooks clean
+setup: .venv/.done
+
+.venv/.done: settings.ini setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Writes the embedded data set, trains DCL+cls, tests on the two test videos, leaves $(REPORT)/
+demo: setup
+	$(BIN)/cwcl_data write runs/scenes
+	$(BIN)/cwcl_train --data runs/scenes --preset demo --out $(REPORT) --overwrite
+
+test: test-notebooks test-python
+
+# FILES='^1' runs one decade of the book
+FILES ?= .
+test-notebooks: setup
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n-workers 2 --timing --file-re '$(FILES)'
+
+test-python: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n-workers 2 --flags slow
+
+bench: setup
+	$(BIN)/python tests/bench.py
+
+readme: setup
+	$(BIN)/python tests/readme.py
+
+docs: setup
+	$(BIN)/nbdev-proc-nbs
+	$(BIN)/smalldocs render _proc
+
+lab: setup
+	$(BIN)/jupyter lab nbs
+
+# Notebooks are cleaned on commit and merged cell by cell
+hooks: setup
+	$(BIN)/nbdev-install-hooks
+
+clean:
+	rm -rf _proc _docs build dist cwcl.egg-info

@@ -1,0 +1,99 @@
+"The ground that the book stands on: one source of metadata, floors, generated files in step."
+import ast, importlib, json, os, re, shutil, subprocess, sys, tomllib
+from configparser import ConfigParser
+from pathlib import Path
+import pytest, cwcl
+from readme import render
+
+root = Path(__file__).parent.parent
+notebooks = sorted((root/'nbs').glob('*.ipynb'))
+lessons = [o for o in notebooks if re.match(r'\d\d_', o.name)]
+
+def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
+def source(cell): return ''.join(cell['source'])
+def settings():
+    parser = ConfigParser(delimiters=['='])
+    parser.read(root/'settings.ini', encoding='utf-8')
+    return parser['DEFAULT']
+
+def module(nb):
+    found = re.search(r'^#\| default_exp (\S+)', '\n'.join(source(c) for c in cells(nb)), flags=re.M)
+    return found and 'cwcl.' + found[1]
+
+def test_metadata_is_written_once():
+    cfg,toml = settings(),tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))
+    assert toml['project']['name'] == cfg['lib_name'] == 'cwcl'
+    assert cwcl.__version__ == cfg['version']
+    assert toml['project']['requires-python'] == '>=' + cfg['min_python']
+    assert (toml['tool']['nbdev']['nbs_path'], toml['tool']['nbdev']['lib_path']) == (cfg['nbs_path'], cfg['lib_path'])
+    assert set(toml['project']) == {'name', 'requires-python', 'dynamic'}
+
+def test_console_scripts_exist():
+    for script in settings()['console_scripts'].split():
+        name,_,target = script.partition('=')
+        mod,_,func = target.partition(':')
+        assert callable(getattr(importlib.import_module(mod), func)), name
+
+def test_constraints_pin_every_requirement():
+    pinned = {re.split('==', o)[0].lower().replace('_', '-') for o in (root/'constraints.txt').read_text(encoding='utf-8').split() if '==' in o}
+    wanted = [re.split('[<>=]', o)[0].lower() for o in (settings()['requirements'] + ' ' + settings()['dev_requirements']).split()]
+    assert set(wanted) <= pinned
+
+def imports(code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module: yield node.module
+        if isinstance(node, ast.Import): yield from (o.name for o in node.names)
+
+@pytest.mark.parametrize('nb', lessons, ids=lambda o: o.stem)
+def test_exported_cells_import_from_lower_floors(nb):
+    floor = {module(o): int(o.name[:2]) for o in lessons if module(o)}
+    number = int(nb.name[:2])
+    for c in cells(nb):
+        if c['cell_type'] != 'code' or not re.match(r'#\| export', source(c)): continue
+        for name in imports(source(c)):
+            if name.startswith('cwcl.'): assert floor[name] < number, f'{nb.name} imports {name}'
+            if name.split('.')[0] == 'fastai':
+                assert number >= 30 or (14 <= number < 20), f'{nb.name} imports {name}'
+                assert number >= 30 or name.startswith('fastai.data') or name in ('fastai.torch_core', 'fastai.vision.core', 'fastai.vision.data'), f'{nb.name} imports {name}'
+
+def test_widgets_and_video_are_imported_by_nothing():
+    for nb in lessons:
+        if int(nb.name[:2]) >= 60: continue
+        code = '\n'.join(source(c) for c in cells(nb) if c['cell_type'] == 'code' and source(c).startswith('#| export'))
+        assert not {'cwcl.widgets', 'cwcl.video'} & set(imports(code)), nb.name
+
+def test_readme_is_the_index(): assert (root/'README.md').read_text(encoding='utf-8') == render(), 'run make readme'
+
+def test_export_and_clean_leave_no_difference(tmp_path):
+    for name in ('nbs', 'cwcl'): shutil.copytree(root/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'pyproject.toml', 'setup.py', 'README.md'): shutil.copy(root/name, tmp_path)
+    for tool in ('export', 'clean'): subprocess.run([Path(sys.executable).with_name(f'nbdev_{tool}')], cwd=tmp_path, check=True, capture_output=True)
+    for name in ('nbs', 'cwcl'):
+        old = {o.relative_to(root): o.read_bytes() for o in (root/name).rglob('*') if o.suffix in ('.py', '.ipynb') and '.ipynb_checkpoints' not in o.parts}
+        new = {o.relative_to(tmp_path): o.read_bytes() for o in (tmp_path/name).rglob('*') if o.suffix in ('.py', '.ipynb')}
+        assert old.keys() == new.keys()
+        assert not [o for o in old if old[o] != new[o]]
+
+@pytest.mark.parametrize('nb', notebooks, ids=lambda o: o.stem)
+def test_notebook_is_run_small_and_whole(nb):
+    assert nb.stat().st_size <= 200_000
+    code = [c for c in cells(nb) if c['cell_type'] == 'code']
+    assert not [c for c in code for o in c['outputs'] if o['output_type'] == 'error']
+    assert [c for c in code if c['outputs']], f'{nb.name} has not been run'
+
+def test_style_checker_finds_nothing():
+    out = subprocess.run([Path(sys.executable).with_name('chkstyle'), 'nbs', 'tests'], cwd=root, capture_output=True, text=True)
+    assert out.returncode == 0, out.stdout
+
+def test_wheel_works_outside_the_checkout(tmp_path):
+    pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
+    src = tmp_path/'src'
+    shutil.copytree(root, src, ignore=shutil.ignore_patterns('.git', '.venv', 'runs', '__pycache__', 'build', '*.egg-info', '_proc', '_docs'))
+    subprocess.run([*pip, 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, src], check=True, capture_output=True)
+    wheel, = tmp_path.glob('cwcl-*.whl')
+    subprocess.run([*pip, 'install', '-q', '--no-deps', '--target', tmp_path/'site', wheel], check=True, capture_output=True)
+    shutil.copy(root/'tests'/'wheel_check.py', tmp_path)
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path/'site'), 'MPLBACKEND': 'agg'}
+    out = subprocess.run([sys.executable, 'wheel_check.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert 'modules imported' in out.stdout

@@ -1,0 +1,20 @@
+"Run by an installed wheel outside any checkout: import all of it, write scenes, train a few steps."
+import importlib, pkgutil, tempfile
+from pathlib import Path
+import cwcl
+from cwcl.core import recipe
+from cwcl.data.synth import write_scenes
+from cwcl.train import train_run
+
+def main():
+    assert not (Path(cwcl.__file__).parent.parent/'nbs').exists(), f'{cwcl.__file__} is a checkout'
+    names = [m.name for m in pkgutil.walk_packages(cwcl.__path__, 'cwcl.')]
+    for name in names: importlib.import_module(name)
+    assert {'cwcl.core', 'cwcl.data.synth', 'cwcl.losses.contrastive', 'cwcl.models.unet', 'cwcl.train'} <= set(names)
+    with tempfile.TemporaryDirectory() as tmp:
+        data = write_scenes(Path(tmp)/'scenes', frames_per_clip=1, size=(107, 60), progress=False)
+        metrics = train_run(recipe('smoke'), data, out=Path(tmp)/'run')
+        assert (Path(tmp)/'run'/'model.safetensors').exists() and metrics['steps'] > 0
+    print(f'{len(names)} modules imported, {metrics["steps"]} steps trained')
+
+if __name__ == '__main__': main()

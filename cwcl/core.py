@@ -6,29 +6,30 @@
 __all__ = ['CHOICES', 'PRESETS', 'InputError', 'one_line_errors', 'atomic_path', 'data_file', 'set_seed', 'default_device',
            'DataRecipe', 'BatchRecipe', 'NetRecipe', 'LossRecipe', 'Recipe', 'check_recipe', 'loss_weights', 'recipe']
 
-# %% ../nbs/00_core.ipynb #a012a560
-import functools, json, os, random, sys
+# %% ../nbs/00_core.ipynb #af4f576d
+import functools, json, os, random
 import numpy as np, torch
 from contextlib import contextmanager
 from dataclasses import dataclass, asdict, fields
 from pathlib import Path
 from fastcore.basics import patch
+from fastcore.script import CliError
 import cwcl
 
 # %% ../nbs/00_core.ipynb #11c4ebb7
 class InputError(ValueError):
     "Input that its giver can mend; the message names the file or value, and the cure"
 
-# %% ../nbs/00_core.ipynb #c4292a93
+# %% ../nbs/00_core.ipynb #c92c4c70
 def one_line_errors(
-    f, # A console script
-): # The same script, which ends with exit code 1 and one line where its input is at fault
-    "Turn `InputError` and `OSError` into one line on standard error"
+    f, # A console script, below `call_parse`
+): # The same script, whose `InputError` and `OSError` are a `CliError` of one line
+    "Let a script end with one line and exit code 1 where its input is at fault"
     @functools.wraps(f)
     def wrapped(*args, **kwargs):
         try: return f(*args, **kwargs)
-        except KeyboardInterrupt: sys.exit(130)
-        except (InputError, OSError) as e: sys.exit(f'{f.__name__}: {" ".join(str(e).split())}')
+        except KeyboardInterrupt: raise SystemExit(130) from None
+        except (InputError, OSError) as e: raise CliError(f'{f.__name__}: {" ".join(str(e).split())}') from e
     return wrapped
 
 # %% ../nbs/00_core.ipynb #22b83cf6

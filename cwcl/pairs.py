@@ -70,7 +70,7 @@ def count_alike(
     _,which,n = torch.stack(labels, 1).unique(dim=0, return_inverse=True, return_counts=True)
     return n[which]
 
-# %% ../nbs/20_pairs.ipynb #2af8781c
+# %% ../nbs/20_pairs.ipynb #4c7397cc
 def pair_stats(
     ids:Tensor, # Label-set ids of a whole data set, `(N,)`
     groups:dict|None=None, # Name to integer group of each frame `(N,)`, such as `dict(clip=..., video=...)`
@@ -87,7 +87,7 @@ def pair_stats(
     struck = torch.arange(n, device=ids.device) if exclude is None else exclude
     def found(*same): return ((count_alike(ids, *same) - count_alike(ids, *same, struck)) * known).double()
     sizes,n_pos = count_alike(ids) * known,found()
-    top = (ids == ids[sizes.argmax()]) & known
+    top = ids == ids[sizes.argmax()]
     share = lambda pairs: (pairs.sum() / n_pos.sum()).item()
     lonely = {b: lonely_probability(n_pos, b).mean().item() for b in batch_sizes}
     positives = {b: (b-1) * n_pos.mean().item() / max(n-1, 1) for b in batch_sizes}

@@ -43,8 +43,9 @@ def rows(data):
     yield 'draw a scene of 427×240', measure(lambda: render_scene('video01', 'video01_00080', 80))
     yield f'load and augment a batch of {r.batch}', measure(dls.train.one_batch)
     batch = dls.train.one_batch()
-    for name,change in (('fp32', {}), ('bf16', dict(precision='bf16')), ('channels_last', dict(channels_last=True)),
-            ('bf16, channels_last', dict(precision='bf16', channels_last=True)), ('random, fp32', dict(method='random'))):
+    changes = {'fp32': {}, 'bf16': dict(precision='bf16'), 'channels_last': dict(channels_last=True),
+        'bf16, channels_last': dict(precision='bf16', channels_last=True), 'random, fp32': dict(method='random')}
+    for name,change in changes.items():
         o = replace(r, **change)
         learn = cwcl_learner(dls, o.method, o)
         if o.channels_last: learn.model.to(memory_format=torch.channels_last)

@@ -95,8 +95,8 @@ def test_impossible_input_is_named(call, words):
 
 @pytest.mark.parametrize('ref', [False, True])
 def test_ids_and_mask_on_pretended_cuda(ref):
-    with FakeTensorMode(), torch.device('cuda'):
-        ids = label_set_ids(torch.ones(6, 8), torch.zeros(6))
+    with FakeTensorMode():
+        ids = label_set_ids(torch.ones(6, 8, device='cuda'), torch.zeros(6, device='cuda'))
         args = (ids, ids[:4], ids, ids[:4]) if ref else (ids, None, ids)
         mask = positive_mask(*args)
         assert mask.device.type == lonely_probability(ids, 4).device.type == 'cuda' and mask.shape == (6, 4 if ref else 6)

@@ -11,14 +11,14 @@ import math, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/21_models.unet.ipynb #8629b8f7
+# %% ../../nbs/21_models.unet.ipynb #2972eddc
 def norm_layer(
     name:str, # `batch` or `group`
     channels:int, # Channels of the map it normalises
 )->nn.Module:
-    "Batch norm, or group norm with eight groups where the channels allow it"
+    "Batch norm, or group norm with eight groups where that leaves two channels in each"
     if name == 'batch': return nn.BatchNorm2d(channels)
-    if name == 'group': return nn.GroupNorm(math.gcd(8, channels), channels)
+    if name == 'group': return nn.GroupNorm(max(math.gcd(16, channels)//2, 1), channels)
     raise ValueError(f"norm={name!r}: choose 'batch' or 'group'")
 
 # %% ../../nbs/21_models.unet.ipynb #da32b4bc

@@ -1,0 +1,60 @@
+"Weights go out and come back to the bit; everything else is refused in one line"
+import pytest, torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from cwcl.checkpoint import load_model, load_weights, model_card, save_model
+from cwcl.core import InputError, recipe
+from cwcl.multitask import CWCLNet
+
+@pytest.fixture
+def net(): return CWCLNet(recipe('smoke'), mean=(0.4, 0.3, 0.2), std=(0.3, 0.2, 0.1)).eval()
+
+def test_round_trip(net, tmp_path):
+    again = load_model(save_model(tmp_path/'m.safetensors', net, 'embedded'), 'cpu')
+    x = torch.randn(2, 3, 60, 107)
+    assert torch.equal(net(x), again(x))
+    assert (again.recipe, again.classes) == (net.recipe, net.classes)
+    assert torch.equal(again.std, net.std)
+    assert not again.training
+
+def test_the_recipe_is_in_the_header_and_the_card_beside(net, tmp_path):
+    path = save_model(tmp_path/'m.safetensors', net, 'cholecseg8k', dict(liver=0.5, fat=None))
+    with safe_open(path, framework='pt') as f: assert recipe('smoke').to_json() == f.metadata()['recipe']
+    card = path.with_suffix('.md').read_text(encoding='utf-8')
+    assert 'non-commercial' in card
+    assert '| liver | 0.500 |' in card
+    assert '| fat | n/a |' in card
+    assert 'non-commercial' not in model_card(net.recipe, net.classes.names, 'embedded')
+
+def test_a_failed_write_leaves_what_was_there(net, tmp_path, monkeypatch):
+    path = save_model(tmp_path/'m.safetensors', net)
+    before = path.read_bytes()
+    def fail(state, p, metadata):
+        p.write_bytes(b'half')
+        raise OSError('disk full')
+    monkeypatch.setattr('cwcl.checkpoint.save_file', fail)
+    with pytest.raises(OSError, match='disk full'): save_model(path, net)
+    assert path.read_bytes() == before
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['m.md', 'm.safetensors']
+
+def bad_files(folder, net):
+    torch.save(net.state_dict(), folder/'pickle.pth')
+    (folder/'empty.safetensors').write_bytes(b'')
+    whole = save_model(folder/'whole.safetensors', net).read_bytes()
+    (folder/'cut.safetensors').write_bytes(whole[:len(whole)//2])
+    save_file(dict(a=torch.ones(1)), folder/'other.safetensors')
+    save_file(dict(a=torch.ones(1)), folder/'old.safetensors', metadata=dict(recipe='{"colour": 1}'))
+    save_file({k: v for k,v in list(net.state_dict().items())[1:]}, folder/'lacks.safetensors', metadata=dict(recipe=net.recipe.to_json()))
+
+@pytest.mark.parametrize('name,says', [('pickle.pth', 'other formats can run code'), ('empty.safetensors', 'not a whole safetensors file'),
+    ('cut.safetensors', 'not a whole safetensors file'), ('other.safetensors', 'no recipe in its header'), ('old.safetensors', 'colour: not a field'),
+    ('lacks.safetensors', 'lacks the tensor'), ('nosuch.safetensors', 'no such file')])
+def test_anything_else_is_refused_by_name(net, tmp_path, name, says):
+    bad_files(tmp_path, net)
+    with pytest.raises(InputError, match=says) as e: load_model(tmp_path/name)
+    assert name in str(e.value)
+    assert '\n' not in str(e.value)
+
+def test_weights_of_another_class_set_say_which_tensor(net, tmp_path):
+    path = save_model(tmp_path/'m.safetensors', net)
+    with pytest.raises(InputError, match=r'needs \(13,.*the file is for 8 classes'): load_weights(CWCLNet(recipe('smoke', class_set=13)), path)

@@ -1,0 +1,196 @@
+"The Learner of all tasks: what it computes, what it repeats, what it refuses"
+import numpy as np, pytest, torch
+from dataclasses import replace
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from cwcl.core import InputError, loss_weights, recipe, set_seed
+from cwcl.data.streams import cwcl_dls
+from cwcl.losses.contrastive import deep_contrastive_loss
+from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
+from cwcl.multitask import CWCLLoss, CWCLNet, cwcl_learner, gradient_norms
+from cwcl.pairs import label_set_ids, positive_mask
+
+METHODS = ('random', 'dcl', 'cls', 'dcl+cls')
+
+def quiet(learn, f):
+    with learn.no_bar(), learn.no_logging(): return f(learn)
+
+def train(table, r, epochs=2, method='dcl+cls', look=False):
+    "Weights after a short training, and its Learner"
+    set_seed(r.seed, r.threads)
+    dls = cwcl_dls(table, r, device='cpu')
+    learn = cwcl_learner(dls, method)
+    if look:
+        dls.show_batch()
+        dls.train.one_batch()
+    quiet(learn, lambda o: o.fit_one_cycle(epochs, 1e-2))
+    return learn
+
+def same(a, b): return all(torch.equal(v, b[k]) for k,v in a.items())
+
+def outputs(dls, r):
+    x,mask,presence,ids = dls.train.one_batch()
+    net = CWCLNet(r).train()
+    net.n_labelled = len(mask)
+    return net,x,mask,presence,ids
+
+def test_loss_is_equation_8(dls, smoke):
+    for change in (dict(), dict(alpha=0.03, beta=0.1, per_scale='alpha'), dict(reduction='sum'), dict(use_phase=False)):
+        r = replace(smoke, **change)
+        net,x,mask,presence,ids = outputs(dls, r)
+        out = net(x)
+        a,b = loss_weights(r)
+        pos = positive_mask(label_set_ids(presence > 0.5, ids[:, 0] if r.use_phase else None))
+        want = generalized_dice_loss(out[0], mask) + focal_loss(out[0], mask) + a*presence_loss(out[1], presence, reduction=r.reduction)
+        want = want + b*deep_contrastive_loss(out[2], pos, r.temp, r.reduction)
+        torch.testing.assert_close(CWCLLoss(r)(out, mask, presence, ids), want)
+
+def test_decoder_sees_the_labelled_part_alone(dls, smoke):
+    net,x,mask,_,_ = outputs(dls, smoke)
+    sizes = dict(encoder=[], decoder=[])
+    net.encoder.register_forward_hook(lambda m, i, o: sizes['encoder'].append(len(o[0])))
+    net.decoder.register_forward_hook(lambda m, i, o: sizes['decoder'].append(len(o)))
+    net(x)
+    assert sizes == dict(encoder=[len(x)], decoder=[len(mask)])
+
+def test_random_never_encodes_a_frame_without_a_mask(dls, smoke):
+    net,x,mask,_,_ = outputs(dls, replace(smoke, method='random'))
+    logits,presence,zs = net(x)
+    assert (presence, zs) == (None, [])
+    spoiled = torch.cat([x[:len(mask)], torch.full_like(x[len(mask):], torch.nan)])
+    assert torch.equal(net.train()(spoiled)[0], logits)
+
+def test_every_method_makes_as_many_steps_with_as_many_masks(table, smoke):
+    seen = {}
+    for method in METHODS:
+        r = replace(smoke, method=method)
+        set_seed(0, 1)
+        dls = cwcl_dls(table, r, device='cpu')
+        seen[method] = len(dls.train),dls.n_labelled,len(dls.train.one_batch()[1])
+    assert len(set(seen.values())) == 1, seen
+
+@pytest.mark.parametrize('method', METHODS)
+def test_training_improves_and_the_recorder_shows_every_term(table, smoke, method):
+    learn = train(table, replace(smoke, method=method), 3, method)
+    names = list(learn.recorder.metric_names)
+    log = {k: [row[i-1] for row in learn.recorder.values] for i,k in enumerate(names) if 0 < i < len(names)-1}
+    assert log['train_loss'][-1] < log['train_loss'][0]
+    want = {'gdl', 'focal', 'mean_iou'} | ({'presence'} if 'cls' in method else set()) | ({'dcl', 'lonely'} if 'dcl' in method else set())
+    assert want == set(log) - {'train_loss', 'valid_loss'}
+    assert np.isfinite(np.array([log[k] for k in want])).all()
+
+def test_two_trainings_agree_to_the_bit_also_after_looking(table, smoke):
+    a,b,c = (train(table, smoke, look=look).model.state_dict() for look in (False, False, True))
+    assert same(a, b)
+    assert same(a, c)
+    assert not same(a, train(table, replace(smoke, seed=1)).model.state_dict())
+
+@pytest.mark.slow
+def test_two_trainings_agree_to_the_bit_at_demo_size(scenes, table):
+    r = recipe('demo', budget=0.5, epochs=3)
+    a,b = (train(table, r, 3, look=look).model.state_dict() for look in (False, True))
+    assert same(a, b)
+
+def test_batch_norm_statistics_without_class_only_frames(dls, smoke):
+    r,state = replace(smoke, bn_frames='labelled'),{}
+    for factor in (1, 5):
+        set_seed(0)
+        net,x,mask,_,_ = outputs(dls, r)
+        x[len(mask):] *= factor
+        out = net(x)
+        state[factor] = net.state_dict(),out[0]
+    assert same(state[1][0], state[5][0])
+    assert torch.equal(state[1][1], state[5][1])
+
+def test_two_views_double_the_batch(table, smoke):
+    r = replace(smoke, views=2)
+    learn = train(table, r, 1)
+    x,mask,presence,ids = learn.dls.train.one_batch()
+    assert (len(x), len(mask), len(presence), len(ids)) == (2*r.batch, r.labelled, 2*r.batch, 2*r.batch)
+
+def test_left_out_pairs_are_no_positives(dls, smoke):
+    net,x,mask,presence,ids = outputs(dls, smoke)
+    ids = torch.zeros_like(ids)
+    presence = torch.ones_like(presence)
+    for exclude,share in (('none', 0.), ('clip', 1.), ('video', 1.)):
+        terms = CWCLLoss(replace(smoke, exclude=exclude)).weighted_terms(net(x), mask, presence, ids)
+        assert terms['lonely'][1] == share
+
+def test_plateau_lowers_the_rate(dls, smoke):
+    learn = cwcl_learner(dls, recipe=replace(smoke, schedule='plateau', patience=1, lr=1e-9, epochs=4))
+    quiet(learn, lambda o: o.fit_recipe())
+    rates = sorted(set(learn.recorder.lrs), reverse=True)
+    assert rates[1] == rates[0]*smoke.factor
+
+def test_nan_stops_before_the_step_and_names_the_term(dls, smoke):
+    learn = cwcl_learner(dls, recipe=smoke)
+    learn.loss_func.dcl = lambda zs, *a: (zs[0].sum()*torch.nan, torch.tensor(0.))
+    before = {k: v.clone() for k,v in learn.model.named_parameters()}
+    with pytest.raises(InputError, match='loss term dcl became nan'): quiet(learn, lambda o: o.fit(1, 1e-2))
+    assert same(before, dict(learn.model.named_parameters()))
+
+def test_infinite_gradient_stops_before_the_step(dls, smoke):
+    learn = cwcl_learner(dls, recipe=smoke)
+    next(learn.model.parameters()).register_hook(lambda g: g*torch.inf)
+    with pytest.raises(InputError, match='gradient became infinite'): quiet(learn, lambda o: o.fit(1, 1e-2))
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+
+def test_best_weights_on_validation_are_put_back(table, smoke):
+    set_seed(0, 1)
+    learn = cwcl_learner(cwcl_dls(table, smoke, device='cpu'), recipe=smoke)
+    quiet(learn, lambda o: o.fit(4, 1e-2))
+    best = max(row[-1] for row in learn.recorder.values)
+    assert quiet(learn, lambda o: o.validate())[-1] == pytest.approx(best, abs=1e-6)
+
+@pytest.mark.parametrize('change', [dict(precision='bf16'), dict(channels_last=True), dict(precision='bf16', channels_last=True), dict(norm='group'),
+    dict(projection='mlp'), dict(pos_weight=True), dict(bn_frames='labelled'), dict(up='bilinear'), dict(sampler='pk', pk_frames=2), dict(gdl_pool='batch'),
+    dict(presence_from='crop'), dict(class_set=13), dict(class_set=10, left_out='background')], ids=str)
+def test_options_train(table, smoke, change):
+    r = replace(smoke, **change)
+    learn = train(table, r, 1)
+    assert np.isfinite(learn.recorder.values[-1][0])
+
+def test_bfloat16_runs_the_convolutions_in_bfloat16(dls, smoke):
+    learn,seen = cwcl_learner(dls, recipe=replace(smoke, precision='bf16')),set()
+    next(o for o in learn.model.modules() if isinstance(o, nn.Conv2d)).register_forward_hook(lambda m, i, o: seen.add(o.dtype))
+    quiet(learn, lambda o: o.fit(1, 1e-3))
+    assert seen == {torch.bfloat16}
+
+def test_fp16_needs_cuda(dls, smoke):
+    learn = cwcl_learner(dls, recipe=replace(smoke, precision='fp16'))
+    with pytest.raises(InputError, match='fp16 needs CUDA'): quiet(learn, lambda o: o.fit(1, 1e-3))
+
+def test_it_is_an_ordinary_learner(dls, smoke, tmp_path):
+    learn = cwcl_learner(dls, recipe=smoke, path=tmp_path)
+    assert 0 < quiet(learn, lambda o: o.lr_find(num_it=20, show_plot=False)).valley < 1
+    quiet(learn, lambda o: o.fit_one_cycle(1, 1e-2))
+    learn.save('a')
+    before = quiet(learn, lambda o: o.validate())
+    quiet(learn, lambda o: o.fit_one_cycle(1, 1e-2))
+    learn.load('a')
+    assert list(quiet(learn, lambda o: o.validate())[:1]) == pytest.approx(list(before[:1]))
+    preds,targs,losses = quiet(learn, lambda o: o.get_preds(with_loss=True))
+    assert preds.shape == (len(targs), 8, 60, 107)
+    assert losses.shape == (len(targs),)
+    torch.testing.assert_close(preds.sum(1), torch.ones(targs.shape))
+    quiet(learn, lambda o: o.show_results(max_n=2))
+    mask,_,probs = quiet(learn, lambda o: o.predict(dls.valid_ds.table.image.iloc[0]))
+    assert mask.shape == (60, 107)
+    assert torch.equal(torch.as_tensor(mask), probs.argmax(0))
+
+def test_gradient_norms_leave_the_network_alone(dls, smoke):
+    net,x,mask,presence,ids = outputs(dls, smoke)
+    before = {k: v.clone() for k,v in net.state_dict().items()}
+    norms = gradient_norms(net, CWCLLoss(smoke), (x, mask, presence, ids))
+    assert same(before, net.state_dict())
+    assert set(norms) == {'gdl', 'focal', 'presence', 'dcl'}
+    assert all(v > 0 for v in norms.values())
+
+def test_network_and_loss_on_pretended_cuda(smoke):
+    with FakeTensorMode(), torch.device('cuda'):
+        net = CWCLNet(smoke).train()
+        net.n_labelled = 2
+        out = net(torch.randn(4, 3, 64, 64))
+        mask,presence,ids = torch.zeros(2, 64, 64, dtype=torch.int64),torch.ones(4, 8),torch.zeros(4, 3, dtype=torch.int64)
+        assert CWCLLoss(smoke)(out, mask, presence, ids).device.type == 'cuda'
+        assert net.eval()(torch.randn(1, 3, 60, 107)).device.type == 'cuda'

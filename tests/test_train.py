@@ -1,0 +1,145 @@
+"One run and its command: what it leaves behind, what it repeats, and every bad input that a user can give"
+import json, os, pytest, shutil, subprocess, sys, torch
+import numpy as np
+from dataclasses import replace
+from pathlib import Path
+from PIL import Image
+from cwcl.checkpoint import load_model
+from cwcl.core import InputError, Recipe, recipe
+from cwcl.data.streams import cwcl_dls
+from cwcl.metrics import mean_iou
+from cwcl.results import evaluate
+from cwcl.train import parse_changes, run_key, train_run
+
+FILES = {'recipe.json', 'metrics.json', 'model.safetensors', 'model.md', 'curves.png', 'iou.png', 'segmentation.png'}
+
+def command(*args, cwd=None):
+    "Run a console script of this environment as a user does"
+    env = {**os.environ, 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1'}
+    script,*rest = map(str, args)
+    return subprocess.run([Path(sys.executable).with_name(script), *rest], capture_output=True, text=True, cwd=cwd, env=env, timeout=600)
+
+def one_line(out, *says):
+    "The command failed with one line that says these things, and without a traceback"
+    lines = out.stderr.strip().splitlines()
+    assert out.returncode == 1, out.stderr
+    assert 'Traceback' not in out.stderr
+    assert all(o in lines[-1] for o in says), out.stderr
+
+@pytest.fixture(scope='module')
+def run(scenes, smoke, tmp_path_factory):
+    "A finished run: its folder and its metrics"
+    out = tmp_path_factory.mktemp('run')/'a'
+    return out,train_run(smoke, scenes, out=out)
+
+def test_a_run_leaves_what_the_design_names(run, smoke):
+    out,metrics = run
+    assert {o.name for o in out.iterdir()} == FILES
+    assert Recipe.from_json((out/'recipe.json').read_text()) == smoke
+    assert json.loads((out/'metrics.json').read_text()) == metrics
+    assert [o['epoch'] for o in metrics['log']] == list(range(1, smoke.epochs+1))
+    assert not metrics['overfit']
+
+def test_figures_of_metrics_agree(run):
+    for part in ('test', 'valid'):
+        o = run[1][part]
+        assert float(mean_iou(torch.tensor(o['confusion']))) == pytest.approx(o['mean_iou'])
+        present = [v for v in o['class_iou'].values() if v is not None]
+        assert np.mean(present) == pytest.approx(o['mean_iou'], abs=1e-5)
+
+def test_the_weights_are_those_that_were_tested(run, table, smoke):
+    out,metrics = run
+    again = evaluate(load_model(out/'model.safetensors', 'cpu'), cwcl_dls(table, smoke, device='cpu'), table[table.part == 'test'])
+    assert again['confusion'] == metrics['test']['confusion']
+    assert again['native'] == metrics['test']['native']
+
+def test_same_recipe_same_run(run, scenes, smoke, tmp_path):
+    again = train_run(smoke, scenes, out=tmp_path/'b')
+    a,b = (load_model(o/'model.safetensors', 'cpu').state_dict() for o in (run[0], tmp_path/'b'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert again['test'] == run[1]['test']
+
+def test_a_finished_run_is_not_lost(run, scenes, smoke):
+    before = (run[0]/'metrics.json').read_bytes()
+    with pytest.raises(InputError, match='holds a finished run'): train_run(smoke, scenes, out=run[0])
+    assert (run[0]/'metrics.json').read_bytes() == before
+
+def test_overfitting_is_marked(scenes, smoke, tmp_path):
+    metrics = train_run(replace(smoke, epochs=1), scenes, out=tmp_path/'o', split='none')
+    assert metrics['overfit']
+    assert metrics['test']['confusion'] == metrics['valid']['confusion']
+    assert 'verfitted' in (tmp_path/'o'/'model.md').read_text()
+
+def test_no_phase_and_dcl_stops_before_training(scenes, smoke, tmp_path):
+    shutil.copytree(scenes, tmp_path/'d')
+    shutil.rmtree(tmp_path/'d'/'phase_annotations')
+    with pytest.raises(InputError, match='no phase is known'): train_run(smoke, tmp_path/'d', out=tmp_path/'o')
+    assert not (tmp_path/'o').exists()
+    assert train_run(replace(smoke, use_phase=False), tmp_path/'d', out=tmp_path/'o')['steps']
+
+def test_nan_keeps_the_last_good_weights(scenes, smoke, tmp_path):
+    with pytest.raises(InputError, match='last good step.*last_good.safetensors'): train_run(replace(smoke, lr=1e30, epochs=3), scenes, out=tmp_path/'o')
+    assert all(v.isfinite().all() for v in load_model(tmp_path/'o'/'last_good.safetensors', 'cpu').state_dict().values() if v.is_floating_point())
+    assert 'metrics.json' not in os.listdir(tmp_path/'o')
+
+def test_changes_and_key():
+    assert parse_changes('widths=(4,8,8,16),scales=2,flip=0') == dict(widths=(4, 8, 8, 16), scales=2, flip=0.)
+    assert parse_changes('') == {}
+    assert run_key(recipe('demo')) == 'demo-dcl+cls-b10-f0-s0'
+
+def test_the_command_trains(scenes, tmp_path):
+    out = command('cwcl_train', '--data', scenes, '--preset', 'smoke', '--budget', '0.5', '--change', 'threads=1', '--out', tmp_path/'run')
+    assert out.returncode == 0, out.stderr
+    assert 'mean IoU, test' in out.stdout
+    assert {o.name for o in (tmp_path/'run').iterdir()} == FILES
+
+@pytest.mark.parametrize('name', ['cwcl_train', 'cwcl_data', 'cwcl_predict'])
+def test_commands_answer_help(name):
+    out = command(name, '--help')
+    assert out.returncode == 0
+    assert 'usage' in out.stdout
+
+BAD = dict(folder=(['--data', 'nosuch'], ['nosuch']), none=([], ['--data']), empty=(['--data', 'EMPTY'], ['empty']),
+    budget=(['--data', 'DATA', '--budget', '0.00001'], ['0.00001']), big=(['--data', 'DATA', '--budget', '5'], ['budget=5']),
+    sizes=(['--data', 'DATA', '--change', 'batch=2'], ['batch=2', 'labelled=3']), method=(['--data', 'DATA', '--method', 'moco'], ['moco', 'dcl+cls']),
+    fold=(['--data', 'DATA', '--fold', '7'], ['fold', '7']), preset=(['--data', 'DATA', '--preset', 'huge'], ['huge', 'paper']),
+    change=(['--data', 'DATA', '--change', 'tmep=1'], ['tmep']), device=(['--data', 'DATA', '--device', 'cuda:99'], ['cuda:99']),
+    phases=(['--data', 'DATA', '--phases', 'nosuch'], ['nosuch']), split=(['--data', 'DATA', '--split', 'maybe'], ['maybe']))
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_of_the_command_is_one_line(scenes, tmp_path, name):
+    (tmp_path/'empty').mkdir()
+    args,says = BAD[name]
+    args = [dict(DATA=str(scenes), EMPTY='empty').get(o, o) for o in args]
+    preset = [] if '--preset' in args else ['--preset', 'smoke']
+    one_line(command('cwcl_train', *args, *preset, '--out', 'out', cwd=tmp_path), *says)
+    assert not (tmp_path/'out'/'metrics.json').exists()
+
+def spoil(folder, how):
+    "Break one file of a data set"
+    clip = folder/'video01'/'video01_00080'
+    image,mask = (next(clip.glob(o)) for o in ('*_endo.png', '*_endo_watershed_mask.png'))
+    if how == 'truncated': image.write_bytes(image.read_bytes()[:200])
+    if how == 'lone mask': image.unlink()
+    if how == 'other size': Image.open(mask).resize((50, 40)).save(mask)
+    phases = folder/'phase_annotations'/'video01-phase.txt'
+    lines = phases.read_text().splitlines()
+    if how == 'gap': phases.write_text('\n'.join(lines[:50] + lines[60:]))
+    if how == 'unknown phase': phases.write_text('\n'.join(lines[:50] + ['49\tLunch'] + lines[51:]))
+    return dict(gap=phases, **{'unknown phase': phases, 'truncated': image, 'lone mask': mask, 'other size': mask})[how].name
+
+@pytest.mark.parametrize('how', ['truncated', 'lone mask', 'other size', 'gap', 'unknown phase'])
+def test_bad_files_are_named(scenes, tmp_path, how):
+    shutil.copytree(scenes, tmp_path/'d')
+    name = spoil(tmp_path/'d', how)
+    one_line(command('cwcl_train', '--data', 'd', '--preset', 'smoke', '--out', 'out', cwd=tmp_path), name)
+    assert not (tmp_path/'out'/'metrics.json').exists()
+
+@pytest.mark.slow
+def test_two_real_frames_can_be_memorised(real, tmp_path):
+    out = command('cwcl_train', '--data', real/'cholecseg8k', '--phases', real/'cholec80'/'phases_1fps', '--split', 'none', '--out', 'out', cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())
+    assert metrics['overfit']
+    assert metrics['test']['mean_iou'] >= 0.9
+    assert 'non-commercial' in (tmp_path/'out'/'model.md').read_text()

@@ -20,10 +20,8 @@ import cwcl
 class InputError(ValueError):
     "Input that its giver can mend; the message names the file or value, and the cure"
 
-# %% ../nbs/00_core.ipynb #c92c4c70
-def one_line_errors(
-    f, # A console script, below `call_parse`
-): # The same script, whose `InputError` and `OSError` are a `CliError` of one line
+# %% ../nbs/00_core.ipynb #f5273cad
+def one_line_errors(f): # A console script, below `call_parse`
     "Let a script end with one line and exit code 1 where its input is at fault"
     @functools.wraps(f)
     def wrapped(*args, **kwargs):
@@ -32,11 +30,9 @@ def one_line_errors(
         except (InputError, OSError) as e: raise CliError(f'{f.__name__}: {" ".join(str(e).split())}') from e
     return wrapped
 
-# %% ../nbs/00_core.ipynb #22b83cf6
+# %% ../nbs/00_core.ipynb #bcb84115
 @contextmanager
-def atomic_path(
-    path, # Where the file shall appear
-): # Context whose value is a `Path` beside it, to be written
+def atomic_path(path): # Where the file shall appear
     "A path to write to, renamed to `path` when the block ends well and removed when it does not"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,19 +42,17 @@ def atomic_path(
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #a8eac592
-def data_file(
-    name:str, # File name within `data/`
-)->Path: # Where it lies: in the wheel, or in the checkout
+# %% ../nbs/00_core.ipynb #c444c4d8
+def data_file(name:str)->Path: # File name within `data/` to where it lies: in the wheel, or in the checkout
     "Path of one of the kit's own small tables"
     home = Path(cwcl.__file__).parent
     for root in (home/'_data', home.parent/'data'):
         if (root/name).exists(): return root/name
     raise InputError(f'{name}: not among the tables of the kit; reinstall cwcl, or run from its checkout')
 
-# %% ../nbs/00_core.ipynb #1d24435b
+# %% ../nbs/00_core.ipynb #be6a34e8
 def set_seed(
-    seed:int, # Any integer from 0 to 2³²−1
+    seed:int, # Any integer from 0
     threads:int|None=None, # Threads of PyTorch; left alone if `None`
 ):
     "Seed Python, NumPy and PyTorch, and fix the number of threads"
@@ -67,8 +61,8 @@ def set_seed(
     torch.manual_seed(seed)
     if threads: torch.set_num_threads(threads)
 
-# %% ../nbs/00_core.ipynb #7ff63ce9
-def default_device(): # `torch.device`
+# %% ../nbs/00_core.ipynb #68ff2529
+def default_device()->torch.device:
     "CUDA where there is a GPU, otherwise the CPU"
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
@@ -165,10 +159,8 @@ class Recipe(LossRecipe):
         object.__setattr__(self, 'widths', tuple(self.widths))
         check_recipe(self)
 
-# %% ../nbs/00_core.ipynb #4d555031
-def check_recipe(
-    r, # `Recipe`
-):
+# %% ../nbs/00_core.ipynb #2efa62ae
+def check_recipe(r): # `Recipe`
     "Raise `InputError` for the first field that is out of range"
     for k,vs in CHOICES.items():
         if getattr(r, k) not in vs: raise InputError(f'{k}={getattr(r, k)!r}: choose one of {", ".join(map(str, vs))}')
@@ -181,10 +173,8 @@ def check_recipe(
     if not 1 <= r.scales <= len(r.widths): raise InputError(f'scales={r.scales}: choose 1 to {len(r.widths)}, the number of widths')
     if r.views not in (1, 2): raise InputError(f'views={r.views!r}: choose 1 or 2')
 
-# %% ../nbs/00_core.ipynb #8bfe1494
-def loss_weights(
-    r, # `Recipe`
-)->tuple: # (α of the presence loss, β of the contrastive loss)
+# %% ../nbs/00_core.ipynb #cf23b9d3
+def loss_weights(r:Recipe)->tuple: # (α of the presence loss, β of the contrastive loss)
     "The two weights of eq. 8, with the division by L done and switched-off terms at 0"
     a = r.alpha/(r.scales if r.per_scale == 'alpha' else 1)
     b = r.beta/(r.scales if r.per_scale == 'beta' else 1)
@@ -207,11 +197,9 @@ def recipe(
     if unknown: raise InputError(f'{", ".join(sorted(unknown))}: not a field of Recipe; see cwcl.core.Recipe for the names')
     return Recipe(**{'name': preset, **PRESETS[preset], **changes})
 
-# %% ../nbs/00_core.ipynb #3a400f6e
+# %% ../nbs/00_core.ipynb #ba3ae1fc
 @patch
-def to_json(
-    self:Recipe,
-)->str: # JSON text with every field
+def to_json(self:Recipe)->str: # JSON text with every field
     "All fields as JSON"
     return json.dumps(asdict(self), indent=1)
 

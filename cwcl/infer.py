@@ -50,23 +50,23 @@ def window_weights(
     w = g[:,None]*g
     return w.clamp(min=w.min().clamp(min=1e-3)).to(dtype)
 
-# %% ../nbs/26_infer.ipynb #843ac4ff
+# %% ../nbs/26_infer.ipynb #e37bbd5e
 def window_hits(
-    height:int, # Of the padded frame, pixels
-    width:int, # Of the padded frame, pixels
+    height:int, # Of the frame, pixels
+    width:int, # Of the frame, pixels
     window:int=256, # Side of the window, pixels
     overlap:float=0.25, # Share of a window that overlaps the next
     mode:str='constant', # Blending, as in `window_weights`
     **kwargs, # `device` and `dtype` of the result
-)->Tensor: # `(height,width)`
+)->Tensor: # `(H,W)` of the padded frame
     "Sum of the windows' weights at every pixel; with constant blending, how many windows see it"
     weights = window_weights(window, mode, **kwargs)
-    hits = torch.zeros(height, width, **kwargs)
+    hits = torch.zeros(max(height, window), max(width, window), **kwargs)
     for y in window_starts(height, window, overlap):
         for x in window_starts(width, window, overlap): hits[y:y+window, x:x+window] += weights
     return hits
 
-# %% ../nbs/26_infer.ipynb #f9067775
+# %% ../nbs/26_infer.ipynb #3cd57e84
 def sliding_window(
     model, # Segmenter in eval mode: windows `(M,3,window,window)` to logits `(M,C,window,window)`
     x:Tensor, # Normalised frames of any size, `(N,3,H,W)`
@@ -87,7 +87,7 @@ def sliding_window(
             kw = dict(device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
             weights,total = window_weights(window, mode, **kw),torch.zeros(len(x), logits.shape[1], *padded.shape[2:], **kw)
         for p,o in zip(places[i:i+batch], logits): total[p] += o*weights
-    total /= window_hits(*padded.shape[2:], window, overlap, mode, **kw)
+    total /= window_hits(h, w, window, overlap, mode, **kw)
     top,left = (max(window-o, 0)//2 for o in (h, w))
     return total[..., top:top+h, left:left+w]
 
@@ -117,29 +117,31 @@ def resize(
     "Bilinear resizing; nothing is done where the size is right"
     return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, tuple(size), mode='bilinear', align_corners=False, **kwargs)
 
-# %% ../nbs/26_infer.ipynb #392299eb
+# %% ../nbs/26_infer.ipynb #6665151b
 @torch.inference_mode()
 def predict_batch(
     model, # Segmenter in eval mode: normalised `(N,3,H,W)` to logits `(N,C,H,W)`
-    frames:list, # Frames of one size, uint8 arrays `(H,W,3)`
+    frames:list, # Frames of one size, uint8 arrays `(H,W,3)`; may be empty
     mean, # Of each colour in the training set, for frames scaled to 0..1
     std, # Its deviations
     size=None, # Height and width the network works at; the frames' own if `None`
     device=None, # Of the network; its first parameter's if `None`
 )->list: # uint8 arrays `(H,W)` of class ids
     "Masks of a few frames"
-    x = torch.as_tensor(np.stack(frames), device=device or _device(model)).permute(0,3,1,2).float()
+    if not frames: return []
+    x = torch.as_tensor(np.stack(frames)).permute(0,3,1,2)
     full = x.shape[2:]
-    if size is not None: x = resize(x, size, antialias=True).round()
+    if size is not None: x = resize(x, size, antialias=True)
+    x = x.to(device or _device(model)).float()/255
     mean,std = (torch.as_tensor(o, dtype=x.dtype, device=x.device).view(3,1,1) for o in (mean, std))
-    logits = model((x/255 - mean)/std)
+    logits = model((x - mean)/std)
     if logits.shape[2:] != x.shape[2:]: raise ValueError(f'the network turned frames {tuple(x.shape)} into {tuple(logits.shape)}')
     return [resize(o[None].float(), full)[0].argmax(0).to(torch.uint8).cpu().numpy() for o in logits]
 
 def _device(model): # `torch.device`
     return next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
 
-# %% ../nbs/26_infer.ipynb #cbdae3ba
+# %% ../nbs/26_infer.ipynb #28e4b926
 def predict_frames(
     model, # Segmenter in eval mode: normalised `(N,3,H,W)` to logits `(N,C,H,W)`
     frames, # Iterable of frames, uint8 arrays `(H,W,3)`
@@ -153,7 +155,7 @@ def predict_frames(
     if batch < 1: raise ValueError(f'batch={batch}: a forward pass takes at least 1 frame')
     if getattr(model, 'training', False): raise ValueError('the network is in training mode; call model.eval() first')
     for _,same in groupby(map(_checked, frames), key=np.shape):
-        while run := list(islice(same, batch)): yield from predict_batch(model, run, mean, std, size, device)
+        while masks := predict_batch(model, list(islice(same, batch)), mean, std, size, device): yield from masks
 
 # %% ../nbs/26_infer.ipynb #e0bd2828
 def _checked(frame): # The same frame

@@ -42,7 +42,6 @@ def close(a, b, tol=1e-9): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 def test_eq3_is_the_literal_loop(seed, temp):
     z,ids = batch(seed)
     pos,(terms,n_pos) = positive_mask(ids),eq3(z, ids, temp)
-    assert 0 < (n_pos == 0).sum() < len(z) or seed
     want = dict(none=terms, sum=terms.sum(), mean=terms.sum()/(n_pos > 0).sum())
     weight = torch.linspace(-1, 2, len(z), dtype=z.dtype)
     for reduction,w in want.items():

@@ -166,11 +166,11 @@ def test_predict_equals_steps_by_hand():
     got = list(predict_frames(partial(sliding_window, model, window=16), frames, **STATS, size=(20,29), batch=2))
     for f,m in zip(frames, got):
         small = np.asarray(Image.fromarray(f).resize((29,20), Image.BILINEAR))
-        x = torch.as_tensor(small).permute(2,0,1)[None].float()/255
+        x = torch.as_tensor(small.copy()).permute(2,0,1)[None].float()/255
         x = (x - torch.tensor(STATS['mean']).view(3,1,1))/torch.tensor(STATS['std']).view(3,1,1)
         logits = F.interpolate(sliding_window(model, x, 16), (30,44), mode='bilinear', align_corners=False)
         want = logits.argmax(1)[0].numpy()
-        assert m.dtype == np.uint8 and m.shape == (30,44) and (m == want).mean() > .98
+        assert m.dtype == np.uint8 and m.shape == (30,44) and (m == want).mean() > .995
     assert len(got) == 5
 
 def test_resizing_is_that_of_stored_frames():
@@ -182,7 +182,7 @@ def test_resizing_is_that_of_stored_frames():
     next(predict_frames(model, [f], mean=[0]*3, std=[1]*3, size=(60,107)))
     want = np.asarray(Image.fromarray(f).resize((107,60), Image.BILINEAR)).astype(int)
     got = (seen[0][0].permute(1,2,0)*255).numpy()
-    assert np.abs(got - want).max() < 1.01 and (np.abs(got - want) < .01).mean() > .9
+    assert np.abs(got - want).max() < .01
 
 def test_order_sizes_and_batches():
     sizes = []
@@ -209,7 +209,7 @@ def test_an_endless_stream_needs_few_frames():
             most.append(len(alive))
     def model(x): return torch.stack([x[:,0]*0, x[:,0]], 1)
     for i,_ in zip(range(200), predict_frames(model, stream(), [.5]*3, [.5]*3, batch=4)): gc.collect(0)
-    assert 190 < len(most) < 210 and max(most) <= 6
+    assert 190 < len(most) < 210 and max(most) <= 5
 
 def test_gradients_stay_on_for_the_consumer():
     for _ in predict_frames(lambda x: x, pictures(2), [0]*3, [1]*3): assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

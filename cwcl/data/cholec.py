@@ -122,7 +122,7 @@ def _load_index(root):
     except (OSError, ValueError): return empty
     return known if list(known.columns) == FACTS and known.index.is_unique else empty
 
-# %% ../../nbs/12_data.cholec.ipynb #5bfd77c1
+# %% ../../nbs/12_data.cholec.ipynb #9cca7996
 def scan(
     root, # Folder that holds video01, video09, ...
     workers:int|None=None, # Threads; one per core, at most 16, if `None`
@@ -139,7 +139,7 @@ def scan(
         new = list(tqdm(found, 'reading', len(todo), unit='frame', disable=not progress))
     fresh = pd.DataFrame(new, columns=FACTS, index=pd.Index([s for s,_ in todo], name='stamp'))
     facts = (pd.concat([known, fresh]) if len(known) and new else fresh if new else known).loc[stamps]
-    if new or len(known) != len(facts):
+    if (new or len(known) != len(facts)) and os.stat(root).st_mode & 0o222:
         try:
             with atomic_path(Path(root)/INDEX) as p: facts.to_csv(p)
         except OSError: pass

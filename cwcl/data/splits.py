@@ -12,22 +12,22 @@ from ..core import InputError
 # %% ../../nbs/13_data.splits.ipynb #22deca1f
 TEST_VIDEOS = ('video12', 'video52')
 
-# %% ../../nbs/13_data.splits.ipynb #fc844a7a
+# %% ../../nbs/13_data.splits.ipynb #739e2819
 def balanced_parts(
     frames:pd.Series, # Frames of each video, indexed by video
     n:int, # Parts
     seed:int=0, # Of the random deals
 )->list: # n tuples of videos
     "Videos in n parts of nearly equal numbers of frames"
-    rng = np.random.default_rng(seed)
-    best = None
+    rng,size,best = np.random.default_rng(seed),frames.tolist(),None
     for _ in range(200):
-        parts,load = [[] for _ in range(n)],np.zeros(n)
-        for i in rng.permutation(len(frames)):
-            k = load.argmin()
+        parts,load = [[] for _ in range(n)],[0]*n
+        for i in rng.permutation(len(size)):
+            k = load.index(min(load))
             parts[k].append(frames.index[i])
-            load[k] += frames.iloc[i]
-        if best is None or np.ptp(load) < best[0]: best = np.ptp(load),parts
+            load[k] += size[i]
+        spread = max(load) - min(load)
+        if best is None or spread < best[0]: best = spread,parts
     return [tuple(sorted(p)) for p in best[1]]
 
 # %% ../../nbs/13_data.splits.ipynb #29fabd57

@@ -1,0 +1,56 @@
+"Recipes, whole files, one-line errors"
+import json, pytest
+from dataclasses import fields, replace
+from fastcore.script import CliError
+from cwcl.core import CHOICES, PRESETS, InputError, Recipe, atomic_path, data_file, loss_weights, one_line_errors, recipe
+
+def test_the_paper_as_we_read_it():
+    r = recipe('paper')
+    want = dict(batch=200, labelled=60, crop=256, height=240, width=427, widths=(32, 64, 128, 256, 512), dim=128, scales=3, temp=0.07, gamma=2.,
+        lr=0.01, epochs=200, schedule='plateau', window=256, overlap=0.25)
+    assert {k: getattr(r, k) for k in want} == want
+    assert loss_weights(r) == (0.1, 0.03/3)
+    assert loss_weights(recipe('eq8')) == (0.03/3, 0.1)
+
+@pytest.mark.parametrize('method,terms', [('random', (0, 0)), ('cls', (1, 0)), ('dcl', (0, 1)), ('dcl+cls', (1, 1))])
+def test_a_method_switches_its_terms(method, terms): assert tuple(w > 0 for w in loss_weights(recipe(method=method))) == tuple(map(bool, terms))
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_json_round_trip(preset):
+    r = recipe(preset, seed=3, widths=[8, 16, 32], scales=2)
+    assert Recipe.from_json(r.to_json()) == r
+    assert set(json.loads(r.to_json())) == {f.name for f in fields(Recipe)}
+
+@pytest.mark.parametrize('field', CHOICES)
+def test_every_choice_is_checked(field):
+    for v in CHOICES[field]: assert getattr(replace(Recipe(), **{field: v}), field) == v
+    with pytest.raises(InputError, match=f"{field}='nonsense'"): replace(Recipe(), **{field: 'nonsense'})
+
+@pytest.mark.parametrize('change,says', [(dict(batch=8, labelled=9), 'batch=8 is smaller than labelled=9'), (dict(budget=0), 'budget=0'), (dict(budget=1.5), '1.5'),
+    (dict(scales=6), 'scales=6'), (dict(views=3), 'views=3'), (dict(overlap=1), 'overlap=1'), (dict(temp=0), 'temp=0'), (dict(epochs=-1), 'epochs=-1')])
+def test_impossible_recipes_are_refused(change, says):
+    with pytest.raises(InputError, match=says): recipe('paper', **change)
+
+@pytest.mark.parametrize('text,says', [('{', 'not JSON'), ('[1]', 'holds a list'), ('{"size": 3}', 'size: not a field'), ('{"seed": 3}', 'lacks')])
+def test_other_json_is_refused_by_name(text, says):
+    with pytest.raises(InputError, match=f'a.json.*{says}'): Recipe.from_json(text, 'a.json')
+
+def test_a_frozen_recipe():
+    with pytest.raises(AttributeError): Recipe().seed = 1
+
+def test_whole_files(tmp_path):
+    path = tmp_path/'new'/'a.txt'
+    with atomic_path(path) as p: p.write_text('1')
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as p:
+        p.write_text('2')
+        1/0
+    assert path.read_text() == '1'
+    assert len(list(path.parent.iterdir())) == 1
+
+def test_scripts_fail_in_one_line():
+    @one_line_errors
+    def script(e): raise e
+    with pytest.raises(CliError, match='^script: a b$'): script(InputError('a\n  b'))
+    with pytest.raises(CliError, match='No space left'): script(OSError(28, 'No space left on device'))
+    with pytest.raises(ZeroDivisionError): script(ZeroDivisionError())
+    with pytest.raises(InputError, match='nosuch.csv'): data_file('nosuch.csv')

@@ -1,0 +1,119 @@
+"""Phase files in every dialect, the lag of repeated frames, bad input."""
+import numpy as np, pandas as pd, pytest
+from cwcl.core import InputError, data_file
+from cwcl.data.labels import PHASES
+from cwcl.data.phases import cholec80_frame, frame_phases, phase_at, phase_files, read_phases
+
+@pytest.fixture
+def write(tmp_path):
+    def f(text, name='video05-phase.txt'):
+        (tmp_path/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return tmp_path/name
+    return f
+
+def test_the_dialects_agree(write):
+    rows = [(25*i, i//3) for i in range(12)]
+    by_id = write(''.join(f'{f}\t{p}\n' for f,p in rows), 'video01-phase.txt')
+    by_name = write('Frame\tPhase\r\n' + ''.join(f'{f}\t{PHASES[p]}\r\n' for f,p in rows), 'video02-phase.txt')
+    with_tools = write('frame,phase,grasper,hook\n' + ''.join(f'{f},{p},1,0\n' for f,p in rows), 'video03.csv')
+    swapped = write('\ufeffPhase,Frame\n' + ''.join(f'{PHASES[p]},{f}\n' for f,p in rows) + '\n', 'video04.csv')
+    for p in by_id,by_name,with_tools,swapped:
+        s = read_phases(p)
+        assert s.index.tolist() == [f for f,_ in rows] and s.tolist() == [p for _,p in rows] and s.dtype == 'int8'
+
+@pytest.mark.parametrize('text,line,value', [
+    ('0\t0\n25\t0\n75\t1\n100\t1\n125\t1\n', 'line 3', 'frame 75 follows 25'),
+    ('Frame\tPhase\n0\tPreparation\n1\tPreparation\n2\tPreparation\n4\tPreparation\n', 'line 5', 'frame 4 follows 2'),
+    ('0\t0\n25\t0\n25\t0\n50\t1\n75\t1\n', 'line 3', 'frame 25 follows 25'),
+    ('5\t0\n4\t0\n3\t0\n', 'line 2', 'frame 4 follows 5'),
+    ('3\t0\n3\t0\n3\t0\n', 'line 2', 'frame 3 follows 3'),
+    ('0\t0\n25\t7\n', 'line 2', "unknown phase '7'"),
+    ('Frame\tPhase\n0\tPreparing\n', 'line 2', "unknown phase 'Preparing'"),
+    ('0\t0\n2.5\t0\n', 'line 2', "'2.5' is no frame number"),
+    ('0\t0\n25\n', 'line 2', 'has no phase'),
+    ('Frame\tGrasper\n0\t0\n', 'line 1', 'lacks frame or phase'),
+    ('', '', 'no rows'), ('Frame\tPhase\n', '', 'no rows'), (b'\xff\xfe\x00', '', 'unreadable')])
+def test_bad_files_name_file_line_value_and_cure(write, text, line, value):
+    p = write(text)
+    with pytest.raises(InputError) as e: read_phases(p)
+    message = str(e.value)
+    assert message.startswith(str(p)) and line in message and value in message
+    assert len(message.splitlines()) == 1
+    assert any(o in message for o in ('fetch', 'use an id', 'give a phase file'))
+
+def test_no_file(tmp_path):
+    with pytest.raises(InputError, match='nosuch.txt: unreadable'): read_phases(tmp_path/'nosuch.txt')
+
+@pytest.mark.parametrize('step', [1, 25])
+def test_phase_at_equals_a_literal_search(step):
+    rng = np.random.default_rng(step)
+    phases = pd.Series(rng.integers(0, 7, 30).astype('int8'), index=100 + step*np.arange(30))
+    frames = rng.integers(0, 1200, 300)
+    def literal(f):
+        if f < 100 or f >= 100 + 30*step: return -1
+        return [p for at,p in phases.items() if at <= f][-1]
+    assert phase_at(phases, frames).tolist() == [literal(f) for f in frames]
+    assert phase_at(phases, frames).dtype == np.int8
+
+def test_one_row_is_one_frame(): assert phase_at(pd.Series([3], index=[7]), [6, 7, 8]).tolist() == [-1, 3, -1]
+
+def test_lag_counts_repeats():
+    "Play 25 frames a second with every sixth doubled, and number what is shown"
+    for r in pd.read_csv(data_file('lag.csv')).itertuples():
+        true,at = [],r.start_frame
+        for shown in range(r.start_frame, r.end_frame+1):
+            true.append(at)
+            repeat = shown >= r.stack_startpoint and (shown-r.stack_startpoint) % 6 == 0
+            at += not repeat
+        got = cholec80_frame(r.video_name, np.arange(r.start_frame, r.end_frame+1))
+        assert got.tolist() == true
+
+def test_lag_leaves_other_frames_alone():
+    assert cholec80_frame('video01', [80, 28580]).tolist() == [80, 28580]
+    assert cholec80_frame('video24', [5000]).tolist() == [5000]
+    assert cholec80_frame('video99', [5]).tolist() == [5]
+
+def test_lag_equals_the_published_frames(real):
+    f = pd.read_csv(real/'facts'/'cholecseg8k_frames.csv')
+    for v,g in f.groupby('video'): assert (cholec80_frame(v, g.frame) == g.actual_cholec80_frame).all(), v
+
+def test_phase_files_finds_by_name(tmp_path):
+    for n in ('video05-phase.txt', 'video12.csv', 'video05-tool.txt', 'notes.txt', 'video7-phase.txt'): (tmp_path/n).write_text('0\t0\n')
+    found = phase_files(tmp_path, ['video05', 'video07', 'video12', 'video52'])
+    assert {v: p.name for v,p in found.items()} == {'video05': 'video05-phase.txt', 'video07': 'video7-phase.txt', 'video12': 'video12.csv'}
+
+def test_phase_files_takes_the_folder_above_and_one_file(tmp_path):
+    d = tmp_path/'phase_annotations'
+    d.mkdir()
+    (d/'video05-phase.txt').write_text('0\t0\n')
+    (tmp_path/'mine.txt').write_text('0\t0\n')
+    assert phase_files(tmp_path, ['video05']) == {'video05': d/'video05-phase.txt'}
+    assert phase_files(d/'video05-phase.txt', ['video05', 'video12']) == {'video05': d/'video05-phase.txt'}
+    assert phase_files(tmp_path/'mine.txt', ['video12']) == {'video12': tmp_path/'mine.txt'}
+    with pytest.raises(InputError, match='which of 2 videos'): phase_files(tmp_path/'mine.txt', ['video05', 'video12'])
+    with pytest.raises(InputError, match='no such folder'): phase_files(tmp_path/'nosuch', ['video05'])
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(InputError, match='no videoNN-phase.txt'): phase_files(tmp_path/'empty', ['video05'])
+
+def test_frame_phases_of_several_videos(tmp_path):
+    (tmp_path/'video05-phase.txt').write_text('0\t0\n25\t1\n')
+    (tmp_path/'video52-phase.txt').write_text(''.join(f'{i}\t{int(i > 90)}\n' for i in range(200)))
+    v,f = ['video52', 'video05', 'video12', 'video52'],[100, 30, 30, 80]
+    assert frame_phases(v, f, tmp_path).tolist() == [1, 1, -1, 0]
+    assert frame_phases(v, f, tmp_path, lag=True).tolist() == [0, 1, -1, 0]
+
+def test_real_files(real):
+    s = read_phases(real/'cholec80'/'phase_annotations'/'video05-phase.txt')
+    assert s.index.tolist() == list(range(18)) and set(s) <= {0, 1}
+    one = real/'cholec80'/'phases_1fps'
+    for name,n,last in (('video48-phase.txt', 1835, 45850), ('video52-phase.txt', 1967, 49150), ('video55-phase.txt', 1038, 25925), ('video01.csv', 1733, 43300)):
+        s = read_phases(one/name)
+        assert (len(s), s.index[-1]) == (n, last) and set(s) == set(range(7))
+    with pytest.raises(InputError, match='lacks frame or phase'): read_phases(real/'cholec80'/'tool_annotations'/'video03-tool.txt')
+
+def test_clips_that_straddle_a_transition(real):
+    clips = pd.read_csv(data_file('clips.csv')).set_index('clip')
+    def phases(clip):
+        r = clips.loc[clip]
+        return set(frame_phases([r.video]*80, range(r.start, r.end+1), real/'cholec80'/'phases_1fps'))
+    assert {c: len(phases(c)) for c in ('video52_02746', 'video55_00508', 'video52_00080')} == {'video52_02746': 2, 'video55_00508': 2, 'video52_00080': 1}

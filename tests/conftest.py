@@ -1,7 +1,13 @@
 "What the tests share."
-import os
+import os, matplotlib, pytest
 from pathlib import Path
-import pytest
+from cwcl.core import recipe, set_seed
+from cwcl.data.cholec import frame_table
+from cwcl.data.splits import split_frames
+from cwcl.data.streams import cwcl_dls
+from cwcl.data.synth import write_scenes
+
+matplotlib.use('agg')
 
 @pytest.fixture(scope='session')
 def real():
@@ -9,3 +15,22 @@ def real():
     path = os.environ.get('CWCL_REAL')
     if not path or not Path(path).is_dir(): pytest.skip('CWCL_REAL does not name the folder of real frames')
     return Path(path)
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory):
+    "A small embedded data set: one frame of each clip, at the size of the smoke recipe"
+    return write_scenes(tmp_path_factory.mktemp('scenes')/'data', frames_per_clip=1, size=(107, 60), progress=False)
+
+@pytest.fixture(scope='session')
+def smoke():
+    "Recipe of the small trainings: one thread, half of the masks"
+    return recipe('smoke', budget=0.5, threads=1)
+
+@pytest.fixture(scope='session')
+def table(scenes, smoke): return split_frames(frame_table(scenes), smoke)
+
+@pytest.fixture
+def dls(table, smoke):
+    "Fresh loaders, seeded"
+    set_seed(smoke.seed, smoke.threads)
+    return cwcl_dls(table, smoke, device='cpu')

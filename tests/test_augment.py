@@ -83,6 +83,10 @@ def test_factors_lie_in_their_ranges_and_reach_them():
     assert abs(d['flip'].float().mean() - .5) < .015
     assert abs((240*f >= 256).float().mean() - 1/6) < .01
 
+def test_the_first_frames_get_the_same_factors_whatever_follows():
+    few,many = [draw_factors(n, (240,427), rng=generator(5)) for n in (3, 40)]
+    assert all(torch.equal(few[k], many[k][:3]) for k in few)
+
 def test_every_place_of_a_plain_crop_is_drawn_evenly():
     d = draw_factors(30000, (10,13), 10, scale=0, rng=generator(0))
     assert d['top'].eq(0).all()

@@ -30,6 +30,7 @@ def test_equals_convolution_then_pooling(seed):
 @pytest.mark.parametrize('seed', range(3))
 def test_weights_of_a_convolution_fit(seed):
     "nn.Conv2d and the pooled layer agree after one reshape of the weights"
+    torch.manual_seed(seed)
     conv,m = torch.nn.Conv2d(7, 5, 1),torch.randn(2, 7, 9, 13)
     head = MSPH((7,), 5)
     head.load_state_dict({'projections.0.weight': conv.weight.flatten(1), 'projections.0.bias': conv.bias})

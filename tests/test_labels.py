@@ -1,4 +1,4 @@
-"""Labels: every look-up against a literal loop, every file kind, bad input."""
+"Labels: every look-up against a literal loop, every file kind, bad input."
 import re
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
@@ -125,8 +125,7 @@ def test_show_frame_names_what_is_there():
     assert show_frame(np.zeros((4,4,3), np.uint8)).get_legend() is None
     plt.close('all')
 
-def test_phases():
-    assert len(PHASES) == 7 and PHASES[0] == 'Preparation' and PHASES[6] == 'GallbladderRetraction'
+def test_phases(): assert len(PHASES) == 7 and PHASES[0] == 'Preparation' and PHASES[6] == 'GallbladderRetraction'
 
 TRUTH = {'video52/video52_00080/frame_120': '11:43703 12:18102 21:6024 22:3580 31:2628 50:27777 255:666',
     'video55/video55_00508/frame_508': '11:4754 12:14577 13:11180 21:24973 22:13619 31:3439 50:29272 255:666'}

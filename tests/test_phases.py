@@ -1,4 +1,4 @@
-"""Phase files in every dialect, the lag of repeated frames, bad input."""
+"Phase files in every dialect, the lag of repeated frames, bad input."
 import numpy as np, pandas as pd, pytest
 from cwcl.core import InputError, data_file
 from cwcl.data.labels import PHASES
@@ -80,7 +80,7 @@ def test_lag_equals_the_published_frames(real):
 def test_phase_files_finds_by_name(tmp_path):
     for n in ('video05-phase.txt', 'video12.csv', 'video05-tool.txt', 'notes.txt', 'video7-phase.txt'): (tmp_path/n).write_text('0\t0\n')
     found = phase_files(tmp_path, ['video05', 'video07', 'video12', 'video52'])
-    assert {v: p.name for v,p in found.items()} == {'video05': 'video05-phase.txt', 'video07': 'video7-phase.txt', 'video12': 'video12.csv'}
+    assert {v: p.name for v,p in found.items()} == dict(video05='video05-phase.txt', video07='video7-phase.txt', video12='video12.csv')
 
 def test_phase_files_takes_the_folder_above_and_one_file(tmp_path):
     d = tmp_path/'phase_annotations'
@@ -116,4 +116,4 @@ def test_clips_that_straddle_a_transition(real):
     def phases(clip):
         r = clips.loc[clip]
         return set(frame_phases([r.video]*80, range(r.start, r.end+1), real/'cholec80'/'phases_1fps'))
-    assert {c: len(phases(c)) for c in ('video52_02746', 'video55_00508', 'video52_00080')} == {'video52_02746': 2, 'video55_00508': 2, 'video52_00080': 1}
+    assert {c: len(phases(c)) for c in ('video52_02746', 'video55_00508', 'video52_00080')} == dict(video52_02746=2, video55_00508=2, video52_00080=1)

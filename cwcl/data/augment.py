@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import Recipe
 from .labels import IGNORE
 
-# %% ../../nbs/14_data.augment.ipynb #e3579acd
+# %% ../../nbs/14_data.augment.ipynb #5517122c
 def draw_factors(
     n:int, # Frames, `N`
     frame:tuple, # Height and width of the frames, pixels
@@ -25,7 +25,7 @@ def draw_factors(
     rng:torch.Generator|None=None, # CPU generator; PyTorch's global one if `None`
 )->dict: # `(N,)` each: factor, top, left (pixels of the scaled frame), flip (bool), blur (0 to 3)
     "Everything random about the augmentation of N frames"
-    u = torch.rand(5, n, generator=rng, device='cpu')
+    u = torch.rand(n, 5, generator=rng, device='cpu').T
     factor = 1 + scale*(2*u[0] - 1)
     room = factor*torch.tensor(frame, device='cpu')[:,None] - size
     top,left = room.sign()*(u[1:3]*(room.abs().floor() + 1)).floor()

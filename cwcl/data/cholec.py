@@ -85,7 +85,7 @@ PROBLEMS = {'unreadable': (True, 'fetch the file again'), 'mask without its fram
     'another frame size': (False, 'frames are resized; see that they show the same crop'), 'specks': (False, 'none needed: they count as absent'),
     'clip length': (False, 'fetch the missing frames, or train without them'), 'phase missing': (False, 'add the phases; unknown ones find no positives')}
 
-# %% ../../nbs/12_data.cholec.ipynb #5a7a326d
+# %% ../../nbs/12_data.cholec.ipynb #ed281d14
 FACTS = ['file', 'problem', 'value', 'width', 'height', *mask_facts(np.zeros((3,3), np.uint8))]
 
 def frame_facts(
@@ -98,14 +98,14 @@ def frame_facts(
     if not image: return facts | dict(file=mask, problem='mask without its frame', value='no ' + mask.replace('_watershed_mask', ''))
     path = image
     try:
-        w,h = png_size(Path(root)/path)
-        facts |= dict(width=w, height=h)
-        path = mask or image
-        if mask: facts |= mask_facts(pixels := read_png(Path(root)/path))
+        facts['width'],facts['height'] = size = png_size(Path(root)/image)
+        if not mask: return facts
+        path = mask
+        w,h = png_size(Path(root)/mask)
+        facts |= mask_facts(read_png(Path(root)/mask))
     except InputError as e: return facts | dict(file=path, problem='unreadable', value=str(e).split('(', 1)[-1].rsplit(')', 1)[0])
-    if mask and pixels.shape[:2] != (h, w):
-        facts |= dict(file=mask, problem='mask of another size', value=f'{pixels.shape[1]}x{pixels.shape[0]}, its frame {w}x{h}')
-    return facts
+    wrong = dict(file=mask, problem='mask of another size', value=f'{w}x{h}, its frame {size[0]}x{size[1]}')
+    return facts if (w,h) == size else facts | wrong
 
 # %% ../../nbs/12_data.cholec.ipynb #85b2d19d
 INDEX = 'cwcl_index.csv'

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core import InputError, data_file
 from .labels import PHASES
 
-# %% ../../nbs/11_data.phases.ipynb #7c5bc603
+# %% ../../nbs/11_data.phases.ipynb #f4f2b1dd
 _phase_ids = {p.lower(): i for i,p in enumerate(PHASES)} | {str(i): i for i in range(len(PHASES))}
 
 def _phase_rows(
@@ -22,7 +22,7 @@ def _phase_rows(
     try: lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as e: raise InputError(f'{path}: unreadable ({e}); give a phase file in plain text') from None
     rows = [(n, [o.strip() for o in re.split(r'[\t,;]', line)]) for n,line in enumerate(lines, 1) if line.strip()]
-    if rows and not rows[0][1][0].isdigit():
+    if rows and not rows[0][1][0].isdecimal():
         head = [o.lower() for o in rows.pop(0)[1]]
         if not {'frame', 'phase'} <= set(head): raise InputError(f'{path} line 1: header {head} lacks frame or phase; give a phase file')
         f,p = head.index('frame'),head.index('phase')
@@ -32,7 +32,7 @@ def _phase_rows(
         if len(r) <= max(f, p): raise InputError(f'{path} line {n}: {r} has no phase; fetch the file again')
     return [n for n,_ in rows],[r[f] for _,r in rows],[r[p] for _,r in rows]
 
-# %% ../../nbs/11_data.phases.ipynb #cbeef3aa
+# %% ../../nbs/11_data.phases.ipynb #45a82196
 def read_phases(
     path, # `videoNN-phase.txt` at 25 or 1 frame per second, with or without header, or a CSV with tools
 )->pd.Series: # int8 phase ids, indexed by frame number at 25 per second
@@ -40,7 +40,7 @@ def read_phases(
     path = Path(path)
     line,frames,phases = _phase_rows(path)
     for n,f,p in zip(line, frames, phases):
-        if not f.isdigit(): raise InputError(f'{path} line {n}: {f!r} is no frame number; fetch the file again')
+        if not f.isdecimal(): raise InputError(f'{path} line {n}: {f!r} is no frame number; fetch the file again')
         if p.lower() not in _phase_ids: raise InputError(f'{path} line {n}: unknown phase {p!r}; use an id from 0 to 6 or one of {", ".join(PHASES)}')
     frames = np.array(frames, dtype=np.int64)
     gaps = np.diff(frames)

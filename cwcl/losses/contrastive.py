@@ -18,11 +18,11 @@ def normalise(
     length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
     return z / length.where(length > 0, 1)
 
-# %% ../../nbs/23_losses.contrastive.ipynb #305a6e6e
+# %% ../../nbs/23_losses.contrastive.ipynb #ea68b2b8
 def check_pairs(z, pos, temp, reduction):
     "Raise `ValueError` where features, mask and settings of a contrastive loss do not fit"
-    n = len(z)
     if z.ndim != 2 or not z.is_floating_point(): raise ValueError(f'z must be (N,D) floats, got {z.dtype} of shape {tuple(z.shape)}')
+    n = len(z)
     if pos.shape != (n, n): raise ValueError(f'pos must be (N,N) with the N={n} of z, got {tuple(pos.shape)}')
     if not temp > 0: raise ValueError(f'temp={temp}: a temperature must be above 0')
     if reduction not in ('mean', 'sum', 'none'): raise ValueError(f'reduction={reduction!r}: choose mean, sum or none')

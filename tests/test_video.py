@@ -1,0 +1,315 @@
+'Videos, folders and broken files through `cwcl_predict`.'
+import gc, subprocess, sys, tracemalloc, types, weakref
+import av, numpy as np, pytest, torch
+from fastcore.script import CliError, anno_parser
+from fractions import Fraction
+from PIL import Image
+from torch import nn
+from cwcl.core import InputError, recipe
+from cwcl.data.labels import CLASSES, class_set, decode_mask
+from cwcl.video import (cwcl_predict, draw_overlay, legend_strip, list_images, pick_device, probe_video, read_frames, read_images, segment_frames,
+    segment_images, segment_video, video_writer, write_mask)
+
+class Bright(nn.Module):
+    "Class 7 (gallbladder of the 8) where red is bright, class 0 elsewhere"
+    def __init__(self, width=107, height=60):
+        super().__init__()
+        self.recipe,self.classes,self.mean,self.std = recipe('smoke', width=width, height=height),class_set(8),[.5]*3,[.25]*3
+        self.w = nn.Parameter(torch.ones(1))
+        self.seen = []
+    def forward(self, x):
+        self.seen.append(tuple(x.shape))
+        out = torch.zeros(len(x), 8, *x.shape[2:], device=x.device)
+        out[:,7] = self.w*x[:,0]
+        return out
+
+@pytest.fixture
+def model(): return Bright().eval()
+
+def frame(i, h=48, w=86):
+    "Dark frame with a bright square that moves to the right"
+    f = np.full((h,w,3), 30, np.uint8)
+    f[10:30, 2*i:2*i+20] = 250
+    return f
+
+def write(path, n=12, h=48, w=86, rate=25, codec='libx264', **options):
+    "A video written by PyAV alone"
+    with av.open(str(path), 'w', options=options) as c:
+        s = c.add_stream(codec, rate=rate)
+        s.width,s.height,s.pix_fmt = w,h,'yuv420p'
+        for i in range(n): c.mux(s.encode(av.VideoFrame.from_ndarray(frame(i, h, w), format='rgb24')))
+        c.mux(s.encode())
+    return path
+
+def names(folder): return sorted(o.name for o in folder.iterdir()) if folder.exists() else []
+
+def test_segments_a_video(tmp_path, model):
+    done = segment_video(model, write(tmp_path/'op.mp4'), tmp_path/'out', progress=False)
+    assert done['frames'] == 12 and done['seconds'] >= 0 and done['path'] == tmp_path/'out'/'op_overlay.mp4'
+    assert names(tmp_path/'out') == [f'op_{i:06d}_mask.png' for i in range(12)] + ['op_overlay.mp4']
+    assert set(s[2:] for s in model.seen) == {(60,107)}
+    for i in range(12):
+        codes = np.asarray(Image.open(tmp_path/'out'/f'op_{i:06d}_mask.png'))
+        assert codes.shape == (48,86,3) and set(codes.ravel().tolist()) == {50, 22}
+        got = decode_mask(codes) == 10
+        want = frame(i)[...,0] > 127
+        assert (got & want).sum()/(got | want).sum() > .9
+    with av.open(str(done['path'])) as c:
+        s = c.streams.video[0]
+        assert (s.codec_context.name, s.format.name, s.average_rate) == ('h264', 'yuv420p', 25)
+        assert s.width % 2 == 0 and s.height % 2 == 0 and s.width > 86
+        shown = [f.to_ndarray(format='rgb24') for f in c.decode(s)]
+    strip = legend_strip(model.classes, 48)
+    for i,f in enumerate(shown):
+        mask = np.where(frame(i)[...,0] > 127, 7, 0).astype(np.uint8)
+        want = draw_overlay(frame(i), mask, model.classes, .5, strip)
+        assert np.abs(f[:48,:86].astype(int) - want[:48,:86]).mean() < 12
+    assert len(shown) == 12
+
+@pytest.mark.parametrize('every', [2, 5, 100])
+def test_every(tmp_path, model, every):
+    done = segment_video(model, write(tmp_path/'op.mp4'), tmp_path/'out', every=every, progress=False)
+    kept = list(range(0, 12, every))
+    assert names(tmp_path/'out')[:-1] == [f'op_{i:06d}_mask.png' for i in kept] and done['frames'] == len(kept)
+    info = probe_video(done['path'])
+    assert info['frames'] == len(kept) and float(info['rate']) == pytest.approx(25/every, rel=.01)
+
+@pytest.mark.parametrize('h,w,rate', [(121,215,25), (120,214,Fraction(30000, 1001)), (33,47,10)])
+def test_written_videos_read_back(tmp_path, h, w, rate):
+    with video_writer(tmp_path/'a.mp4', rate) as add:
+        for i in range(9): add(frame(i, h, w))
+    info = probe_video(tmp_path/'a.mp4')
+    assert (info['frames'], info['height'], info['width']) == (9, h+h%2, w+w%2) and info['rate'] == rate
+    for i,f in read_frames(tmp_path/'a.mp4'):
+        off = [np.abs(f[:h,:w].astype(int) - frame(j, h, w)).mean() for j in range(9)]
+        assert np.argmin(off) == i and off[i] < 6
+        assert np.abs(f[-1].astype(int) - f[h-1]).mean() < 6 and np.abs(f[:,-1].astype(int) - f[:,w-1]).mean() < 6
+
+@pytest.mark.parametrize('name,codec', [('a.mkv', 'libx264'), ('a.avi', 'mpeg4'), ('a.mov', 'mpeg4')])
+def test_other_containers(tmp_path, model, name, codec):
+    done = segment_video(model, write(tmp_path/name, codec=codec), tmp_path/'out', every=4, progress=False)
+    assert done['frames'] == 3 and probe_video(tmp_path/name)['frames'] == 12
+
+def cut(path, share, **options):
+    whole = write(path, n=60, **options).read_bytes()
+    path.write_bytes(whole[:int(len(whole)*share)])
+    return path
+
+def holed(path):
+    data = bytearray(write(path, n=60).read_bytes())
+    data[len(data)//3:len(data)//2] = bytes(len(data)//2 - len(data)//3)
+    path.write_bytes(data)
+    return path
+
+def text(path, content='this is no video\n'*50):
+    path.write_text(content)
+    return path
+
+BROKEN = dict(text=text, empty=lambda p: text(p, ''), half=lambda p: cut(p, .5), nearly=lambda p: cut(p, .97), front=lambda p: cut(p, .7, movflags='faststart'),
+    matroska=lambda p: cut(p.with_suffix('.mkv'), .6), hole=holed)
+
+@pytest.mark.parametrize('kind', BROKEN)
+def test_broken_videos_leave_one_line_and_no_overlay(tmp_path, model, kind):
+    path = BROKEN[kind](tmp_path/'bad.mp4')
+    with pytest.raises(InputError) as e: segment_video(model, path, tmp_path/'out', progress=False)
+    assert str(path) in str(e.value) and '\n' not in str(e.value)
+    assert all(o.endswith('_mask.png') for o in names(tmp_path/'out'))
+    if kind != 'hole': assert names(tmp_path/'out') == []
+    else: assert all(Image.open(tmp_path/'out'/o).load() for o in names(tmp_path/'out'))
+
+def test_what_has_no_pictures(tmp_path):
+    with av.open(str(tmp_path/'a.wav'), 'w') as c:
+        s = c.add_stream('pcm_s16le', rate=8000)
+        f = av.AudioFrame.from_ndarray(np.zeros((1,800), np.int16), format='s16', layout='mono')
+        f.sample_rate = 8000
+        c.mux(s.encode(f))
+        c.mux(s.encode())
+    with pytest.raises(InputError, match='has no pictures'): probe_video(tmp_path/'a.wav')
+    with pytest.raises(InputError, match='no such file'): probe_video(tmp_path/'b.mp4')
+    with pytest.raises(InputError, match='no such file'): probe_video(tmp_path)
+
+@pytest.mark.parametrize('exc', [KeyboardInterrupt, OSError, RuntimeError])
+def test_an_interrupted_run_leaves_whole_files_only(tmp_path, model, exc):
+    path = write(tmp_path/'op.mp4', n=20)
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/'op_overlay.mp4').write_bytes(b'older')
+    def stop(x):
+        if len(model.seen) == 3: raise exc('stop')
+    model.register_forward_hook(lambda m,a,o: stop(o))
+    with pytest.raises(exc): segment_video(model, path, tmp_path/'out', progress=False)
+    assert names(tmp_path/'out') == [f'op_{i:06d}_mask.png' for i in range(8)] + ['op_overlay.mp4']
+    assert (tmp_path/'out'/'op_overlay.mp4').read_bytes() == b'older'
+
+def test_memory_does_not_grow_with_length(tmp_path, model):
+    paths = [write(tmp_path/f'{n}.mp4', n=n, h=120, w=160) for n in (16, 16, 96)]
+    peaks = []
+    for p in paths: # the first run pays for what is made once
+        tracemalloc.start()
+        segment_video(model, p, tmp_path/'out', progress=False)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        model.seen.clear()
+    assert peaks[2] < 1.2*peaks[1] and peaks[2] < 14*120*160*3*4
+
+@pytest.mark.parametrize('batch', [1, 4])
+def test_few_frames_are_held(model, batch):
+    alive,most = set(),[]
+    def stream():
+        for i in range(60):
+            f = frame(i % 12)
+            alive.add(i)
+            weakref.finalize(f, alive.discard, i)
+            yield i,f
+            del f
+            gc.collect(0)
+            most.append(len(alive))
+    keys = [k for k,_,_ in segment_frames(model, stream(), batch)]
+    assert keys == list(range(60)) and max(most) <= 2*batch+2
+
+def test_frames_stay_beside_their_masks(model):
+    sizes = [(48,86)]*5 + [(60,107)] + [(48,86)]*3
+    frames = [(f'k{i}', frame(i, *s)) for i,s in enumerate(sizes)]
+    got = list(segment_frames(model, iter(frames), batch=4))
+    for (key,f),(k,g,m) in zip(frames, got, strict=True):
+        assert key == k and f is g and m.shape == f.shape[:2]
+        assert ((m == 7) == (f[...,0] > 127)).mean() > .97
+
+def pictures(folder, *files, **kw):
+    folder.mkdir(exist_ok=True)
+    for i,name in enumerate(files): Image.fromarray(frame(i, **kw)).save(folder/name)
+    return folder
+
+def test_segments_a_folder_in_counting_order(tmp_path, model):
+    folder = pictures(tmp_path/'in', 'frame_80_endo.png', 'frame_9_endo.jpg', 'frame_120_endo.bmp', 'frame_80_endo_mask.png', 'frame_80_endo_color_mask.png', 'x_overlay.png')
+    (folder/'notes.txt').write_text('no image')
+    assert [o.name for o in list_images(folder)] == ['frame_9_endo.jpg', 'frame_80_endo.png', 'frame_120_endo.bmp']
+    assert [o.name for o in list_images(folder, 2)] == ['frame_9_endo.jpg', 'frame_120_endo.bmp']
+    done = segment_images(model, folder, tmp_path/'out', progress=False)
+    assert done['frames'] == 3 and done['path'] == tmp_path/'out'
+    assert names(tmp_path/'out') == sorted(f'frame_{i}_endo_{k}.png' for i in (9, 80, 120) for k in ('mask', 'overlay'))
+    seen = np.asarray(Image.open(tmp_path/'out'/'frame_80_endo_overlay.png'))
+    mask = class_set(8).encode(decode_mask(np.asarray(Image.open(tmp_path/'out'/'frame_80_endo_mask.png'))))
+    assert np.array_equal(seen, draw_overlay(frame(0), mask, model.classes))
+
+@pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'CMYK', '1'])
+def test_image_modes(tmp_path, model, mode):
+    name = 'a.tif' if mode == 'CMYK' else 'a.png'
+    Image.fromarray(frame(3)).convert(mode).save(tmp_path/name)
+    done = segment_images(model, tmp_path/name, tmp_path/'out', progress=False)
+    assert done['frames'] == 1
+    assert (decode_mask(np.asarray(Image.open(tmp_path/'out'/'a_mask.png'))) == 10)[15:25,10:20].all()
+
+def test_bad_folders_and_images(tmp_path, model):
+    folder = pictures(tmp_path/'in', 'a_mask.png')
+    with pytest.raises(InputError, match='holds no image'): list_images(folder)
+    with pytest.raises(InputError, match='no such file or folder'): list_images(tmp_path/'nowhere')
+    pictures(folder, 'a.png', 'a.jpg')
+    with pytest.raises(InputError, match='one name'): list_images(folder)
+    (folder/'a.jpg').unlink()
+    for out in (folder, tmp_path/'in'/'..'/'in'):
+        with pytest.raises(InputError, match='another folder'): segment_images(model, folder, out, progress=False)
+    with pytest.raises(InputError, match='another folder'): segment_images(model, folder/'a.png', folder, progress=False)
+    whole = (folder/'a.png').read_bytes()
+    for content in (b'', b'text', whole[:60], whole[:-40]):
+        (folder/'b.png').write_bytes(content)
+        with pytest.raises(InputError, match='b.png: not a readable image') as e: list(read_images([folder/'b.png']))
+        assert '\n' not in str(e.value)
+    with pytest.raises(InputError, match='b.png'): segment_images(model, folder, tmp_path/'out', progress=False)
+    assert all(not o.startswith('.') for o in names(tmp_path/'out'))
+
+def test_the_overlay_never_replaces_its_own_video(tmp_path, model):
+    path = write(tmp_path/'a_overlay.mp4')
+    before = path.read_bytes()
+    link = tmp_path/'a.mp4'
+    link.symlink_to(path)
+    with pytest.raises(InputError, match='overwritten'): segment_video(model, link, tmp_path, progress=False)
+    assert path.read_bytes() == before
+
+@pytest.mark.parametrize('n', [8, 10, 13])
+def test_masks_in_codes_and_legends(tmp_path, n):
+    classes = class_set(n)
+    ids = np.arange(n, dtype=np.uint8).repeat(6).reshape(2, -1)
+    write_mask(tmp_path/'a_mask.png', ids, classes)
+    codes = np.asarray(Image.open(tmp_path/'a_mask.png'))
+    assert np.array_equal(codes[...,0].ravel()[::6], CLASSES.code[list(classes.ids)]) and (codes == codes[...,:1]).all()
+    for h in (20, 120, 480, 1080):
+        strip = legend_strip(classes, h)
+        assert len(strip) >= h and strip.shape[1] < max(200, h)
+        for color in classes.colors: assert (strip == color).all(-1).sum() > 20
+        seen = draw_overlay(np.zeros((h,50,3), np.uint8), np.zeros((h,50), np.uint8), classes, 1.)
+        assert seen.shape == (len(strip), 50+strip.shape[1], 3) and (seen[:h,:50] == classes.colors[0]).all()
+
+def test_devices():
+    assert pick_device('cpu') == 'cpu' and pick_device(None) is None
+    for bad in ('gpu', 'cuda:99', 'meta'):
+        with pytest.raises(InputError, match=f'device {bad}'): pick_device(bad)
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch, model):
+    "Let the command load the stand-in network"
+    asked = []
+    def load_model(path, device=None):
+        asked.append((str(path), device))
+        return model
+    stub = types.ModuleType('cwcl.checkpoint')
+    stub.load_model = load_model
+    monkeypatch.setitem(sys.modules, 'cwcl.checkpoint', stub)
+    return asked
+
+def test_command(tmp_path, weights, capsys, monkeypatch):
+    write(tmp_path/'op.mp4')
+    pictures(tmp_path/'in', 'a.png', 'b.png')
+    cwcl_predict(str(tmp_path/'op.mp4'), 'w.safetensors', str(tmp_path/'out'), every=3)
+    cwcl_predict(str(tmp_path/'in'), out=str(tmp_path/'out'), device='cpu')
+    cwcl_predict(str(tmp_path/'in'/'b.png'), out=str(tmp_path/'one'), alpha=0.)
+    assert weights == [('w.safetensors', None), ('runs/demo/model.safetensors', 'cpu'), ('runs/demo/model.safetensors', None)]
+    said = capsys.readouterr()
+    assert [o.split(' in ')[0] for o in said.out.splitlines()] == ['4 frames', '2 frames', '1 frames'] and 'op: ' in said.err
+    assert len(names(tmp_path/'out')) == 5+4 and names(tmp_path/'one') == ['b_mask.png', 'b_overlay.png']
+
+@pytest.mark.parametrize('change,words', [(dict(input='nowhere.mp4'), 'nowhere.mp4: no such file'), (dict(input='nowhere.png'), 'nowhere.png: no such file'),
+    (dict(input='empty'), 'holds no image'), (dict(input='notes.mp4'), 'notes.mp4: not a readable video'), (dict(input='notes.txt'), 'notes.txt: has no pictures'),
+    (dict(input='notes.png'), 'notes.png: not a readable image'), (dict(every=0), 'every=0'), (dict(every=-3), 'every=-3'), (dict(alpha=1.5), 'alpha=1.5'),
+    (dict(device='tpu9'), 'device tpu9'), (dict(out='notes.txt'), 'notes.txt'), (dict(out='notes.txt/deep'), 'notes.txt')])
+def test_bad_input_is_one_line(tmp_path, monkeypatch, weights, change, words):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path/'op.mp4')
+    (tmp_path/'empty').mkdir()
+    for name in ('notes.mp4', 'notes.txt', 'notes.png'): text(tmp_path/name)
+    before = names(tmp_path)
+    with pytest.raises(CliError) as e: cwcl_predict(**{'input': 'op.mp4', 'out': 'out', **change})
+    assert str(e.value).startswith('cwcl_predict: ') and words in str(e.value) and '\n' not in str(e.value)
+    assert set(names(tmp_path)) - set(before) <= {'out'} and names(tmp_path/'out') == []
+
+@pytest.mark.parametrize('content', ['text', 'empty', 'shape', 'missing'])
+def test_bad_weights_are_one_line(tmp_path, content):
+    pytest.importorskip('cwcl.checkpoint', reason='needs the loader of weights')
+    from safetensors.torch import save_file
+    path = tmp_path/'model.safetensors'
+    if content == 'shape': save_file({'encoder.weight': torch.zeros(2, 3)}, path)
+    elif content != 'missing': path.write_text('no weights' if content == 'text' else '')
+    with pytest.raises(CliError) as e: cwcl_predict(str(write(tmp_path/'op.mp4')), str(path), str(tmp_path/'out'))
+    assert str(path) in str(e.value) and '\n' not in str(e.value) and names(tmp_path/'out') == []
+
+def test_exit_code_and_help(tmp_path):
+    (tmp_path/'run.py').write_text('from cwcl.video import cwcl_predict\ncwcl_predict()\n')
+    bad = subprocess.run([sys.executable, 'run.py', 'nowhere.mp4'], capture_output=True, text=True, cwd=tmp_path)
+    assert bad.returncode == 1 and bad.stderr.strip().splitlines() == ['cwcl_predict: nowhere.mp4: no such file; give an image, a folder of images or a video']
+    helped = anno_parser(cwcl_predict).format_help()
+    for word in ('input', '--model', '--out', '--device', '--alpha', '--every', 'overlays'): assert word in helped
+
+def test_real_video(real, tmp_path, model):
+    path = real/'video'/'VID05_1858.mp4'
+    info = probe_video(path)
+    assert (info['frames'], info['height'], info['width'], info['rate']) == (800, 480, 854, 25)
+    frames = read_frames(path)
+    few = [next(frames) for _ in range(3)]
+    assert [i for i,_ in few] == [0,1,2] and few[0][1].shape == (480,854,3)
+    done = segment_video(model, path, tmp_path/'out', every=200, progress=False)
+    assert done['frames'] == 4 and names(tmp_path/'out')[0] == 'VID05_1858_000000_mask.png'
+    codes = np.asarray(Image.open(tmp_path/'out'/'VID05_1858_000600_mask.png'))
+    assert codes.shape == (480,854,3) and set(codes.ravel().tolist()) <= {50, 22}
+
+def test_real_frames(real, tmp_path, model):
+    done = segment_images(model, real/'cholecseg8k'/'video52'/'video52_00080', tmp_path, progress=False)
+    assert done['frames'] == 1 and names(tmp_path) == ['frame_120_endo_mask.png', 'frame_120_endo_overlay.png']

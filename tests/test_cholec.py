@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from cwcl.core import InputError
-from cwcl.data import cholec
-from cwcl.data.cholec import (FACTS, INDEX, PROBLEMS, audit, audit_text, cwcl_data, frame_facts, frame_table, list_frames, mask_facts,
-    phase_at, png_size, presence, read_phases, read_png, scan)
+from cwcl.data import cholec, files as data_files
+from cwcl.data.cholec import PROBLEMS, audit, audit_text, cwcl_data, frame_table, phase_at, presence, read_frame, read_phases
+from cwcl.data.files import FACTS, INDEX, frame_facts, list_frames, mask_facts, png_size, read_png, scan
 from cwcl.data.labels import CLASSES, class_set, decode_mask, present_classes, unknown_values
 
 SIZE = 24,16
@@ -98,6 +98,16 @@ def test_masks_of_every_mode(root, mode):
     for m in files(root): Image.open(m).convert('L').convert(mode).save(m)
     assert frame_table(root).equals(want)
 
+def test_read_frame(root):
+    t = frame_table(root)
+    frame,mask = read_frame(t.iloc[0])
+    assert frame.shape == (16,24,3) and frame.dtype == np.uint8
+    assert (mask == decode_mask(np.asarray(Image.open(t['mask'][0])))).all()
+    Image.open(t.image[1]).convert('L').save(t.image[1])
+    Image.open(t.image[2]).convert('RGBA').save(t.image[2])
+    assert all(read_frame(r)[0].shape == (16,24,3) for _,r in t[:3].iterrows())
+    assert read_frame(dict(image=t.image[0], mask=''))[1] is None
+
 def test_a_frame_may_lack_its_mask(root):
     files(root)[0].unlink()
     t = frame_table(root)
@@ -127,9 +137,19 @@ def test_truncated_png(root, kind, keep):
     if keep < 0: return
     with pytest.raises(InputError, match='unreadable'): read_png(p)
 
-def test_not_a_png(root):
-    files(root, '_endo.png')[0].write_text('<html>404</html>')
-    with pytest.raises(InputError, match='unreadable'): frame_table(root)
+@pytest.mark.parametrize('kind', ['_endo.png', '_endo_watershed_mask.png'])
+def test_not_a_png(root, kind):
+    p = files(root, kind)[0]
+    p.write_text('<html>404</html>')
+    with pytest.raises(InputError, match=r'unreadable \(not a PNG image\)'): frame_table(root)
+    Image.new('RGB', SIZE).save(p, format='JPEG')
+    with pytest.raises(InputError, match=r'unreadable \(not a PNG image\)'): frame_table(root)
+
+def test_brackets_in_a_path(root):
+    moved = root.rename(root.with_name('data (1)'))
+    files(moved)[0].write_bytes(b'')
+    with pytest.raises(InputError) as e: frame_table(moved)
+    assert one_line(e).count('unreadable') == 1 and one_line(e).endswith('unreadable (not a PNG image); fetch the file again')
 
 def test_a_flipped_bit(root):
     p = files(root, '_endo.png')[0]
@@ -162,11 +182,11 @@ def test_bad_phases_argument(root):
 @pytest.fixture
 def reads(monkeypatch):
     "The pairs that are really read"
-    seen,real_facts = [],cholec.frame_facts
+    seen,real_facts = [],data_files.frame_facts
     def spy(files, root):
         seen.append(files)
         return real_facts(files, root)
-    monkeypatch.setattr(cholec, 'frame_facts', spy)
+    monkeypatch.setattr(data_files, 'frame_facts', spy)
     return seen
 
 def test_second_reading_reads_nothing(root, reads):
@@ -205,7 +225,7 @@ def test_a_damaged_index_is_rebuilt(root, reads, junk):
 
 def test_a_folder_that_is_not_writable(root, monkeypatch):
     def refuse(*_): raise PermissionError('read only')
-    monkeypatch.setattr(cholec, 'atomic_path', refuse)
+    monkeypatch.setattr(data_files, 'atomic_path', refuse)
     assert len(frame_table(root)) == 12 and not (root/INDEX).exists()
 
 def test_a_folder_without_write_bits_is_left_alone(root):
@@ -293,6 +313,7 @@ def test_audit_lists_everything(root):
     assert (report.cure.str.len() > 5).all()
     s = report.attrs['summary']
     assert (s['videos'], s['clips'], s['frames']) == (3, 4, 12)
+    assert {k: s[k] for k in PROBLEMS if k in s} == report.groupby('problem').file.nunique().to_dict()
     assert [s[k] for k in s if 'border' in k] == [1] and [s[k] for k in s if 'contour' in k] == [1] and [s[k] for k in s if 'unsegmented' in k] == [1]
 
 def test_audit_of_whole_clips_finds_nothing(tmp_path):
@@ -369,7 +390,7 @@ def test_installed_command():
     assert done.returncode == 0 and 'Write the embedded data set' in done.stdout and '--frames-per-clip' in done.stdout
 
 def test_names_relied_on():
-    assert cholec.read_phases is read_phases and 'read_phases' in cholec.__all__ and callable(phase_at) and callable(cwcl_data)
+    assert cholec.read_phases is read_phases and 'read_phases' in cholec.__all__ and cholec.read_png is read_png and callable(phase_at) and callable(cwcl_data)
 
 # Real frames
 

@@ -25,6 +25,7 @@ def test_the_dialects_agree(write):
     ('0\t0\n25\t0\n75\t1\n100\t1\n125\t1\n', 'line 3', 'frame 75 follows 25'),
     ('Frame\tPhase\n0\tPreparation\n1\tPreparation\n2\tPreparation\n4\tPreparation\n', 'line 5', 'frame 4 follows 2'),
     ('0\t0\n25\t0\n25\t0\n50\t1\n75\t1\n', 'line 3', 'frame 25 follows 25'),
+    ('0\t0\n25\t0\n75\t1\n', 'line 3', 'frame 75 follows 25, where the step is 25'),
     ('5\t0\n4\t0\n3\t0\n', 'line 2', 'frame 4 follows 5'),
     ('3\t0\n3\t0\n3\t0\n', 'line 2', 'frame 3 follows 3'),
     ('0\t0\n25\t7\n', 'line 2', "unknown phase '7'"),

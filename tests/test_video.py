@@ -4,9 +4,13 @@ import av, numpy as np, pytest, torch
 from fastcore.script import CliError, anno_parser
 from fractions import Fraction
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
+from cwcl.checkpoint import save_model
 from cwcl.core import InputError, recipe
 from cwcl.data.labels import CLASSES, class_set, decode_mask
+from cwcl.infer import sliding_window
+from cwcl.multitask import CWCLNet
 from cwcl.video import (cwcl_predict, draw_overlay, legend_strip, list_images, pick_device, probe_video, read_frames, read_images, segment_frames,
     segment_images, segment_video, video_writer, write_mask)
 
@@ -281,15 +285,30 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, weights, change, words):
     assert str(e.value).startswith('cwcl_predict: ') and words in str(e.value) and '\n' not in str(e.value)
     assert set(names(tmp_path)) - set(before) <= {'out'} and names(tmp_path/'out') == []
 
-@pytest.mark.parametrize('content', ['text', 'empty', 'shape', 'missing'])
+@pytest.mark.parametrize('content', ['text', 'empty', 'shape', 'other', 'missing'])
 def test_bad_weights_are_one_line(tmp_path, content):
-    pytest.importorskip('cwcl.checkpoint', reason='needs the loader of weights')
-    from safetensors.torch import save_file
     path = tmp_path/'model.safetensors'
     if content == 'shape': save_file({'encoder.weight': torch.zeros(2, 3)}, path)
+    elif content == 'other': save_file(CWCLNet(recipe('smoke')).state_dict(), path, metadata=dict(format='pt', recipe=recipe('demo').to_json()))
     elif content != 'missing': path.write_text('no weights' if content == 'text' else '')
-    with pytest.raises(CliError) as e: cwcl_predict(str(write(tmp_path/'op.mp4')), str(path), str(tmp_path/'out'))
+    with pytest.raises(CliError) as e: cwcl_predict(str(write(tmp_path/'op.mp4')), str(path), str(tmp_path/'out'), device='cpu')
     assert str(path) in str(e.value) and '\n' not in str(e.value) and names(tmp_path/'out') == []
+
+def test_saved_network_end_to_end(tmp_path):
+    torch.manual_seed(0)
+    r = recipe('smoke')
+    net = CWCLNet(r, mean=(.4,.3,.2), std=(.2,.2,.3)).eval()
+    for m in net.modules(): # untrained networks call every pixel alike: let the last layer lean on what it sees
+        if isinstance(m, nn.Conv2d) and m.out_channels == 8 and m.kernel_size == (1,1): m.weight.data.mul_(50)
+    save_model(tmp_path/'model.safetensors', net)
+    pictures(tmp_path/'in', 'a.png', h=100, w=180)
+    cwcl_predict(str(tmp_path/'in'), str(tmp_path/'model.safetensors'), str(tmp_path/'out'), device='cpu')
+    small = torch.tensor(np.asarray(Image.fromarray(frame(0, 100, 180)).resize((r.width, r.height), Image.BILINEAR))).permute(2,0,1)[None]/255
+    x = (small - torch.tensor([.4,.3,.2]).view(3,1,1))/torch.tensor([.2,.2,.3]).view(3,1,1)
+    with torch.no_grad(): logits = sliding_window(net.segment, x, r.window, r.overlap, r.blend)
+    want = torch.nn.functional.interpolate(logits, (100,180), mode='bilinear', align_corners=False).argmax(1)[0].numpy()
+    got = class_set(8).encode(decode_mask(np.asarray(Image.open(tmp_path/'out'/'a_mask.png'))))
+    assert len(np.unique(want)) > 1 and (got == want).mean() > .999
 
 def test_exit_code_and_help(tmp_path):
     (tmp_path/'run.py').write_text('from cwcl.video import cwcl_predict\ncwcl_predict()\n')

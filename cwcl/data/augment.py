@@ -31,19 +31,18 @@ def draw_factors(
     top,left = room.sign()*(u[1:3]*(room.abs().floor() + 1)).floor()
     return dict(factor=factor, top=top, left=left, flip=u[3] < flip, blur=(4*u[4]).long()*blur)
 
-# %% ../../nbs/14_data.augment.ipynb #986ecd8f
+# %% ../../nbs/14_data.augment.ipynb #be0102d9
 def crop_grid(
     d:dict, # From `draw_factors`, on the device of the frames
     frame:tuple, # Height and width of the frames, pixels
     size:int, # Side of the crop, `S`
 )->Tensor: # `(N,S,S,2)`, for `F.grid_sample`
     "Which point of its frame each pixel of each crop shows"
-    f,(h,w) = d['factor'],frame
-    ay,ax = size/(f*h),size/(f*w)
-    by,bx = ay + 2*d['top']/(f*h) - 1, ax + 2*d['left']/(f*w) - 1
-    mirror,none = 1 - 2*d['flip'].to(f.dtype),torch.zeros_like(f)
-    theta = torch.stack([ax*mirror, none, bx, none, ay, by], dim=1).view(-1, 2, 3)
-    return F.affine_grid(theta, (len(f), 1, size, size), align_corners=False)
+    f,j = d['factor'][:,None],torch.arange(size, device=d['factor'].device) + .5
+    def points(j, start, length): return 2*(j + start[:,None])/(f*length) - 1
+    y = points(j, d['top'], frame[0])
+    x = points(torch.where(d['flip'].bool()[:,None], j.flip(0), j), d['left'], frame[1])
+    return torch.stack([x[:,None].expand(-1, size, -1), y[:,:,None].expand(-1, -1, size)], dim=-1)
 
 # %% ../../nbs/14_data.augment.ipynb #b3eeed9e
 def take_crops(

@@ -12,27 +12,33 @@ from pathlib import Path
 from ..core import InputError, data_file
 from .labels import PHASES
 
-# %% ../../nbs/11_data.phases.ipynb #f4f2b1dd
-_phase_ids = {p.lower(): i for i,p in enumerate(PHASES)} | {str(i): i for i in range(len(PHASES))}
+# %% ../../nbs/11_data.phases.ipynb #fcd8e31f
+_phase_ids = {str(p): i for i,name in enumerate(PHASES) for p in (name, name.lower(), i)}
 
 def _phase_rows(
     path:Path, # A phase file
-)->tuple: # (line numbers, frames as text, phases as text)
+)->tuple: # Lists of line numbers, frames and phases, the last two as text
     "The rows of a phase file in any of its dialects"
-    try: lines = path.read_text(encoding='utf-8-sig').splitlines()
+    try: text = path.read_text(encoding='utf-8-sig')
     except (OSError, UnicodeDecodeError) as e: raise InputError(f'{path}: unreadable ({e}); give a phase file in plain text') from None
-    rows = [(n, [o.strip() for o in re.split(r'[\t,;]', line)]) for n,line in enumerate(lines, 1) if line.strip()]
-    if rows and not rows[0][1][0].isdecimal():
-        head = [o.lower() for o in rows.pop(0)[1]]
-        if not {'frame', 'phase'} <= set(head): raise InputError(f'{path} line 1: header {head} lacks frame or phase; give a phase file')
-        f,p = head.index('frame'),head.index('phase')
-    else: f,p = 0,1
-    if not rows: raise InputError(f'{path}: no rows; fetch the file again')
-    for n,r in rows:
+    sep,f,p = '\t' if '\t' in text else ',',0,1
+    lines,frames,phases = [],[],[]
+    for n,line in enumerate(text.splitlines(), 1):
+        if not line.strip(): continue
+        r = [o.strip() for o in line.split(sep)]
+        if n == 1 and not r[0].isdecimal():
+            head = [o.lower() for o in r]
+            if not {'frame', 'phase'} <= set(head): raise InputError(f'{path} line 1: header {head} lacks frame or phase; give a phase file')
+            f,p = head.index('frame'),head.index('phase')
+            continue
         if len(r) <= max(f, p): raise InputError(f'{path} line {n}: {r} has no phase; fetch the file again')
-    return [n for n,_ in rows],[r[f] for _,r in rows],[r[p] for _,r in rows]
+        lines.append(n)
+        frames.append(r[f])
+        phases.append(r[p])
+    if not lines: raise InputError(f'{path}: no rows; fetch the file again')
+    return lines,frames,phases
 
-# %% ../../nbs/11_data.phases.ipynb #45a82196
+# %% ../../nbs/11_data.phases.ipynb #360baaff
 def read_phases(
     path, # `videoNN-phase.txt` at 25 or 1 frame per second, with or without header, or a CSV with tools
 )->pd.Series: # int8 phase ids, indexed by frame number at 25 per second
@@ -41,15 +47,16 @@ def read_phases(
     line,frames,phases = _phase_rows(path)
     for n,f,p in zip(line, frames, phases):
         if not f.isdecimal(): raise InputError(f'{path} line {n}: {f!r} is no frame number; fetch the file again')
-        if p.lower() not in _phase_ids: raise InputError(f'{path} line {n}: unknown phase {p!r}; use an id from 0 to 6 or one of {", ".join(PHASES)}')
-    frames = np.array(frames, dtype=np.int64)
+        if p not in _phase_ids: raise InputError(f'{path} line {n}: unknown phase {p!r}; use an id from 0 to 6 or one of {", ".join(PHASES)}')
+    frames = np.array(list(map(int, frames)))
     gaps = np.diff(frames)
-    step = int(np.median(gaps)) if len(gaps) else 1
-    if (gaps != step).any() or step < 1:
-        k = int(np.argmax((gaps != step) | (gaps < 1)))
-        raise InputError(f'{path} line {line[k+1]}: frame {frames[k+1]} follows {frames[k]}, where the step is {max(step, 1)}; '
+    steps,times = np.unique(gaps[gaps > 0], return_counts=True)
+    step = int(steps[times.argmax()]) if len(steps) else 1
+    if (gaps != step).any():
+        k = int(np.argmax(gaps != step))
+        raise InputError(f'{path} line {line[k+1]}: frame {frames[k+1]} follows {frames[k]}, where the step is {step}; '
             'rows are missing or out of order: fetch the file again')
-    return pd.Series([_phase_ids[p.lower()] for p in phases], index=frames, dtype='int8', name='phase')
+    return pd.Series([_phase_ids[p] for p in phases], index=frames, dtype='int8', name='phase')
 
 # %% ../../nbs/11_data.phases.ipynb #2ca9d64d
 def phase_at(

@@ -205,7 +205,7 @@ def channel_stats(
     mean,square = x.mean(0)
     return tuple(mean.tolist()), tuple((square - mean**2).clip(min=1e-6).sqrt().tolist())
 
-# %% ../../nbs/15_data.streams.ipynb #66c4f107
+# %% ../../nbs/15_data.streams.ipynb #f7a2a8f5
 ID_COLUMNS = ('phase', 'clip', 'video')
 
 class Frames:
@@ -219,7 +219,7 @@ class Frames:
         stats:tuple, # Mean and deviation of the training frames
         split_idx:int=1, # 0 for training, 1 for validation
     ):
-        self.table,self.store,self.rows,self.recipe,self.stats,self.split_idx = table,store,torch.as_tensor(rows),recipe,stats,split_idx
+        self.table,self.store,self.rows,self.recipe,self.stats,self.split_idx = table,store,torch.as_tensor(rows, dtype=torch.long),recipe,stats,split_idx
         self.classes = store.classes
         self.vocab = self.classes.names
 
@@ -234,7 +234,7 @@ class Frames:
     def __getitem__(self, i): return tuple(o[0] for o in self.batch([i]))
     def decode(self, o, full=True): return o
     def batch(self, i):
-        data = self.store.data[self.rows[i]]
+        data = self.store.data.index_select(0, self.rows[i])
         return TensorImage(data[:,:3]), TensorMask(data[:,3])
 
 # %% ../../nbs/15_data.streams.ipynb #4e83b6ab

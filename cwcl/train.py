@@ -6,8 +6,8 @@
 __all__ = ['split_table', 'check_phases', 'claim_folder', 'train_learner', 'train_run', 'licence_of', 'finish_run',
            'parse_changes', 'cwcl_train', 'run_key', 'check_device', 'report']
 
-# %% ../nbs/34_train.ipynb #5ba6488f
-import ast, json, time
+# %% ../nbs/34_train.ipynb #7df73423
+import ast, json, re, time
 import fastai, numpy as np, pandas as pd, torch, torchvision, cwcl
 from dataclasses import fields, replace
 from pathlib import Path
@@ -135,13 +135,13 @@ def finish_run(out, learn, log, metrics, rows, licence):
     save_figure(plot_iou(result, net.classes.colors, 'test' if metrics['test'] else 'validation'), out/'iou.png')
     save_figure(plot_segmentation(net, learn.dls, rows), out/'segmentation.png')
 
-# %% ../nbs/34_train.ipynb #5edebc05
+# %% ../nbs/34_train.ipynb #1f507197
 def parse_changes(
     text:str, # Such as `temp=0.1,use_phase=False`
 )->dict: # Field to value
     "Recipe fields from the command line"
     types,out = {f.name: type(f.default) for f in fields(Recipe)},{}
-    for o in filter(None, text.split(',')):
+    for o in filter(None, re.split(r',(?![^(]*\))', text)):
         k,_,v = o.partition('=')
         if k not in types: raise InputError(f'--change {o}: {k} is no field of Recipe; the fields are {", ".join(types)}')
         try: out[k] = v if k in CHOICES and types[k] is str or k == 'name' else types[k](ast.literal_eval(v))

@@ -5,7 +5,7 @@ from fastai.torch_core import TensorImage, TensorMask
 from hypothesis import given, settings, strategies as st
 from monai.losses import GeneralizedDiceLoss
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.losses.segmentation import (IGNORE, dice_weights, focal_loss, generalized_dice_loss, presence_loss, presence_weights,
+from cwcl.losses.segmentation import (IGNORE, dice_weights, focal_loss, full_precision, generalized_dice_loss, presence_loss, presence_weights,
     segmentation_loss)
 
 pixel_losses = (generalized_dice_loss, focal_loss, segmentation_loss)
@@ -210,6 +210,15 @@ def test_half_precision(dtype):
         assert torch.equal(f(half, mask), want) and f(x, mask).dtype == torch.float64
     with torch.autocast('cpu', dtype=torch.bfloat16): got = presence_loss(half[..., 0, 0], y, torch.ones(8))
     assert torch.equal(got, presence_loss(half[..., 0, 0].float(), y))
+
+def test_full_precision_holds_inside():
+    "A matrix product, which autocast would lower, stays as precise as outside"
+    x = torch.randn(5, 7)
+    f = full_precision(lambda a: a @ a.T)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert (x @ x.T).dtype == torch.bfloat16 and torch.equal(f(x), f(x.clone())) and f(x).dtype == torch.float32
+        inside = f(x)
+    assert torch.equal(inside, f(x))
 
 def test_half_gradients_return_to_half():
     x,mask = batch(1, 2, 4, 16, 16)

@@ -98,12 +98,12 @@ def _group_notes(t, root, phases):
             else:
                 if lost: yield str(files[v]),'phase missing',f'{lost} of {len(frames)} frames of {v} lie outside the file'
 
-# %% ../../nbs/12_data.cholec.ipynb #a28bc957
+# %% ../../nbs/12_data.cholec.ipynb #ba40253c
 def _summary(t, report, min_pixels):
     "The totals of an audit, by what is counted"
     m = t[t.channels > 0]
     res = dict(videos=t.video.nunique(), clips=t['clip'].nunique(), frames=len(t), masks=len(m))
-    res |= {f'{p} in files': int(report.file[report.problem == p].nunique()) for p in PROBLEMS if (report.problem == p).any()}
+    res |= {p: int(report.file[report.problem == p].nunique()) for p in PROBLEMS if (report.problem == p).any()}
     res |= {'masks with no white border': int((m.border < .25).sum()), 'masks with contour lines, 255 inside': int((m.contour > 0).sum()),
         'masks with unsegmented pixels, 0': int((m.zero > 0).sum())}
     return res | {c: f'{int((m[c] >= max(min_pixels, 1)).sum())} frames, {int(m[c].sum())} pixels' for c in CLASSES.name}

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LICENCES', 'model_card', 'save_model', 'read_weights', 'load_weights', 'load_model']
 
-# %% ../nbs/33_checkpoint.ipynb #e98c116b
+# %% ../nbs/33_checkpoint.ipynb #efa0cef6
 import cwcl
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from .core import InputError, Recipe, atomic_path, default_device
-from .multitask import CWCLNet
+from .tasks import CWCLNet
 
 # %% ../nbs/33_checkpoint.ipynb #1b1e3107
 LICENCES = dict(embedded='Scenes drawn by this kit (no patient data); weights under Apache-2.0, as the kit.',

@@ -4,7 +4,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from cwcl.checkpoint import load_model, load_weights, model_card, save_model
 from cwcl.core import InputError, recipe
-from cwcl.multitask import CWCLNet
+from cwcl.tasks import CWCLNet
 
 @pytest.fixture
 def net(): return CWCLNet(recipe('smoke'), mean=(0.4, 0.3, 0.2), std=(0.3, 0.2, 0.1)).eval()

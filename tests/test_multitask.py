@@ -7,7 +7,8 @@ from cwcl.core import InputError, loss_weights, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
-from cwcl.multitask import CWCLLoss, CWCLNet, cwcl_learner, gradient_norms
+from cwcl.multitask import cwcl_learner
+from cwcl.tasks import CWCLLoss, CWCLNet, gradient_norms
 from cwcl.pairs import label_set_ids, positive_mask
 
 METHODS = ('random', 'dcl', 'cls', 'dcl+cls')

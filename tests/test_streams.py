@@ -1,23 +1,22 @@
-"Two streams in one batch: what is drawn, what is kept, what is refused, and that a Learner can live on it"
-import random, types
-import numpy as np, pytest, torch
-from collections import Counter
+"Two streams in one batch: what it holds, what changes it, what is refused, and that a Learner can live on it"
+import random
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from dataclasses import replace
 from itertools import islice
-from math import comb
 from pathlib import Path
-import matplotlib.pyplot as plt
 from fastai.learner import Learner, load_learner
 from fastai.torch_core import TensorImage, TensorMask
 from PIL import Image
 from torch import nn
-import cwcl.data.streams as streams
 from cwcl.core import InputError, recipe
-from cwcl.data.cholec import frame_table, read_png
-from cwcl.data.labels import class_set, decode_mask
+from cwcl.data.cholec import frame_table
+from cwcl.data.files import read_png
+from cwcl.data.frames import ID_COLUMNS, FrameDL, Frames
+from cwcl.data.labels import class_set
+from cwcl.data.order import label_groups, two_streams
 from cwcl.data.splits import split_frames
-from cwcl.data.streams import (ID_COLUMNS, FrameDL, Frames, FrameStore, LabelSets, Shuffled, TwoStreamDL, channel_stats, cwcl_dls, label_groups,
-    load_image, load_mask, store_key, two_streams)
+from cwcl.data.store import load_image, load_mask
+from cwcl.data.streams import TwoStreamDL, cwcl_dls
 from cwcl.data.synth import write_scenes
 
 plt.switch_backend('agg')
@@ -38,177 +37,6 @@ def split(scenes, smoke): return split_frames(frame_table(scenes), smoke)
 def dls(split, smoke): return cwcl_dls(split, smoke, device='cpu')
 
 def make(split, smoke, **changes): return cwcl_dls(split, replace(smoke, **changes), device='cpu')
-
-# Orders
-
-@pytest.mark.parametrize('seed', range(5))
-def test_shuffled_equals_one_long_list_with_removals(seed):
-    rng,asks = np.random.default_rng(seed),np.random.default_rng(100 + seed)
-    s,long = Shuffled(range(7), rng),[]
-    twin = np.random.default_rng(seed)
-    while len(long) < 400: long += twin.permutation(7).tolist()[::-1]
-    for _ in range(60):
-        n,avoid = int(asks.integers(0, 9)),asks.choice(7, asks.integers(0, 4), replace=False).tolist()
-        ref = []
-        for i in list(long):
-            if len(ref) == min(n, 7 - len(avoid)): break
-            if i not in ref + avoid: ref.append(i)
-        for i in ref: long.remove(i)
-        assert s.take(n, avoid) == ref
-
-@pytest.mark.parametrize('n,items', [(3,5), (4,4), (60,66), (2,100)])
-def test_every_item_comes_equally_often(n, items):
-    s,seen = Shuffled(range(items), np.random.default_rng(0)),Counter()
-    for _ in range(3*items):
-        taken = s.take(n)
-        assert len(set(taken)) == n
-        seen.update(taken)
-    assert set(seen.values()) == {3*n}
-
-@pytest.mark.parametrize('sampler', ['uniform', 'pk'])
-@pytest.mark.parametrize('masks,n,b', [(12,3,8), (3,8,10), (30,8,8), (1,1,2), (40,20,39)])
-def test_a_batch_has_its_masks_first_and_no_frame_twice(masks, n, b, sampler):
-    groups,labelled = np.arange(40)%5,np.random.default_rng(0).permutation(40)[:masks]
-    for batch in islice(two_streams(labelled, groups, n, b, 0, sampler), 60):
-        assert len(batch) == len(set(batch)) == b and set(batch) <= set(range(40))
-        assert set(batch[:min(n, masks)]) <= set(labelled)
-        if masks <= n: assert set(batch[:masks]) == set(labelled)
-
-def test_labelled_frames_are_class_only_frames_too():
-    batches = list(islice(two_streams(range(10), np.zeros(30), 4, 12), 200))
-    late = Counter(i for b in batches for i in b[4:])
-    assert set(late) == set(range(30)) and min(late[i] for i in range(10)) > 20
-    assert {n for n in Counter(i for b in batches for i in b[:4]).values()} == {80}
-
-def test_the_seed_alone_decides_the_order():
-    def first(seed): return list(islice(two_streams(range(10), np.zeros(30), 4, 12, seed), 20))
-    a,state = first(1),np.random.get_state()[1].copy()
-    np.random.rand(3), random.random(), torch.rand(3)
-    assert first(1) == a != first(2)
-    assert first(-1) != first(1) and len(state) == 624
-
-def test_lonely_share_of_uniform_batches_is_the_closed_form():
-    sizes,b = [60, 20, 10, 6, 3, 1],16
-    groups = np.repeat(range(6), sizes)
-    ref = sum(s*comb(100-s, b-1)/comb(99, b-1) for s in sizes)/100
-    drawn = [groups[o] for o in islice(two_streams([], groups, 0, b), 4000)]
-    assert abs(np.mean([np.bincount(g, minlength=6)[g] == 1 for g in drawn]) - ref) < .006
-
-def test_pk_batches_hold_k_of_each_of_p_sets_taking_turns():
-    groups = np.r_[np.repeat(range(6), 20), [6], [-1]*5]
-    pk = LabelSets(groups, 4, np.random.default_rng(0))
-    seen = Counter()
-    for _ in range(30):
-        g = groups[pk.take(12)]
-        assert sorted(np.bincount(g)[np.bincount(g) > 0]) == [4, 4, 4]
-        seen.update(set(g.tolist()))
-    assert set(seen.values()) == {15} and 6 not in seen and -1 not in seen
-
-def test_pk_fills_up_when_sets_run_out():
-    groups = np.r_[[0]*3, [1]*3, range(2, 30)]
-    taken = LabelSets(groups, 2, np.random.default_rng(0)).take(20, avoid=[0, 1])
-    assert len(set(taken)) == 20 and not {0, 1} & set(taken) and {3, 4, 5} & set(taken)
-    with pytest.raises(InputError, match="take sampler='uniform'"): LabelSets(np.array([0, 1, -1, -1]), 4, None)
-
-def test_label_groups_equal_pairwise_comparison():
-    rng = torch.Generator().manual_seed(0)
-    shown,phase = torch.randint(0, 2, (40,3), generator=rng).float(),torch.randint(-1, 2, (40,), generator=rng)
-    plain,phased = label_groups(shown),label_groups(shown, phase)
-    for i in range(40):
-        for j in range(40):
-            same = bool((shown[i] == shown[j]).all())
-            assert (plain[i] == plain[j]) == same
-            if phase[i] >= 0 <= phase[j]: assert (phased[i] == phased[j]) == (same and bool(phase[i] == phase[j]))
-    assert ((phased == -1) == (phase == -1).numpy()).all()
-
-# Decoding
-
-def test_every_kind_of_frame_gives_the_same_bytes(split):
-    p = split.image.iloc[0]
-    pixels = read_png(p)
-    chw = torch.tensor(pixels).permute(2, 0, 1)
-    kinds = [p, Path(p), Image.open(p), pixels, pixels/255, pixels.astype(np.float32)/255, chw, chw/255, TensorImage(chw)]
-    ref = np.asarray(Image.open(p).convert('RGB').resize((50,30), Image.BILINEAR)).transpose(2, 0, 1)
-    for o in kinds: assert (load_image(o, (30,50)) == ref).all()
-    grey = load_image(pixels[...,0], (60,107))
-    assert (grey[0] == pixels[...,0]).all() and (grey[0] == grey[2]).all()
-
-def test_shrinking_averages_and_does_not_skip():
-    stripes = np.tile(np.array([0, 255], np.uint8), (40,40))
-    assert abs(load_image(stripes, (20,20)).astype(int)[:,2:-2,2:-2] - 127).max() <= 1
-
-@pytest.mark.parametrize('bad,message', [(np.ones((4,4,3)), None), (np.full((4,4,3), 2.), 'floats in 0..1'), (np.ones((4,4), int), 'type int64'),
-    (np.ones((4,4,7), np.uint8), r'\(4, 4, 7\)'), (torch.full((3,4,4), -1.), 'floats in 0..1'), (7, 'int is no frame'), (None, 'NoneType')])
-def test_frames_that_are_none(bad, message):
-    if message is None: assert load_image(bad, (4,4)).min() == 255
-    else:
-        with pytest.raises(InputError, match=message): load_image(bad, (4,4))
-
-@pytest.mark.parametrize('n,left_out', [(8,'ignore'), (13,'ignore'), (8,'background')])
-def test_masks_are_resized_by_nearest_neighbour(split, n, left_out):
-    classes,p = class_set(n, left_out),split['mask'].iloc[0]
-    full = decode_mask(read_png(p))
-    rows,cols = ((np.arange(30) + .5)*60/30).astype(int),((np.arange(50) + .5)*107/50).astype(int)
-    assert (load_mask(p, (30,50), classes) == classes.encode(full[rows][:,cols])).all()
-
-def test_real_masks_keep_their_known_pixels(real):
-    p = real/'cholecseg8k/video52/video52_00080/frame_120_endo_watershed_mask.png'
-    count = np.bincount(load_mask(p, (240,427), class_set(13)).ravel(), minlength=256)
-    assert count[[0, 1, 2, 4, 5, 10, 255]].tolist() == [27777, 43703, 6024, 18102, 2628, 3580, 666]
-    assert load_image(p.with_name('frame_120_endo.png'), (240,427)).shape == (3, 240, 427)
-
-def frames_and_masks(split, n=5): return split.image[:n].tolist(), [*split['mask'][:n-2], '', '']
-
-def test_store_holds_image_and_mask(split):
-    images,masks = frames_and_masks(split)
-    store = FrameStore(images, masks, class_set(8), (30,50))
-    assert store.data.shape == (5, 4, 30, 50) and store.data.dtype == torch.uint8
-    for i in range(5):
-        assert (store.data[i,:3].numpy() == load_image(images[i], (30,50))).all()
-        assert (store.data[i,3].numpy() == (load_mask(masks[i], (30,50), class_set(8)) if masks[i] else 255)).all()
-
-def little_memory(monkeypatch): monkeypatch.setattr(streams.psutil, 'virtual_memory', lambda: types.SimpleNamespace(available=1000))
-
-def test_frames_that_do_not_fit_lie_in_a_file_and_are_found_again(split, tmp_path, monkeypatch):
-    images,masks = frames_and_masks(split)
-    ref = FrameStore(images, masks, class_set(8), (30,50)).data
-    little_memory(monkeypatch)
-    first = FrameStore(images, masks, class_set(8), (30,50), tmp_path)
-    assert torch.equal(first.data, ref) and [p.suffix for p in tmp_path.iterdir()] == ['.npy']
-    first.data[0] = 0
-    def decode_again(*args): raise AssertionError('decoded twice')
-    monkeypatch.setattr(FrameStore, 'fill', decode_again)
-    assert torch.equal(FrameStore(images, masks, class_set(8), (30,50), tmp_path).data, ref)
-    with pytest.raises(AssertionError): FrameStore(images, masks, class_set(13), (30,50), tmp_path)
-
-def test_the_file_depends_on_everything_that_decides_its_bytes(split, tmp_path):
-    images,masks = frames_and_masks(split)
-    copy = tmp_path/'a.png'
-    copy.write_bytes(Path(images[0]).read_bytes())
-    images[0] = str(copy)
-    keys = [store_key(images, masks, class_set(8), (30,50)), store_key(images[::-1], masks, class_set(8), (30,50)),
-        store_key(images, masks[::-1], class_set(8), (30,50)), store_key(images, masks, class_set(8, 'background'), (30,50)),
-        store_key(images, masks, class_set(8), (30,51))]
-    copy.write_bytes(Path(images[1]).read_bytes() + b' ')
-    assert len({*keys, store_key(images, masks, class_set(8), (30,50))}) == 6
-
-def test_a_failure_or_a_full_disk_leaves_no_file(split, tmp_path, monkeypatch):
-    images,masks = frames_and_masks(split)
-    (tmp_path/'torn.png').write_bytes(Path(images[0]).read_bytes()[:500])
-    little_memory(monkeypatch)
-    with pytest.raises(InputError, match='torn.png: unreadable'):
-        FrameStore([*images[:4], str(tmp_path/'torn.png')], masks, class_set(8), (30,50), tmp_path/'cache')
-    monkeypatch.setattr(streams.shutil, 'disk_usage', lambda p: types.SimpleNamespace(free=10))
-    with pytest.raises(InputError, match='give another cache_dir'): FrameStore(images, masks, class_set(8), (30,50), tmp_path/'cache')
-    assert not list((tmp_path/'cache').iterdir())
-
-def test_statistics_of_all_frames(split):
-    store = FrameStore(*frames_and_masks(split), class_set(8), (30,50))
-    x = store.data[[0,2],:3].double()/255
-    mean,std = channel_stats(store, np.array([0, 2]))
-    assert np.allclose(mean, x.mean((0,2,3))) and np.allclose(std, x.std((0,2,3), correction=0))
-
-# Loaders
 
 def test_shapes_types_and_counts(dls, smoke):
     x,mask,seen,ids = dls.train.one_batch()

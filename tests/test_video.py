@@ -10,7 +10,7 @@ from cwcl.checkpoint import save_model
 from cwcl.core import InputError, recipe
 from cwcl.data.labels import CLASSES, class_set, decode_mask
 from cwcl.infer import sliding_window
-from cwcl.multitask import CWCLNet
+from cwcl.tasks import CWCLNet
 from cwcl.video import (cwcl_predict, draw_overlay, legend_strip, list_images, pick_device, probe_video, read_frames, read_images, segment_frames,
     segment_images, segment_video, video_writer, write_mask)
 

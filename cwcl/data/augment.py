@@ -6,13 +6,15 @@
 __all__ = ['BLURS', 'draw_factors', 'crop_grid', 'take_crops', 'gaussian_kernels', 'blur_frames', 'crop_presence', 'SegAugment',
            'TwoViews']
 
-# %% ../../nbs/14_data.augment.ipynb #adb0b3d2
-import warnings, numpy as np, torch
+# %% ../../nbs/14_data.augment.ipynb #5132d0f8
+import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import Recipe
 from .labels import IGNORE
+from fastai.data.transforms import ItemTransform
+from fastai.torch_core import TensorImage, TensorMask
 
 # %% ../../nbs/14_data.augment.ipynb #5517122c
 def draw_factors(
@@ -93,14 +95,7 @@ def crop_presence(
     seen = torch.where((mask != IGNORE).any(2).any(1)[:,None], count >= max(min_pixels, 1), presence[:len(mask)] > .5)
     return torch.cat([seen.to(presence.dtype), presence[len(mask):]])
 
-# %% ../../nbs/14_data.augment.ipynb #43c5ea6e
-warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
-
-# %% ../../nbs/14_data.augment.ipynb #15923fb5
-from fastai.data.transforms import ItemTransform
-from fastai.torch_core import TensorImage, TensorMask
-
-# %% ../../nbs/14_data.augment.ipynb #3f0d7f0a
+# %% ../../nbs/14_data.augment.ipynb #34be83d2
 class SegAugment(ItemTransform):
     "Scale, crop, flip and blur the frames of a batch and their masks alike"
     split_idx,order = 0,20
@@ -129,7 +124,7 @@ class SegAugment(ItemTransform):
 
     def encodes(self, b): return self.view(b, self.rng())
 
-# %% ../../nbs/14_data.augment.ipynb #84540ea9
+# %% ../../nbs/14_data.augment.ipynb #87ad0e85
 def _plain(
     x:Tensor, # Perhaps a fastai tensor
 )->Tensor: # The same values
@@ -151,7 +146,7 @@ def view(
     if self.presence_from == 'crop' and labels: labels[0] = crop_presence(ids, labels[0], self.min_pixels)
     return TensorImage(shown), TensorMask(ids[:self.n_labelled]), *labels
 
-# %% ../../nbs/14_data.augment.ipynb #7806b03b
+# %% ../../nbs/14_data.augment.ipynb #a10c7ef2
 class TwoViews(SegAugment):
     "Two augmented copies of each frame; masks of the first copies"
     def encodes(self, b):

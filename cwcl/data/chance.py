@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['stream', 'number', 'between', 'around', 'smooth_noise', 'cloud', 'lumps', 'look']
 
-# %% ../../nbs/11_data.chance.ipynb #f86fd274
-import math
-import numpy as np
+# %% ../../nbs/11_data.chance.ipynb #84583a41
+import math, numpy as np
 
 # %% ../../nbs/11_data.chance.ipynb #d5060bc9
 def stream(

@@ -112,7 +112,7 @@ def _load_index(root):
     except (OSError, ValueError): return empty
     return known if list(known.columns) == FACTS and known.index.is_unique else empty
 
-# %% ../../nbs/11_data.files.ipynb #e352833c
+# %% ../../nbs/11_data.files.ipynb #870b9c67
 def scan(
     root, # Folder that holds video01, video09, ...
     workers:int|None=None, # Threads; one per core, at most 16, if `None`
@@ -126,7 +126,7 @@ def scan(
     todo = [(s,p) for s,p in zip(stamps, pairs) if s not in known.index]
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
         found = pool.map(partial(frame_facts, root=root), [p for _,p in todo])
-        new = list(tqdm(found, 'reading', len(todo), unit='frame', disable=not progress))
+        new = list(tqdm(found, 'reading', len(todo), unit='frame', disable=not progress or not todo))
     fresh = pd.DataFrame(new, columns=FACTS, index=pd.Index([s for s,_ in todo], name='stamp'))
     facts = (pd.concat([known, fresh]) if len(known) and new else fresh if new else known).loc[stamps]
     if (new or len(known) != len(facts)) and os.stat(root).st_mode & 0o222:

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core import data_file
 from .chance import around, between, cloud, look, lumps, number, stream
 
-# %% ../../nbs/11_data.organs.ipynb #119d52f0
+# %% ../../nbs/11_data.organs.ipynb #d51f4c97
 CLIPS = pd.read_csv(data_file('clips.csv'), index_col='clip')
 CLIPS['before'] = CLIPS.groupby('video').frames.cumsum() - CLIPS.frames
 COUNTS = pd.read_csv(data_file('class_by_video.csv'), index_col='video')
@@ -22,14 +22,18 @@ COUNTS = pd.read_csv(data_file('class_by_video.csv'), index_col='video')
 def visible(
     video:str, # Such as `video01`
     seed:int=0,
-)->np.ndarray: # int `(13, frames)`: 0 where hidden, otherwise frames to the nearer end of the stretch
+)->np.ndarray: # int `(13, frames)`: 0 where hidden, otherwise frames to where that begins or began
     "Which frames of a video show which class"
     n = int(COUNTS.frames[video])
-    shown = np.full((13,n), n)
-    for k,count in enumerate(COUNTS.loc[video].iloc[1:]):
-        if count > .97*n: continue
-        at = (np.arange(n) - int(stream(seed, number(video), 0, k).integers(n))) % n
-        shown[k] = np.where(at < count, np.minimum(at, count-1-at) + 1, 0) if count > .02*n else 0
+    shown = np.zeros((13,n), int)
+    for k,count in enumerate(COUNTS.loc[video].iloc[1:].tolist()):
+        if count > .97*n: shown[k] = n
+        if not .02*n < count <= .97*n: continue
+        rng,first = stream(seed, number(video), 0, k),2*count//3
+        at,pause = (np.arange(n) - int(rng.integers(n)))%n,int(rng.integers(n-count))
+        for a,b in (0, first),(first+pause, count+pause):
+            inside = (at >= a) & (at < b)
+            shown[k] = np.where(inside, np.minimum(at-a, b-1-at) + 1, shown[k])
     return shown
 
 # %% ../../nbs/11_data.organs.ipynb #6b52af4f

@@ -60,8 +60,8 @@ def hook(
     thick = np.where(metal, .4, covered*np.float32(1))
     return covered | metal,np.where(metal, .5*v/wire, across).clip(-1, 1),thick,(s-length)/w
 
-# %% ../../nbs/11_data.scene.ipynb #af189998
-TOOLS = {5: (grasper, .07, .11), 9: (hook, .12, .17)}
+# %% ../../nbs/11_data.scene.ipynb #10bba70c
+TOOLS = {5: (grasper, .065, .1), 9: (hook, .115, .165)}
 
 def place_tool(
     rng:np.random.Generator,
@@ -119,7 +119,7 @@ def draw_organs(
         free &= ~mine
     return mask,depth
 
-# %% ../../nbs/11_data.scene.ipynb #7cecfbff
+# %% ../../nbs/11_data.scene.ipynb #d5134117
 def draw_labels(
     video:str, # Such as `video01`
     clip:str, # Such as `video01_00080`
@@ -139,7 +139,7 @@ def draw_labels(
     along,across = np.zeros((2,)+mask.shape, np.float32)
     for k in TOOLS:
         rng = stream(seed, number(video), int(CLIPS.start[clip]), 3, k)
-        for i in range(1 + (k == 5 and rng.random() < .3) if left[k] else 0):
+        for i in range(1 + (k == 5 and rng.random() < .2) if left[k] else 0):
             covered,v,thick,s = place_tool(rng, k, a.center, x, y, at/80, min(1, left[k]/12))
             covered &= disc
             mask[covered] = k

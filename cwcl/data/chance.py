@@ -83,23 +83,22 @@ def lumps(
         nearest = np.minimum(nearest, dx[None]**2 + dy[:,None]**2)
     return 1 - nearest*(1.6*n)
 
-# %% ../../nbs/11_data.chance.ipynb #ba071c5e
+# %% ../../nbs/11_data.chance.ipynb #bc522266
 def look(
-    tile:np.ndarray, # float32 `(S,S,layers)`, periodic, S a power of two
+    tile:np.ndarray, # float32 `(layers,S,S)`, periodic, S a power of two
     x:np.ndarray, # float32 `(H,W)`: where to look; the tile is 1 wide
     y:np.ndarray,
-)->np.ndarray: # float32 `(H,W,layers)`
+)->np.ndarray: # float32 `(layers,H,W)`
     "A tile seen at some places, interpolated"
-    n = len(tile)
-    flat = tile.reshape(n*n, -1)
+    n = tile.shape[-1]
     x,y = x*n,y*n
     col,row = np.floor(x),np.floor(y)
-    u,v = (x-col)[...,None],(y-row)[...,None]
-    col,row = col.astype(np.int32) & (n-1),row.astype(np.int32) & (n-1)
-    right,below = (col+1) & (n-1),((row+1) & (n-1))*n
-    row = row*n
-    top,bottom = flat.take(row+col, 0),flat.take(below+col, 0)
-    top += (flat.take(row+right, 0)-top)*u
-    bottom += (flat.take(below+right, 0)-bottom)*u
-    top += (bottom-top)*v
-    return top
+    u,v = x-col,y-row
+    left,top = col.astype(np.intp) & (n-1),row.astype(np.intp) & (n-1)
+    right,below = (left+1) & (n-1),((top+1) & (n-1))*n
+    top,out = top*n,[]
+    for layer in tile.reshape(-1, n*n):
+        a,b,c,d = (layer.take(i, mode='wrap') for i in (top+left, top+right, below+left, below+right))
+        upper = a + (b-a)*u
+        out.append(upper + (c + (d-c)*u - upper)*v)
+    return np.stack(out)

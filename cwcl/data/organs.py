@@ -112,33 +112,33 @@ def lobes(
         out.append((x, y, c, s, draw('long'), draw('wide')))
     return out
 
-# %% ../../nbs/11_data.organs.ipynb #80f740e3
+# %% ../../nbs/11_data.organs.ipynb #27bd7cb3
 @functools.cache
 def contour_tile(
     seed:int,
-)->np.ndarray: # float32 `(256,256,4)`
+)->np.ndarray: # float32 `(4,256,256)`
     "Noise for outlines: two to bend space, one fine, one lumpy"
     rng = stream(seed, 0)
-    return np.stack([cloud(rng), cloud(rng), cloud(rng, 16, 16, 4), lumps(rng, 60).clip(0)], -1)
+    return np.stack([cloud(rng), cloud(rng), cloud(rng, 16, 16, 4), lumps(rng, 60).clip(0)])
 
 def bend(
     x:np.ndarray, # Places in the body, `(H,W)`
     y:np.ndarray,
     seed:int,
     at:tuple, # Three numbers: where on the tile
-)->tuple: # (bent x, bent y, noise at each place `(H,W,4)`)
+)->tuple: # (bent x, bent y, fine and lumpy noise at each place `(2,H,W)`)
     "Space as it is in the body: nowhere straight"
     tile = contour_tile(seed)
-    w = look(tile, .15*x + at[0], .15*y + at[1])
-    x,y = x + .16*w[...,0],y + .16*w[...,1]
-    return x,y,look(tile, .3*x + at[1], .3*y + at[2])
+    w = look(tile[:2], .15*x + at[0], .15*y + at[1])
+    x,y = x + .16*w[0],y + .16*w[1]
+    return x,y,look(tile[2:], .3*x + at[1], .3*y + at[2])
 
 def height(
     k:int, # Class id
     shape:list, # Its ellipses, from `lobes`
     x:np.ndarray, # Bent places, `(H,W)`
     y:np.ndarray,
-    noise:np.ndarray, # `(H,W,4)`, from `bend`
+    noise:np.ndarray, # `(2,H,W)`, from `bend`
 )->np.ndarray: # float32 `(H,W)`
     "A landscape whose hills are the organ"
     h = np.full(x.shape, -9, np.float32)
@@ -146,7 +146,7 @@ def height(
         dx,dy = x-a,y-b
         u,v = (dx*c + dy*s)/long,(dy*c - dx*s)/wide
         h = np.maximum(h, (1 - np.sqrt(u*u + v*v))*wide)
-    return h + float(PLAN.rough[k])*noise[...,2] + float(PLAN.lumpy[k])*noise[...,3]
+    return h + float(PLAN.rough[k])*noise[0] + float(PLAN.lumpy[k])*noise[1]
 
 # %% ../../nbs/11_data.organs.ipynb #8241b523
 def shore(

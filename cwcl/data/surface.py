@@ -13,7 +13,7 @@ from .chance import around, between, cloud, look, lumps, number, stream
 from .organs import CLIPS, PLAN, contour_tile, grid
 from .scene import draw_labels
 
-# %% ../../nbs/11_data.surface.ipynb #8e844d96
+# %% ../../nbs/11_data.surface.ipynb #e49eda3a
 TEXTURES = ('fibre', 'cloud', 'mid', 'grain', 'lump', 'small', 'web', 'vessel')
 
 def ridge(
@@ -26,14 +26,14 @@ def ridge(
 @functools.cache
 def tissue_tile(
     seed:int,
-)->np.ndarray: # float32 `(512,512,8)`
+)->np.ndarray: # float32 `(8,512,512)`
     "All textures in one tile"
     rng = stream(seed, 4)
     c = functools.partial(cloud, rng, size=512)
     lump,small = (np.tile(lumps(rng, n, s).clip(-.3), (512//s,)*2) for n,s in ((40, 256), (62, 128)))
     vessel = np.maximum(ridge(c(4, 4, 4), .07), .7*ridge(c(8, 8, 4), .07))*(2*c(8, 8, 2) + .8).clip(0, 1)
     layers = c(4, 32, 4), c(4, 4, 4), c(16, 16, 4), c(64, 64, 3), lump, small, ridge(c(16, 16, 3), .3), vessel
-    return np.stack(layers, -1).astype(np.float32)
+    return np.stack(layers).astype(np.float32)
 
 # %% ../../nbs/11_data.surface.ipynb #d2b90d10
 @functools.cache
@@ -66,7 +66,7 @@ def video_look(
     gain = np.array([1.05, between(rng, .78, 1.05), between(rng, .68, 1.1)])
     return dict(look, color=color.astype(np.float32), gain=gain.astype(np.float32), tint=(.85 + .3*rng.random(3)).astype(np.float32))
 
-# %% ../../nbs/11_data.surface.ipynb #b9993ac0
+# %% ../../nbs/11_data.surface.ipynb #a26c7ec5
 class Painting:
     "A scene on its way to a picture"
     def __init__(self, video, clip, frame, size, seed):
@@ -82,7 +82,7 @@ class Painting:
         self.texture = look(tissue_tile(seed), x*c + y*s + at[0].take(self.ids), y*c - x*s + at[1].take(self.ids))
 
     def per_pixel(self, name): return column(name)[:,0].take(self.ids)
-    def weave(self, kind): return sum(self.per_pixel(f'{kind}_{n}')*self.texture[...,i] for i,n in enumerate(TEXTURES[:-1]))
+    def weave(self, kind): return sum(self.per_pixel(f'{kind}_{n}')*self.texture[i] for i,n in enumerate(TEXTURES[:-1]))
 
 # %% ../../nbs/11_data.surface.ipynb #dea4ecf8
 @patch
@@ -99,7 +99,7 @@ def relief(
     tilt = np.where(self.ids == 1, .12 + self.look['deep'], .12)
     return shape,np.where(self.tool, .7, self.per_pixel('depth')) + shape + tilt*(s.x*away[0] + s.y*away[1])
 
-# %% ../../nbs/11_data.surface.ipynb #2fd0f6fe
+# %% ../../nbs/11_data.surface.ipynb #c78af001
 @patch
 def tissue_color(
     self:Painting,
@@ -109,21 +109,21 @@ def tissue_color(
     color = self.look['color'].copy()
     other = SHARED[rng.integers(len(SHARED), size=13)]**2.2*(.6 + .6*rng.random((13,1)))
     color[0] += (other - color[0])*(rng.random((13,1))*column('shift'))
-    patchy = .75*(.35 + .5*t[...,1] + .25*t[...,2]).clip(0, 1)[...,None]
+    patchy = .75*(.35 + .5*t[1] + .25*t[2]).clip(0, 1)[...,None]
     a = color[0].take(self.ids, 0)
     a += (color[1].take(self.ids, 0) - a)*patchy
     a *= (1 + self.weave('t')).clip(.2)[...,None]
-    wet = look(contour_tile(self.seed), .5*self.scene.x + self.at[0,0], .5*self.scene.y + self.at[1,0])[...,0]
-    blood = (2*(wet + .4*t[...,2] - .55 + self.look['stain'])).clip(0, .75) + self.per_pixel('vessels')*t[...,7]
+    wet = look(contour_tile(self.seed)[:1], .5*self.scene.x + self.at[0,0], .5*self.scene.y + self.at[1,0])[0]
+    blood = (2*(wet + .4*t[2] - .55 + self.look['stain'])).clip(0, .75) + self.per_pixel('vessels')*t[7]
     return a*(1 - blood.clip(0, 1)[...,None]*np.array([.45, .88, .8], np.float32))
 
-# %% ../../nbs/11_data.surface.ipynb #5a2e4e4c
+# %% ../../nbs/11_data.surface.ipynb #533dd99c
 @patch
 def tool_color(
     self:Painting,
 ): # Linear light, `(H,W,3)`
     "Colour that instruments would have at every pixel"
-    s,grain = self.scene.along,1 + .12*self.texture[...,3]
+    s,grain = self.scene.along,1 + .12*self.texture[3]
     teeth = np.where((s < 0) & (np.sin(14*s) > .2), .75, 1)*np.where(np.abs(s-.4) < .12, .5, 1)
     bands = np.where(s/2%1 < .2, 4, 1)*np.where(s < .6, 6, 1)
     dark = np.where(s < 0, .25, self.look['hook']*bands)
@@ -149,7 +149,7 @@ def slopes(
     down,right = np.gradient(z)
     return 120*self.unit*right,120*self.unit*down
 
-# %% ../../nbs/11_data.surface.ipynb #9c027115
+# %% ../../nbs/11_data.surface.ipynb #c4a9aebd
 @patch
 def lamp(
     self:Painting,
@@ -165,10 +165,10 @@ def lamp(
     upright = 1/np.sqrt(1 + sx*sx + sy*sy)
     facing = ((ez - sx*ex - sy*ey)*upright/np.sqrt(d2)).clip(0)
     hollow = sum((uniform_filter(uniform_filter(z, int(n*u)), int(n*u)) - z).clip(0, .6) for n in (9, 35))
-    rx,ry = self.slopes(gaussian_filter(np.where(self.tool, 0, .008*t[...,3] + .022*t[...,2]), .7*u))
+    rx,ry = self.slopes(gaussian_filter(np.where(self.tool, 0, .008*t[3] + .022*t[2]), .7*u))
     half = ez + np.sqrt(d2)
     e = ((sx + .4*rx)*upright + ex/half)**2 + ((sy + .4*ry)*upright + ey/half)**2
-    glint = 3*np.exp(-170*e)*(2*t[...,1] + .3).clip(0, 1) + np.where(self.tool, .5, .1)*np.exp(-12*e)
+    glint = 3*np.exp(-170*e)*(2*t[1] + .3).clip(0, 1) + np.where(self.tool, .5, .1)*np.exp(-12*e)
     gloss = np.where(self.tool, .7, self.per_pixel('gloss'))
     return (.08 + .92*facing)/(d2*d2)*np.exp(-1.5*hollow),glint*gloss/d2
 

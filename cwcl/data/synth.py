@@ -21,7 +21,7 @@ from .labels import PHASES, color_mask, encode_mask
 from .organs import CLIPS, COUNTS, contour_tile, window
 from .surface import Painting
 
-# %% ../../nbs/11_data.synth.ipynb #c0bfd548
+# %% ../../nbs/11_data.synth.ipynb #b47689e0
 @patch
 def expose(
     self:Painting,
@@ -34,7 +34,7 @@ def expose(
     a = a**self.look['contrast']*(1 + .12*(1-a))
     smoke = between(rng, -.5, .35)*between(rng, .5, 1.5)
     if smoke > 0:
-        drift = look(contour_tile(self.seed), .15*x + .4*self.t, .15*y - .3*self.t)[...,:1]
+        drift = look(contour_tile(self.seed)[:1], .15*x + .4*self.t, .15*y - .3*self.t)[0,...,None]
         a += (.62 - a)*((.5*drift + .5).clip(0, 1)*smoke)
     cx,cy,radius = window(self.video, self.seed)
     a *= (40*(radius - np.sqrt((x-cx)**2 + (y-cy)**2))).clip(0, 1)[...,None]

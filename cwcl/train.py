@@ -81,7 +81,7 @@ def train_learner(
         raise InputError(f'{e}; kept in {kept}') from None
     return learn,epoch_log(learn)
 
-# %% ../nbs/34_train.ipynb #53a8a96d
+# %% ../nbs/34_train.ipynb #30b73d51
 def train_run(
     r:Recipe, # Every choice
     data, # Folder of frames in CholecSeg8k's layout
@@ -92,10 +92,12 @@ def train_run(
     overwrite:bool=False, # Replace a finished run
     progress:bool=False, # Show bars and a row per epoch
     tell=lambda s: None, # Called with each remark, such as `print`
+    steps:int|None=None, # Train for as many epochs as make this number of steps, whatever the recipe says
 )->dict: # What `metrics.json` holds
     "One run, from a recipe to a results folder"
     start,table = time.time(),frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
     table,r = split_table(table, r, split)
+    if steps: r = replace(r, epochs=-(-steps//max(1, (table.part == 'train').sum()//r.batch)))
     check_phases(table, r)
     out = claim_folder(out, overwrite)
     remarks = coverage_warnings(table, class_set(r.class_set, r.left_out)) if split == 'fold' else ['overfitted on purpose: trained and tested on the same frames']
@@ -148,7 +150,7 @@ def parse_changes(
         except (ValueError, SyntaxError, TypeError): raise InputError(f'--change {o}: {v!r} is no {types[k].__name__}; write {k}=value') from None
     return out
 
-# %% ../nbs/34_train.ipynb #b0e8c2d7
+# %% ../nbs/34_train.ipynb #2033ae9e
 @call_parse
 @one_line_errors
 def cwcl_train(
@@ -172,9 +174,9 @@ def cwcl_train(
     if not data: raise InputError('no data given: write the embedded set with `cwcl_data write runs/scenes`, then give --data runs/scenes')
     given = dict(method=method, budget=budget, fold=fold, seed=seed, epochs=epochs, lr=lr, schedule=schedule)
     r = recipe(preset, **{**{k: v for k,v in given.items() if v is not None}, **parse_changes(change)})
-    if split == 'none' and epochs is None: r = replace(r, epochs=400)
     out = Path(out or f'runs/{run_key(r, split)}')
-    metrics = train_run(r, data, phases, out, split, check_device(device), overwrite, progress=True, tell=lambda o: print('note:', o))
+    metrics = train_run(r, data, phases, out, split, check_device(device), overwrite, progress=True, tell=lambda o: print('note:', o),
+        steps=1000 if split == 'none' and epochs is None else None)
     report(metrics, out)
 
 # %% ../nbs/34_train.ipynb #0273eb34

@@ -150,7 +150,7 @@ def test_the_seed_epoch_and_step_decide_and_nothing_else_is_touched():
 def test_a_recipe_says_everything():
     r = recipe('demo', scale=.2, blur=False, flip=.25, seed=9, presence_from='crop', min_pixels=4)
     aug = SegAugment(r)
-    assert (aug.size, aug.scale, aug.blur, aug.flip, aug.seed, aug.presence_from, aug.min_pixels) == (128, .2, False, .25, 9, 'crop', 4)
+    assert (aug.size, aug.scale, aug.blur, aug.flip, aug.seed, aug.presence_from, aug.min_pixels) == (r.crop, .2, False, .25, 9, 'crop', 4)
 
 def test_presence_of_the_crop_and_fewer_masks_handed_on():
     b = batch(m=5)

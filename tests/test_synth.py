@@ -303,7 +303,6 @@ def test_frames_that_do_not_exist(video, clip, frame):
 def test_measured_difficulty():
     hard = pd.read_csv(data_file('scene_difficulty.csv')).set_index(['method', 'masks', 'steps'])
     miou = hard.miou
-    few,tenth,full,longer = (miou['U-Net', m, s] for m,s in ((17, 2000), (166, 2000), (1660, 2000), (1660, 4000)))
     assert miou['map'].item() < .35 and miou['trees'].item() < .5
-    assert tenth > miou['trees'].item()+.15 and full > few+.15 and longer < full+.02
-    assert (hard.loc[('U-Net', 166, 2000)].iloc[1:] > .05).all()
+    assert miou['U-Net', 166, 1000] > miou['trees'].item()+.15
+    assert miou['U-Net', 166, 1000] > miou['U-Net', 17, 1000]+.1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_table', 'check_phases', 'claim_folder', 'train_learner', 'train_run', 'licence_of', 'finish_run',
-           'parse_changes', 'cwcl_train', 'run_key', 'check_device', 'report']
+           'parse_changes', 'cwcl_train', 'run_key', 'report']
 
 # %% ../nbs/34_train.ipynb #7df73423
 import ast, json, re, time
@@ -12,7 +12,7 @@ import fastai, numpy as np, pandas as pd, torch, torchvision, cwcl
 from dataclasses import fields, replace
 from pathlib import Path
 from fastcore.script import call_parse, store_true
-from .checkpoint import save_model
+from .checkpoint import check_device, save_model
 from .core import CHOICES, InputError, Recipe, atomic_path, data_file, default_device, one_line_errors, recipe, set_seed
 from .data.cholec import frame_table
 from .data.labels import class_set
@@ -186,16 +186,6 @@ def run_key(
 )->str: # Such as `demo-dcl+cls-b10-f0-s0`
     "A readable name for a run"
     return f'{r.name}-{r.method}-' + (f'b{100*r.budget:g}-f{r.fold}-s{r.seed}' if split == 'fold' else f'overfit-s{r.seed}')
-
-def check_device(
-    name:str|None, # What the user asked for
-): # `torch.device`
-    "The device, or an error that names those there are"
-    try: device = torch.device(name) if name else default_device()
-    except RuntimeError: raise InputError(f'--device {name}: no such kind of device; give cpu or cuda') from None
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f'--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; give cpu, or leave it out')
-    return device
 
 # %% ../nbs/34_train.ipynb #1bece0de
 def report(

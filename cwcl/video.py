@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'open_video', 'probe_video', 'read_frames', 'video_writer', 'legend_strip', 'draw_overlay', 'write_mask',
-           'save_png', 'segment_frames', 'check_options', 'pick_device', 'segment_video', 'list_images', 'read_images',
-           'segment_images', 'cwcl_predict']
+           'segment_frames', 'check_options', 'segment_video', 'list_images', 'read_images', 'segment_images',
+           'cwcl_predict']
 
 # %% ../nbs/61_video.ipynb #5c7c0927
-import av, numpy as np, re, sys, time, torch
+import av, numpy as np, re, sys, time
 from collections import deque
 from contextlib import contextmanager
 from fastcore.script import call_parse
@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from tqdm import tqdm
 from .core import InputError, atomic_path, one_line_errors
-from .data.labels import encode_mask, overlay
+from .data.labels import encode_mask, overlay, save_png
 from .infer import predict_frames
 
 # %% ../nbs/61_video.ipynb #71ba6c74
@@ -104,9 +104,6 @@ def write_mask(path, mask, classes): # PNG file, uint8 `(H,W)` of the ids of a `
     codes = encode_mask(classes.decode(mask))
     save_png(path, np.repeat(codes[...,None], 3, axis=2))
 
-def save_png(path, image): # uint8 `(H,W,3)`
-    with atomic_path(path) as part: Image.fromarray(image).save(part)
-
 # %% ../nbs/61_video.ipynb #4a50a03f
 def segment_frames(
     model, # Network from `load_model`, in eval mode
@@ -127,13 +124,6 @@ def check_options(every, alpha): # As in `segment_video`
     "Raise `InputError` for an option out of range"
     if every < 1: raise InputError(f'every={every}: give 1 for all frames, 25 for one in 25')
     if not 0 <= alpha <= 1: raise InputError(f'alpha={alpha}: give an opacity from 0 (frame) to 1 (mask)')
-
-def pick_device(name=None): # Such as 'cuda:1', or `None` -> the same
-    "Refuse a device that cannot be used here"
-    try: torch.zeros(1, device=name or 'cpu').sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise InputError(f'device {name}: cannot be used on this machine ({str(e).splitlines()[0]}); leave it out, or give cpu') from None
-    return name
 
 # %% ../nbs/61_video.ipynb #34900553
 def segment_video(
@@ -223,7 +213,6 @@ def cwcl_predict(
     check_options(every, alpha)
     pictures = Path(input).is_dir() or Path(input).suffix.lower() in IMAGES
     (list_images if pictures else probe_video)(input)
-    device = pick_device(device)
     from cwcl.checkpoint import load_model
     done = (segment_images if pictures else segment_video)(load_model(model, device=device), input, out, every, alpha)
     sys.stdout.write('{frames} frames in {seconds} s: {path}\n'.format(**done))

@@ -2,8 +2,8 @@
 import pytest, torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from cwcl.checkpoint import load_model, load_weights, model_card, save_model
-from cwcl.core import InputError, recipe
+from cwcl.checkpoint import check_device, load_model, load_weights, model_card, save_model
+from cwcl.core import InputError, default_device, recipe
 from cwcl.tasks import CWCLNet
 
 @pytest.fixture
@@ -58,3 +58,8 @@ def test_anything_else_is_refused_by_name(net, tmp_path, name, says):
 def test_weights_of_another_class_set_say_which_tensor(net, tmp_path):
     path = save_model(tmp_path/'m.safetensors', net)
     with pytest.raises(InputError, match=r'needs \(13,.*the file is for 8 classes'): load_weights(CWCLNet(recipe('smoke', class_set=13)), path)
+
+def test_devices():
+    assert (check_device('cpu').type, check_device()) == ('cpu', default_device())
+    for bad in ('gpu', 'cuda:99', 'meta'):
+        with pytest.raises(InputError, match=f'device {bad}: cannot be used'): check_device(bad)

@@ -6,12 +6,12 @@ from fractions import Fraction
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from cwcl.checkpoint import save_model
+from cwcl.checkpoint import check_device, save_model
 from cwcl.core import InputError, recipe
 from cwcl.data.labels import CLASSES, class_set, decode_mask
 from cwcl.infer import sliding_window
 from cwcl.tasks import CWCLNet
-from cwcl.video import (cwcl_predict, draw_overlay, legend_strip, list_images, pick_device, probe_video, read_frames, read_images, segment_frames,
+from cwcl.video import (cwcl_predict, draw_overlay, legend_strip, list_images, probe_video, read_frames, read_images, segment_frames,
     segment_images, segment_video, video_writer, write_mask)
 
 class Bright(nn.Module):
@@ -243,16 +243,12 @@ def test_masks_in_codes_and_legends(tmp_path, n):
         seen = draw_overlay(np.zeros((h,50,3), np.uint8), np.zeros((h,50), np.uint8), classes, 1.)
         assert seen.shape == (len(strip), 50+strip.shape[1], 3) and (seen[:h,:50] == classes.colors[0]).all()
 
-def test_devices():
-    assert pick_device('cpu') == 'cpu' and pick_device(None) is None
-    for bad in ('gpu', 'cuda:99', 'meta'):
-        with pytest.raises(InputError, match=f'device {bad}'): pick_device(bad)
-
 @pytest.fixture
 def weights(tmp_path, monkeypatch, model):
     "Let the command load the stand-in network"
     asked = []
     def load_model(path, device=None):
+        check_device(device)
         asked.append((str(path), device))
         return model
     stub = types.ModuleType('cwcl.checkpoint')

@@ -180,9 +180,9 @@ def loss_weights(r:Recipe)->tuple: # (α of the presence loss, β of the contras
     b = r.beta/(r.scales if r.per_scale == 'beta' else 1)
     return a*('cls' in r.method), b*('dcl' in r.method)
 
-# %% ../nbs/00_core.ipynb #92ac3338
-_small = dict(height=96, width=171, crop=96, window=96, widths=(8, 16, 32, 64, 128), dim=64, batch=24, labelled=12,
-    budget=0.1, schedule='one_cycle', lr=5e-3, epochs=20, channels_last=True)
+# %% ../nbs/00_core.ipynb #04b5d308
+_small = dict(height=96, width=171, crop=96, window=96, widths=(8, 16, 32, 64, 128), dim=64, batch=12, labelled=6,
+    budget=0.1, schedule='one_cycle', lr=1e-2, epochs=28, overlap=.2, select='last', channels_last=True)
 PRESETS = dict(paper={}, eq8=dict(alpha=0.03, beta=0.1, per_scale='alpha'), demo=_small,
     smoke={**_small, **dict(channels_last=False, height=60, width=107, crop=64, window=64, widths=(4, 8, 8, 16, 16), dim=16, batch=6, labelled=3, epochs=1)})
 

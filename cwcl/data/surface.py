@@ -13,7 +13,7 @@ from .chance import around, between, cloud, look, lumps, number, stream
 from .organs import CLIPS, PLAN, contour_tile, grid
 from .scene import draw_labels
 
-# %% ../../nbs/08_data.surface.ipynb #e49eda3a
+# %% ../../nbs/08_data.surface.ipynb #47d1fe50
 TEXTURES = ('fibre', 'cloud', 'mid', 'grain', 'lump', 'small', 'web', 'vessel')
 
 def ridge(
@@ -32,7 +32,7 @@ def tissue_tile(
     c = functools.partial(cloud, rng, size=512)
     lump,small = (np.tile(lumps(rng, n, s).clip(-.3), (512//s,)*2) for n,s in ((40, 256), (62, 128)))
     vessel = np.maximum(ridge(c(4, 4, 4), .07), .7*ridge(c(8, 8, 4), .07))*(2*c(8, 8, 2) + .8).clip(0, 1)
-    layers = c(4, 32, 4), c(4, 4, 4), c(16, 16, 4), c(64, 64, 3), lump, small, ridge(c(16, 16, 3), .3), vessel
+    layers = c(4, 32, 4), c(4, 4, 4), c(16, 16, 4), c(64, 64, 3), lump, small, ridge(c(16, 16, 3), .4), vessel
     return np.stack(layers).astype(np.float32)
 
 # %% ../../nbs/08_data.surface.ipynb #d2b90d10
@@ -45,7 +45,7 @@ def column(
     a[PLAN.index] = PLAN[list(names)]
     return a
 
-# %% ../../nbs/08_data.surface.ipynb #723dae2c
+# %% ../../nbs/08_data.surface.ipynb #90248b43
 SHARED = np.array([[205,150,95], [128,62,58], [165,110,115], [190,165,145], [205,145,140], [180,120,95], [150,90,70], [170,150,150]])/255
 
 @functools.cache
@@ -58,10 +58,10 @@ def video_look(
     base,own = column('red', 'green', 'blue')/255,rng.random((13,1))*column('mix')
     first,second = SHARED[rng.integers(len(SHARED), size=(2,13))]
     color = np.stack([(base*(1-own) + first*own)**2.2*(.7 + .55*rng.random((13,1))), second**2.2])
-    color[:,6] = .85*color[0,10] + .15*base[6]**2.2,color[1,4]
+    color[:,6] = .75*color[0,10] + .15*base[6]**2.2,color[1,4]
     color[1,[7,11]] = color[0,[7,11]]
     draws = dict(expose=(.07, .2), contrast=(1.05, 1.35), focus=(.3, .8), blur=(0, 1.5), sharp=(.7, 1.2), noise=(1.5, 5),
-        quality=(65, 90), far=(1.25, 1.7), deep=(.1, .6), scale=(.3, .42), stain=(-.3, .3), grasper=(.06, .3), hook=(.015, .1))
+        quality=(65, 90), far=(1.25, 1.7), deep=(.1, .6), scale=(.26, .34), stain=(-.3, .3), grasper=(.1, .3), hook=(.015, .06))
     look = {n: between(rng, *v) for n,v in draws.items()}
     gain = np.array([1.05, between(rng, .78, 1.05), between(rng, .68, 1.1)])
     return dict(look, color=color.astype(np.float32), gain=gain.astype(np.float32), tint=(.85 + .3*rng.random(3)).astype(np.float32))
@@ -107,8 +107,8 @@ def tissue_color(
     "Colour of the tissues"
     rng,t = stream(*self.key, 8),self.texture
     color = self.look['color'].copy()
-    other = SHARED[rng.integers(len(SHARED), size=13)]**2.2*(.6 + .6*rng.random((13,1)))
-    color[0] += (other - color[0])*(rng.random((13,1))*column('shift'))
+    other = SHARED[rng.integers(len(SHARED), size=(2,13))]**2.2*(.6 + .6*rng.random((2,13,1)))
+    color += (other - color)*(rng.random((2,13,1))*column('shift'))
     patchy = .75*(.35 + .5*t[1] + .25*t[2]).clip(0, 1)[...,None]
     a = color[0].take(self.ids, 0)
     a += (color[1].take(self.ids, 0) - a)*patchy
@@ -117,7 +117,7 @@ def tissue_color(
     blood = (2*(wet + .4*t[2] - .55 + self.look['stain'])).clip(0, .75) + self.per_pixel('vessels')*t[7]
     return a*(1 - blood.clip(0, 1)[...,None]*np.array([.45, .88, .8], np.float32))
 
-# %% ../../nbs/08_data.surface.ipynb #533dd99c
+# %% ../../nbs/08_data.surface.ipynb #fffa3acd
 @patch
 def tool_color(
     self:Painting,
@@ -125,7 +125,7 @@ def tool_color(
     "Colour that instruments would have at every pixel"
     s,grain = self.scene.along,1 + .12*self.texture[3]
     teeth = np.where((s < 0) & (np.sin(14*s) > .2), .75, 1)*np.where(np.abs(s-.4) < .12, .5, 1)
-    bands = np.where(s/2%1 < .2, 4, 1)*np.where(s < .6, 6, 1)
+    bands = np.where(s/2%1 < .2, 6, 1)*np.where(s < .6, 6, 1)
     dark = np.where(s < 0, .25, self.look['hook']*bands)
     v = grain*np.where(self.ids == 5, self.look['grasper']*teeth, dark)
     return v[...,None].astype(np.float32)*self.look['tint']

@@ -37,12 +37,13 @@ class LossTerms(Callback):
     "Mean of each loss term over an epoch of training, as columns of the recorder"
     order = 5
     names = ('gdl', 'focal', 'presence', 'dcl', 'lonely')
-    def before_train(self): self.sums,self.n = {},0
+    def before_fit(self): self.sums,self.n = {},0
+    def before_train(self): self.before_fit()
     def after_loss(self):
         if not self.training: return
         for k,v in self.loss_func.terms.items(): self.sums[k] = self.sums.get(k, 0) + v
         self.n += 1
-    def mean(self, name): return float(self.sums[name])/self.n if name in getattr(self, 'sums', {}) else None
+    def mean(self, name): return float(self.sums[name])/self.n if name in self.sums else None
     def columns(self, r):
         a,b = loss_weights(r)
         return [ValueMetric(partial(self.mean, k), k) for k in self.names if dict(presence=a, dcl=b, lonely=b).get(k, 1)]

@@ -118,7 +118,7 @@ def test_left_out_pairs_are_no_positives(dls, smoke):
         assert terms['lonely'][1] == share
 
 def test_plateau_lowers_the_rate(dls, smoke):
-    learn = cwcl_learner(dls, recipe=replace(smoke, norm='group', schedule='plateau', patience=1, lr=1e-9, epochs=3))
+    learn = cwcl_learner(dls, recipe=replace(smoke, norm='group', schedule='plateau', patience=1, lr=1e-20, epochs=3))
     quiet(learn, lambda o: o.fit_recipe())
     rates = sorted(set(learn.recorder.lrs), reverse=True)
     assert rates[1] == rates[0]*smoke.factor

@@ -81,11 +81,11 @@ def plot_curves(
     log:pd.DataFrame, # One row per epoch: loss terms and mean IoU
 ): # Matplotlib figure
     "Loss terms and validation IoU over epochs"
-    fig,(a,b) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
+    fig,(a,b) = plt.subplots(1, 2, figsize=(10, 3), layout='constrained')
     for k in ('gdl', 'focal', 'presence', 'dcl', 'lonely'):
         if k in log and log[k].notna().any(): a.plot(log.epoch, log[k]/(log[k].iloc[0] or 1), label=f'{k} (from {log[k].iloc[0]:.2f})')
     a.set(xlabel='epoch', ylabel='share of the first epoch', title='loss terms')
-    a.legend(fontsize=8)
+    a.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
     b.plot(log.epoch, log.mean_iou, 'k')
     b.set(xlabel='epoch', ylabel='mean IoU', title='validation', ylim=(0, 1))
     return fig

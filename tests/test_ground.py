@@ -64,6 +64,10 @@ def test_widgets_and_video_are_imported_by_nothing():
 
 def test_readme_is_the_index(): assert (root/'README.md').read_text(encoding='utf-8') == render(), 'run make readme'
 
+def test_the_sidebar_of_the_site_lists_every_notebook():
+    text = (root/'nbs'/'_quarto.yml').read_text(encoding='utf-8')
+    assert sorted(re.findall(r'[\w.]+\.ipynb', text)) == [o.name for o in notebooks]
+
 def test_export_and_clean_leave_no_difference(tmp_path):
     for name in ('nbs', 'cwcl'): shutil.copytree(root/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
     for name in ('settings.ini', 'pyproject.toml', 'setup.py', 'README.md'): shutil.copy(root/name, tmp_path)

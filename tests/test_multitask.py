@@ -80,6 +80,13 @@ def test_training_improves_and_the_recorder_shows_every_term(table, smoke, metho
     assert want == set(log) - {'train_loss', 'valid_loss'}
     assert np.isfinite(np.array([log[k] for k in want])).all()
 
+def test_a_validation_shows_no_terms_of_a_training(table, smoke):
+    learn = train(table, smoke, 1)
+    with learn.no_bar(): loss,*metrics = learn.validate()
+    shown = {m.name: v for m,v in zip(learn.metrics, metrics)}
+    assert shown.pop('mean_iou') > 0 and loss > 0
+    assert set(shown.values()) == {None}
+
 def test_two_trainings_agree_to_the_bit_also_after_looking(table, smoke):
     a,b,c = (train(table, smoke, look=look).model.state_dict() for look in (False, False, True))
     assert same(a, b)

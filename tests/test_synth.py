@@ -300,9 +300,22 @@ def test_frames_that_do_not_exist(video, clip, frame):
 
 # How hard
 
-def test_measured_difficulty():
-    hard = pd.read_csv(data_file('scene_difficulty.csv')).set_index(['method', 'masks', 'steps'])
-    miou = hard.miou
-    assert miou['map'].item() < .35 and miou['trees'].item() < .5
-    assert miou['U-Net', 166, 1000] > miou['trees'].item()+.15
-    assert miou['U-Net', 166, 1000] > miou['U-Net', 17, 1000]+.1
+@pytest.fixture(scope='module')
+def runs(): return pd.read_csv(data_file('scene_runs.csv'))
+
+def test_measured_difficulty(runs):
+    iou = runs.groupby(['method', 'budget', 'epochs']).mean_iou.mean()
+    map_,trees = (iou[k, 1, 0] for k in ('map', 'trees'))
+    assert map_ < .35 and trees < .5
+    assert iou['dcl+cls', .1, 11] > trees + .15
+    assert iou['random', 1, 56] > iou['random', .01, 56] + .15
+    assert iou['random', 1, 112] < iou['random', 1, 56] + .02
+
+def test_measured_runs_are_whole(runs):
+    nets = runs[runs.epochs > 0]
+    names = list(CLASSES.name[EIGHT])
+    assert np.allclose(runs[names].mean(axis=1), runs.mean_iou, atol=1e-3)
+    assert (nets.groupby(['method', 'budget', 'epochs']).seed.agg(sorted).map(tuple) == (0, 1, 2)).all()
+    assert set(zip(nets.budget, nets.masks)) == {(.01, 12), (.1, 122), (1., 1220)}
+    assert (nets.steps == 138*nets.epochs).all()
+    assert {(m, b) for m,b in zip(nets.method, nets.budget) if b < 1} == {(m, b) for m in ('random', 'dcl', 'cls', 'dcl+cls') for b in (.01, .1)}

@@ -105,13 +105,13 @@ def check_device(
     name:str|None=None, # Such as `cuda:1`; a GPU where there is one if `None`
 )->torch.device:
     "The device of that name, or `InputError` if it cannot be used here"
+    device = name or default_device()
     try:
-        device = torch.device(name) if name else default_device()
         torch.zeros(1, device=device).item()
+        return torch.device(device)
     except (RuntimeError, AssertionError) as e:
-        raise InputError(f'device {name}: cannot be used on this machine, which has {torch.cuda.device_count()} CUDA devices '
+        raise InputError(f'device {device}: cannot be used on this machine, which has {torch.cuda.device_count()} CUDA devices '
             f'({str(e).splitlines()[0]}); give cpu, or leave it out') from None
-    return device
 
 # %% ../nbs/33_checkpoint.ipynb #b0085441
 def load_model(

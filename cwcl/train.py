@@ -94,7 +94,7 @@ def train_learner(
     except InputError as e:
         kept = save_model(out/'last_good.safetensors', learn.model, note='Training stopped early; these are the weights before that.')
         if progress: print()
-        raise InputError(f'{str(e).rpartition(chr(10))[2].strip()}; kept in {kept}') from None
+        raise InputError(f'{str(e).splitlines()[-1].strip()}; kept in {kept}') from None
     return learn,epoch_log(learn)
 
 # %% ../nbs/34_train.ipynb #30b73d51

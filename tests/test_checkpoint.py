@@ -59,7 +59,8 @@ def test_weights_of_another_class_set_say_which_tensor(net, tmp_path):
     path = save_model(tmp_path/'m.safetensors', net)
     with pytest.raises(InputError, match=r'needs \(13,.*the file is for 8 classes'): load_weights(CWCLNet(recipe('smoke', class_set=13)), path)
 
-def test_devices():
+def test_devices(net, tmp_path):
     assert (check_device('cpu').type, check_device()) == ('cpu', default_device())
     for bad in ('gpu', 'cuda:99', 'meta'):
         with pytest.raises(InputError, match=f'device {bad}: cannot be used'): check_device(bad)
+    with pytest.raises(InputError, match='device tpu9: cannot be used'): load_model(save_model(tmp_path/'m.safetensors', net), 'tpu9')

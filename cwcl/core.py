@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'PRESETS', 'InputError', 'one_line_errors', 'atomic_path', 'data_file', 'set_seed', 'default_device',
-           'DataRecipe', 'BatchRecipe', 'NetRecipe', 'LossRecipe', 'Recipe', 'check_recipe', 'loss_weights', 'recipe']
+           'DataRecipe', 'NetRecipe', 'Recipe', 'check_recipe', 'tasks', 'loss_weights', 'recipe']
 
 # %% ../nbs/00_core.ipynb #af4f576d
 import functools, json, os, random
@@ -67,19 +67,20 @@ def default_device()->torch.device:
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #7d92f575
-CHOICES = dict(method=('random', 'dcl', 'cls', 'dcl+cls'), class_set=(8, 10, 13), left_out=('ignore', 'background'),
+CHOICES = dict(method=('random', 'simclr', 'byol', 'dcl', 'cls', 'dcl+cls'), stage=('joint', 'pretrain', 'frozen', 'unfrozen'), class_set=(8, 10, 13), left_out=('ignore', 'background'),
     budget_unit=('frame', 'clip', 'video'), budget_of=('fold', 'train', 'all'), fold_scheme=('pinned', 'partition', 'seeds'),
-    sampler=('uniform', 'pk'), presence_from=('image', 'crop'), norm=('batch', 'group'), up=('transpose', 'bilinear'),
+    sampler=('uniform', 'pk'), views=(1, 2), presence_from=('image', 'crop'), norm=('batch', 'group'), up=('transpose', 'bilinear'),
     projection=('linear', 'mlp'), per_scale=('alpha', 'beta', 'none'), reduction=('mean', 'sum'), exclude=('none', 'clip', 'video'),
-    gdl_form=('paper', 'sudre', 'monai'), gdl_pool=('image', 'batch'), bn_frames=('all', 'labelled'), schedule=('plateau', 'one_cycle'),
+    lonely=('skip', 'zero'), gdl_form=('paper', 'sudre', 'monai'), gdl_pool=('image', 'batch'), bn_frames=('all', 'labelled'), schedule=('plateau', 'one_cycle'),
     precision=('fp32', 'bf16', 'fp16'), blend=('constant', 'gaussian'), select=('best', 'last'))
 
 # %% ../nbs/00_core.ipynb #ba3bca60
 @dataclass(frozen=True)
 class DataRecipe:
-    "Which frames, classes and masks a run learns from"
+    "Which frames, classes and masks a run learns from, and what stands in a batch"
     name: str = 'paper'             # Preset it came from
-    method: str = 'dcl+cls'         # Table 1: losses beside segmentation
+    method: str = 'dcl+cls'         # Tables 1 and 2: losses beside segmentation
+    stage: str = 'joint'            # 3.3: all at once; or pretrain, then the decoder with the encoder frozen or unfrozen
     seed: int = 0
     class_set: int = 8              # 3.1: the 8 classes of Table 1; 10 named in the text; all 13
     left_out: str = 'ignore'        # 3.1: pixels of the other classes
@@ -92,16 +93,12 @@ class DataRecipe:
     fold: int = 0                   # 3.2.3: which of the three validation sets
     fold_scheme: str = 'pinned'     # Video 01 always trains; a strict partition; seeds alone
     valid_labels: bool = True       # 3.1: class labels of validation frames are trained on
-
-# %% ../nbs/00_core.ipynb #ca0c7dbb
-@dataclass(frozen=True)
-class BatchRecipe(DataRecipe):
-    "What stands in a batch, and how it is augmented"
     crop: int = 256                 # 3.2.2, pixels
     scale: float = 0.1              # 3.2.2: factor 1 ± this
     blur: bool = True               # 3.2.2: kernels 3, 5, 7 with sigma 0.8, 1.1, 1.4
     flip: float = 0.5               # 3.2.2: probability of a horizontal flip
     views: int = 1                  # 2.3: augmented copies of a frame in a batch
+    strong: bool = True             # 3.3.1: views of SimCLR and BYOL are those of their own papers
     presence_from: str = 'image'    # Class labels of the whole frame, or of its crop
     batch: int = 200                # 3.2.3: frames of a batch, B
     labelled: int = 60              # 3.2.3: of these with a mask, N
@@ -110,26 +107,23 @@ class BatchRecipe(DataRecipe):
 
 # %% ../nbs/00_core.ipynb #b59e3407
 @dataclass(frozen=True)
-class NetRecipe(BatchRecipe):
-    "The U-Net and its heads"
+class NetRecipe(DataRecipe):
+    "The U-Net and its heads, the three tasks and their weights"
     widths: tuple = (32, 64, 128, 256, 512) # 3.2.1: channels of the U-Net's levels
     norm: str = 'batch'
     up: str = 'transpose'
     bn_frames: str = 'all'          # Which frames enter batch-norm statistics
     scales: int = 3                 # 3.2.1: L, the deepest levels with a projection head
+    skip: int = 0                   # Deepest levels that have none
     dim: int = 128                  # 3.2.1: length of an embedding, D
     projection: str = 'linear'      # Fig. 2: a 1×1 convolution
-
-# %% ../nbs/00_core.ipynb #06a65814
-@dataclass(frozen=True)
-class LossRecipe(NetRecipe):
-    "The three tasks and their weights"
     alpha: float = 0.1              # 3.2.3: weight of the presence loss
     beta: float = 0.03              # 3.2.3: weight of the contrastive loss
     per_scale: str = 'beta'         # Which of the two is divided by L
     temp: float = 0.07              # 3.2.3: temperature τ
     use_phase: bool = True          # 2.1: positives share the phase too
     exclude: str = 'none'           # Positives from the same clip or video left out
+    lonely: str = 'skip'            # Anchors without a positive: left out of the mean, or zeros in it
     reduction: str = 'mean'         # Eq. 4, 5: mean over frames, or the literal sum
     gdl_form: str = 'paper'         # Eq. 6
     gdl_pool: str = 'image'         # Eq. 6: overlap per image, or over the batch
@@ -139,7 +133,7 @@ class LossRecipe(NetRecipe):
 
 # %% ../nbs/00_core.ipynb #bfbf54aa
 @dataclass(frozen=True)
-class Recipe(LossRecipe):
+class Recipe(NetRecipe):
     "Every choice of one run; the defaults are the paper as we read it"
     lr: float = 0.01                # 3.2.3
     wd: float = 0.01                # AdamW's decay
@@ -153,6 +147,7 @@ class Recipe(LossRecipe):
     window: int = 256               # 3.2.3: sliding window, pixels
     overlap: float = 0.25           # 3.2.3
     blend: str = 'constant'
+    valid_step: int = 1             # While training, every how many-th frame of a clip is validated on
     select: str = 'best'            # Weights that are tested: best on validation, or last
 
     def __post_init__(self):
@@ -164,31 +159,38 @@ def check_recipe(r): # `Recipe`
     "Raise `InputError` for the first field that is out of range"
     for k,vs in CHOICES.items():
         if getattr(r, k) not in vs: raise InputError(f'{k}={getattr(r, k)!r}: choose one of {", ".join(map(str, vs))}')
-    for k in 'height width crop batch labelled dim epochs window threads patience pk_frames temp lr'.split():
+    for k in 'height width crop batch labelled dim epochs window threads patience pk_frames valid_step temp lr'.split():
         if not getattr(r, k) > 0: raise InputError(f'{k}={getattr(r, k)!r}: give a number above 0')
     for k in ('budget', 'factor'):
         if not 0 < getattr(r, k) <= 1: raise InputError(f'{k}={getattr(r, k)!r}: give a share above 0 and at most 1, such as 0.05')
     if not 0 <= r.overlap < 1: raise InputError(f'overlap={r.overlap!r}: give a share from 0 to below 1')
     if r.batch < r.labelled: raise InputError(f'batch={r.batch} is smaller than labelled={r.labelled}: raise batch or lower labelled')
-    if not 1 <= r.scales <= len(r.widths): raise InputError(f'scales={r.scales}: choose 1 to {len(r.widths)}, the number of widths')
-    if r.views not in (1, 2): raise InputError(f'views={r.views!r}: choose 1 or 2')
+    top = len(r.widths) - r.skip
+    if r.skip < 0 or not 1 <= r.scales <= top: raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {top}, widths less skip')
+    if r.method == 'random' and r.stage != 'joint': raise InputError(f"stage={r.stage!r} with method='random': a random encoder has one stage; choose stage='joint'")
+    if r.method == 'byol' and r.stage == 'joint': raise InputError("method='byol' with stage='joint': BYOL pre-trains an encoder; choose stage='frozen'")
+    if r.method in ('simclr', 'byol') and r.views < 2: raise InputError(f'method={r.method!r} with views={r.views}: it compares two views; choose views=2')
 
 # %% ../nbs/00_core.ipynb #cf23b9d3
+def tasks(r:Recipe)->set: # Of seg, dcl, cls, simclr and byol
+    "What a run of this recipe trains"
+    return set(r.method.split('+')*(r.stage in ('joint', 'pretrain')) + ['seg']*(r.stage != 'pretrain')) - {'random'}
+
 def loss_weights(r:Recipe)->tuple: # (α of the presence loss, β of the contrastive loss)
     "The two weights of eq. 8, with the division by L done and switched-off terms at 0"
     a = r.alpha/(r.scales if r.per_scale == 'alpha' else 1)
     b = r.beta/(r.scales if r.per_scale == 'beta' else 1)
-    return a*('cls' in r.method), b*('dcl' in r.method)
+    return a*('cls' in tasks(r)), b*bool({'dcl', 'simclr'} & tasks(r))
 
 # %% ../nbs/00_core.ipynb #04b5d308
 _small = dict(height=96, width=171, crop=96, window=96, widths=(8, 16, 32, 64, 128), dim=64, batch=12, labelled=6,
     budget=0.1, schedule='one_cycle', lr=1e-2, epochs=28, overlap=.2, select='last', channels_last=True)
-PRESETS = dict(paper={}, eq8=dict(alpha=0.03, beta=0.1, per_scale='alpha'), demo=_small,
+PRESETS = dict(paper={}, eq8=dict(alpha=0.03, beta=0.1, per_scale='alpha'), demo=_small, study={**_small, **dict(epochs=11, threads=1, valid_step=5)},
     smoke={**_small, **dict(channels_last=False, height=60, width=107, crop=64, window=64, widths=(4, 8, 8, 16, 16), dim=16, batch=6, labelled=3, epochs=1)})
 
 # %% ../nbs/00_core.ipynb #79339867
 def recipe(
-    preset:str='paper', # `paper`, `eq8`, `demo` or `smoke`
+    preset:str='paper', # `paper`, `eq8`, `demo`, `study` or `smoke`
     **changes, # Fields of `Recipe` that differ from the preset
 )->Recipe:
     "A preset, with changes"
@@ -203,7 +205,6 @@ def to_json(self:Recipe)->str: # JSON text with every field
     "All fields as JSON"
     return json.dumps(asdict(self), indent=1)
 
-# %% ../nbs/00_core.ipynb #dab3b9d6
 @patch(cls_method=True)
 def from_json(
     cls:Recipe,

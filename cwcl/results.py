@@ -43,22 +43,22 @@ def evaluate(
     dls, # `DataLoaders` from `cwcl_dls`
     rows:pd.DataFrame, # Frames to test on, with masks
     native:bool=True, # Also at the size of the masks on disk
-)->dict: # `scores`, per-image IoU and surface Dice, share of ignored pixels, and `native`
+)->dict: # `scores`, confusion of each clip, per-image IoU and surface Dice, share of ignored pixels, and `native`
     "Class-wise IoU of a network on frames, by sliding windows, streamed"
     net.eval()
-    n,ignored,per_image,surface,big,seen,cm = len(net.classes),[],[],[],0,0,0
+    n,ignored,per_image,surface,big,seen,clips = len(net.classes),[],[],[],0,0,{}
     for x,mask in dls.test_dl(rows):
         logits,mask = net(x).float(),torch.as_tensor(mask)
         pred = logits.argmax(1)
-        cm = cm + confusion_matrix(pred, mask, n).cpu()
+        for p,m,clip in zip(pred, mask, rows['clip'].iloc[seen:seen+len(x)]): clips[clip] = clips.get(clip, 0) + confusion_matrix(p[None], m[None], n).cpu()
         per_image.append(image_iou(pred, mask, n).cpu())
         surface.append(surface_dice(pred, mask, n).cpu())
         ignored.append((mask == 255).double().mean((1, 2)).cpu())
         if native:
             for o,path in zip(logits, rows['mask'].iloc[seen:seen+len(x)]): big = big + native_confusion(o, path, net.classes).cpu()
         seen += len(x)
-    out = scores(cm, net.classes.names)
-    out.update(frames=seen, ignored_share=float(torch.cat(ignored).mean()))
+    out = scores(sum(clips.values()), net.classes.names)
+    out.update(frames=seen, clips={k: v.tolist() for k,v in clips.items()}, ignored_share=float(torch.cat(ignored).mean()))
     for k,v in dict(image_iou=per_image, surface_dice=surface).items():
         v = torch.cat(v).nanmean(0)
         out.update({k: named(v, net.classes.names), f'mean_{k}': float(v.nanmean())})
@@ -82,7 +82,7 @@ def plot_curves(
 ): # Matplotlib figure
     "Loss terms and validation IoU over epochs"
     fig,(a,b) = plt.subplots(1, 2, figsize=(10, 3), layout='constrained')
-    for k in ('gdl', 'focal', 'presence', 'dcl', 'lonely'):
+    for k in ('gdl', 'focal', 'presence', 'dcl', 'nt_xent', 'lonely'):
         if k in log and log[k].notna().any(): a.plot(log.epoch, log[k]/(log[k].iloc[0] or 1), label=f'{k} (from {log[k].iloc[0]:.2f})')
     a.set(xlabel='epoch', ylabel='share of the first epoch', title='loss terms')
     a.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))

@@ -10,14 +10,14 @@ import copy, torch
 from contextlib import contextmanager
 from torch import nn, Tensor
 from fastcore.basics import patch
-from .core import Recipe, loss_weights
+from .core import Recipe, loss_weights, tasks
 from .data.labels import class_set
 from .infer import sliding_window
 from .losses.contrastive import deep_contrastive_loss, lonely_share
 from .losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
 from .models.heads import ClassificationHead, MultiScaleProjectionHead
 from .models.unet import UNetDecoder, UNetEncoder
-from .pairs import label_set_ids, positive_mask
+from .pairs import label_set_ids, positive_mask, two_view_ids
 
 # %% ../nbs/28_tasks.ipynb #83dc018c
 class CWCLNet(nn.Module):
@@ -29,25 +29,30 @@ class CWCLNet(nn.Module):
     ):
         super().__init__()
         self.recipe,self.classes,self.n_labelled = r,class_set(r.class_set, r.left_out),None
+        top = len(r.widths) - r.skip
+        self.levels = slice(top - r.scales, top)
         self.encoder = UNetEncoder(r.widths, norm=r.norm)
         self.decoder = UNetDecoder(r.widths, len(self.classes), up=r.up, norm=r.norm)
-        self.msph = MultiScaleProjectionHead(r.widths[-r.scales:], r.dim, r.projection)
+        self.msph = MultiScaleProjectionHead(r.widths[self.levels], r.dim, r.projection)
         self.presence_head = ClassificationHead(r.scales, r.dim, len(self.classes))
         for k,v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.as_tensor(v, dtype=torch.float32).flatten())
 
     def segment(self, x): return self.decoder(self.encoder(x), x.shape[-2:])
 
-    def forward(self,
-        x:Tensor, # Normalised frames, `(B,3,H,W)`, the labelled ones first
-    ): # Training: (logits `(N,C,H,W)`, presence logits `(B,C)`, L embeddings `(B,D)`); evaluation: logits `(B,C,H,W)`
-        r = self.recipe
-        if not self.training: return sliding_window(self.segment, x, r.window, r.overlap, r.blend)
-        n = self.n_labelled or len(x)
-        feats = self.encode(x[:n] if r.method == 'random' else x, n)
-        logits = self.decoder([f[:n] for f in feats], x.shape[-2:])
-        if r.method == 'random': return logits, None, []
-        zs = self.msph(feats[-r.scales:])
-        return logits, self.presence_head(zs), zs
+# %% ../nbs/28_tasks.ipynb #5a48010c
+@patch
+def forward(self:CWCLNet,
+    x:Tensor, # Normalised frames, `(B,3,H,W)`, the labelled ones first
+): # Training: (logits `(N,C,H,W)`, presence logits `(B,C)`, L embeddings `(B,D)`); evaluation: logits `(B,C,H,W)`
+    r,goals = self.recipe,tasks(self.recipe)
+    if not self.training: return sliding_window(self.segment, x, r.window, r.overlap, r.blend)
+    n = len(x) if self.n_labelled is None else self.n_labelled
+    feats = self.encode(x[:n] if goals == {'seg'} else x, n)
+    logits = self.decoder([f[:n] for f in feats], x.shape[-2:]) if 'seg' in goals else None
+    if goals == {'seg'}: return logits, None, []
+    apart = n if 'simclr' in goals and r.strong else 0
+    zs = self.msph([f[apart:] for f in feats[self.levels]])
+    return logits, self.presence_head(zs), zs
 
 # %% ../nbs/28_tasks.ipynb #3a26f619
 @contextmanager
@@ -69,9 +74,19 @@ def encode(self:CWCLNet,
     n:int, # Labelled frames, first in the batch
 )->list: # Feature maps, fine to coarse, of all B frames
     "Encode a batch, class-only frames apart if batch norm shall not see them"
-    if self.recipe.bn_frames == 'all' or n == len(x): return self.encoder(x)
+    if self.recipe.bn_frames == 'all' or n in (0, len(x)): return self.encoder(x)
     with frozen_running_stats(self.encoder): cheap = self.encoder(x[n:])
     return [torch.cat(o) for o in zip(self.encoder(x[:n]), cheap)]
+
+# %% ../nbs/28_tasks.ipynb #9b48a341
+@patch
+def train(self:CWCLNet, mode=True):
+    "Training or evaluation mode; a frozen encoder knows only the latter"
+    nn.Module.train(self, mode)
+    frozen = self.recipe.stage == 'frozen'
+    self.encoder.requires_grad_(not frozen)
+    if frozen: self.encoder.eval()
+    return self
 
 # %% ../nbs/28_tasks.ipynb #b95e130e
 def dcl_term(
@@ -80,10 +95,12 @@ def dcl_term(
     group:Tensor|None, # Clip or video, `(B,)`, whose frames are no positives of each other
     temp:float, # Temperature τ
     reduction:str='mean', # Mean over anchors, or the literal sum
+    lonely:str='skip', # Anchors without a positive: left out of the mean, or zeros in it
 )->tuple: # (loss, share of anchors without a positive)
     "Deep contrastive loss of a batch, and how many of its anchors had no positive"
     pos = positive_mask(ids, exclude=group)
-    return deep_contrastive_loss(zs, pos, temp, reduction), lonely_share(pos)
+    loss = deep_contrastive_loss(zs, pos, temp, 'none' if reduction == 'mean' and lonely == 'zero' else reduction)
+    return loss.mean() if loss.ndim else loss, lonely_share(pos)
 
 # %% ../nbs/28_tasks.ipynb #596e750e
 class CWCLLoss(nn.Module):
@@ -114,14 +131,16 @@ def weighted_terms(self:CWCLLoss,
 )->dict: # Name to (weight, value)
     "The terms of eq. 8 that this method has"
     r,(logits,presence_logits,zs) = self.recipe,out
-    terms = self.segmentation(logits, mask)
+    terms = {} if logits is None else self.segmentation(logits, mask)
     if self.alpha:
         weight = self.pos_weight if self.pos_weight is None else self.pos_weight.to(presence.device)
         terms['presence'] = (self.alpha, presence_loss(presence_logits, presence, weight, r.reduction))
-    if self.beta:
+    if self.beta and r.method == 'simclr':
+        terms['nt_xent'] = (self.beta, self.dcl(zs, two_view_ids(len(zs[0])//2, zs[0].device), None, r.temp, r.reduction)[0])
+    elif self.beta:
         phase,clip,video = ids.unbind(1)
         group = dict(none=None, clip=clip, video=video)[r.exclude]
-        loss,lonely = self.dcl(zs, label_set_ids(presence > 0.5, phase if r.use_phase else None), group, r.temp, r.reduction)
+        loss,lonely = self.dcl(zs, label_set_ids(presence > 0.5, phase if r.use_phase else None), group, r.temp, r.reduction, r.lonely)
         terms.update(dcl=(self.beta, loss), lonely=(0., lonely))
     return terms
 

@@ -23,11 +23,14 @@ def test_json_round_trip(preset):
 
 @pytest.mark.parametrize('field', CHOICES)
 def test_every_choice_is_checked(field):
-    for v in CHOICES[field]: assert getattr(replace(Recipe(), **{field: v}), field) == v
+    beside = dict(simclr=dict(views=2), byol=dict(views=2, stage='pretrain'))
+    for v in CHOICES[field]: assert getattr(replace(Recipe(), **{field: v}, **beside.get(v, {})), field) == v
     with pytest.raises(InputError, match=f"{field}='nonsense'"): replace(Recipe(), **{field: 'nonsense'})
 
 @pytest.mark.parametrize('change,says', [(dict(batch=8, labelled=9), 'batch=8 is smaller than labelled=9'), (dict(budget=0), 'budget=0'), (dict(budget=1.5), '1.5'),
-    (dict(scales=6), 'scales=6'), (dict(views=3), 'views=3'), (dict(overlap=1), 'overlap=1'), (dict(temp=0), 'temp=0'), (dict(epochs=-1), 'epochs=-1')])
+    (dict(scales=6), 'scales=6'), (dict(views=3), 'views=3'), (dict(overlap=1), 'overlap=1'), (dict(temp=0), 'temp=0'), (dict(epochs=-1), 'epochs=-1'),
+    (dict(scales=3, skip=3), 'scales=3, skip=3'), (dict(method='random', stage='frozen'), 'one stage'), (dict(method='byol', views=2), 'pre-trains'),
+    (dict(method='simclr'), 'two views')])
 def test_impossible_recipes_are_refused(change, says):
     with pytest.raises(InputError, match=says): recipe('paper', **change)
 

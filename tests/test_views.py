@@ -1,0 +1,158 @@
+"Strong views: what they may change, what they must leave alone, and what decides them"
+import random
+import numpy as np, pytest, torch
+from dataclasses import replace
+from fastai.torch_core import TensorImage, TensorMask
+from torch import Tensor
+from torchvision.transforms import v2
+from cwcl.core import recipe
+from cwcl.data.augment import SegAugment
+from cwcl.data.streams import batch_views, cwcl_dls
+from cwcl.data.views import StrongViews, strong_transform, strong_views
+
+SIZE = 32
+
+def frames(b, seed=0, h=40, w=70):
+    "A training batch of b frames with as many masks"
+    g = torch.Generator().manual_seed(seed)
+    x,m = torch.rand(b, 3, h, w, generator=g),torch.randint(0, 8, (b, h, w), generator=g)
+    return TensorImage(x), TensorMask(m), torch.rand(b, 8, generator=g), torch.arange(3*b).view(b, 3)
+
+def made(n, at=(0, 0), seed=0, **changes):
+    "`StrongViews` for n masks, at an epoch and step"
+    f = StrongViews(SegAugment(recipe('smoke', crop=SIZE, seed=seed, **changes), n_labelled=n))
+    f.at = at
+    return f
+
+def call(f, b): return f(b, split_idx=0)
+def plain(x): return x.as_subclass(Tensor)
+def states(): return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+@pytest.fixture
+def simclr(smoke): return replace(smoke, method='simclr', views=2, scales=1)
+
+@pytest.mark.parametrize('seed', range(4))
+def test_views_are_colours_of_the_size_asked_for(seed):
+    x = frames(12, seed)[0]
+    for image in (x, torch.zeros_like(x), torch.ones_like(x)):
+        views = strong_views(plain(image), SIZE, seed)
+        assert views.shape == (12, 3, SIZE, SIZE) and views.dtype == torch.float32 and views.isfinite().all()
+        assert views.min() >= 0 and views.max() <= 1 + 1e-6
+
+@pytest.mark.parametrize('size', [16, 64, 96, 224, 256])
+def test_blur_has_a_kernel_of_a_tenth_of_the_side(size):
+    blur, = [o.transforms[0] for o in strong_transform(size).transforms if isinstance(o, v2.RandomApply) and isinstance(o.transforms[0], v2.GaussianBlur)]
+    assert all(k % 2 == 1 and abs(k - size/10) <= 1 for k in blur.kernel_size)
+    assert strong_transform(size)(torch.rand(3, 50, 80)).shape == (3, size, size)
+
+def test_the_seed_decides_and_global_generators_do_not():
+    x = plain(frames(4)[0])
+    first,before = strong_views(x, SIZE, 5),states()
+    assert torch.equal(strong_views(x, SIZE, 5), first) and states() == before
+    torch.manual_seed(99)
+    assert torch.equal(strong_views(x, SIZE, 5), first)
+    assert not torch.equal(strong_views(x, SIZE, 6), first)
+
+def test_generators_of_a_gpu_are_left_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeded.append)
+    strong_views(plain(frames(1)[0]), SIZE, 5)
+    assert not seeded
+
+def test_the_state_is_put_back_after_an_error():
+    before = torch.get_rng_state()
+    with pytest.raises(Exception): strong_views(torch.rand(2, 3, 0, 0), SIZE, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+def test_every_frame_has_its_own_draw():
+    x = plain(frames(1)[0]).repeat(8, 1, 1, 1)
+    views = strong_views(x, SIZE, 0)
+    assert all(not torch.allclose(views[i], views[j], atol=1e-3) for i in range(8) for j in range(i))
+    assert torch.equal(strong_views(x[:5], SIZE, 0), views[:5])
+
+def test_half_are_mirrored_and_some_are_grey():
+    ramp = torch.linspace(0.2, 0.8, 70).expand(1, 40, 70)
+    views = strong_views(torch.cat([ramp, ramp*0.5, ramp*0.1])[None].repeat(300, 1, 1, 1), 16, 0)
+    rise = views.sum(1)[..., -4:].mean((1, 2)) - views.sum(1)[..., :4].mean((1, 2))
+    grey = (views.amax(1) - views.amin(1)).amax((1, 2)) < 1e-3
+    assert 0.4 < (rise < 0).float().mean() < 0.6
+    assert 0.13 < grey.float().mean() < 0.3
+
+@pytest.mark.parametrize('b', [3, 5, 9])
+@pytest.mark.parametrize('at', [(0, 0), (2, 7)])
+def test_mild_crops_are_those_of_every_method_to_the_bit(b, at):
+    batch,mild = frames(b),SegAugment(recipe('smoke', crop=SIZE), n_labelled=3)
+    mild.at = at
+    want,want_mask,*_ = call(mild, batch)
+    x,mask,*_ = call(made(3, at), batch)
+    assert len(x) == 3 + 2*b and len(mask) == 3
+    assert torch.equal(x[:3], want[:3]) and torch.equal(mask, want_mask)
+
+def test_mild_crops_do_not_depend_on_the_frames_without_masks():
+    whole = frames(9)
+    few = [call(made(3), tuple(o[:b] for o in whole))[:2] for b in (3, 6, 9)]
+    assert all(torch.equal(x[:3], few[0][0][:3]) and torch.equal(m, few[0][1]) for x,m in few)
+
+def test_types_labels_and_input():
+    batch = frames(5)
+    kept = [o.clone() for o in batch]
+    x,mask,presence,ids = call(made(2), batch)
+    assert (type(x), type(mask), mask.dtype) == (TensorImage, TensorMask, torch.long)
+    assert presence is batch[2] and ids is batch[3]
+    assert all(torch.equal(a, b) for a,b in zip(batch, kept))
+    assert len(call(made(2), batch[:2])) == 2
+
+@pytest.mark.parametrize('masks', [0, 4])
+def test_without_masks_the_views_are_left(masks):
+    x,mask,*labels = frames(4)
+    got,none,*_ = call(made(0), (x, mask[:masks], *labels))
+    assert got.shape == (8, 3, SIZE, SIZE) and none.shape == (0, SIZE, SIZE)
+    assert (type(got), type(none), none.dtype) == (TensorImage, TensorMask, torch.long)
+
+def test_epoch_and_step_decide():
+    batch = frames(4)
+    first = call(made(2, (1, 3)), batch)[0]
+    assert torch.equal(call(made(2, (1, 3)), batch)[0], first)
+    for other in (made(2, (1, 4)), made(2, (0, 3)), made(2, (1, 3), seed=1)):
+        x = call(other, batch)[0]
+        assert not torch.equal(x[:2], first[:2]) and not torch.equal(x[2:6], first[2:6]) and not torch.equal(x[6:], first[6:])
+
+def test_steps_follow_each_other():
+    batch,f = frames(4),made(2, (1, 3))
+    first,second = call(f, batch)[0],call(f, batch)[0]
+    assert f.at == (1, 5) and not torch.equal(first, second)
+    assert torch.equal(call(made(2, (1, 4)), batch)[0], second)
+
+def test_the_two_views_of_a_frame_differ():
+    x = call(made(2), frames(6))[0]
+    assert all(not torch.allclose(a, b, atol=1e-2) for a,b in zip(x[2:8], x[8:]))
+
+def test_no_global_generator_is_used_or_moved():
+    batch = frames(4)
+    torch.manual_seed(1)
+    before = states()
+    first = call(made(2), batch)[0]
+    assert states() == before
+    torch.manual_seed(2)
+    random.seed(2)
+    np.random.seed(2)
+    assert torch.equal(call(made(2), batch)[0], first)
+
+def test_validation_frames_stay_as_they_are():
+    batch = frames(3)
+    assert made(2)(batch, split_idx=1)[0] is batch[0]
+
+@pytest.mark.parametrize('change,kind', [(dict(), 'StrongViews'), (dict(strong=False), 'TwoViews'), (dict(stage='pretrain'), 'StrongViews'), (dict(stage='frozen'), 'SegAugment'),
+    (dict(method='dcl'), 'TwoViews'), (dict(method='dcl', views=1), 'SegAugment'), (dict(method='byol', stage='pretrain'), 'StrongViews')], ids=str)
+def test_which_views_a_recipe_asks_for(simclr, change, kind): assert type(batch_views(replace(simclr, **change), 3)).__name__ == kind
+
+@pytest.mark.parametrize('change', [dict(), dict(presence_from='crop'), dict(stage='pretrain'), dict(stage='pretrain', presence_from='crop')], ids=str)
+def test_batches_of_the_loaders(table, simclr, change):
+    r = replace(simclr, **change)
+    dls = cwcl_dls(table, r, device='cpu')
+    n = r.labelled*(r.stage == 'joint')
+    order = dls.train.batches(0)[0]
+    x,mask,presence,ids = dls.train.one_batch()
+    assert (len(x), len(mask), len(presence), len(ids)) == (n + 2*r.batch, n, r.batch, r.batch)
+    assert torch.equal(presence, dls.train_ds.presence[order]) and torch.equal(ids, dls.train_ds.ids[order])
+    assert torch.equal(x, dls.train.one_batch()[0])

@@ -1,0 +1,174 @@
+"A grid that is killed, shared and looked at"
+import json, os, re, subprocess, sys, pytest
+from dataclasses import replace
+from cwcl.core import InputError
+from cwcl.data.cholec import frame_table
+from cwcl.study.grid import METHODS, Run, do_run, grid, method_recipe, publish, read_result, read_results, run_all
+from cwcl.study.jobs import EpochBar, Worker, batch_rows, estimate, random_batch, say_estimate
+from cwcl.study.readings import READINGS, ablation, fold_parts, same_steps, steps_per_epoch
+
+def small_runs(smoke):
+    "Three kinds of run: joint, joint with two views, two stages"
+    a = method_recipe(smoke, 'dcl+cls', epochs=3, fold=0)
+    return [Run('table1', a), Run('table1', method_recipe(smoke, 'simclr', epochs=2, fold=1)), Run('table2', method_recipe(smoke, 'byol', epochs=2, stage='frozen', fold=2))]
+
+# One interpreter imports everything once and forks a process for each attempt, which is then killed or left alone.
+ZYGOTE = '''
+import os, random, signal, sys, time, json, cwcl.study.grid as g
+from pathlib import Path
+from cwcl.core import Recipe
+folder,data,plan,spec = Path(sys.argv[1]),sys.argv[2],json.loads(sys.argv[3]),json.loads(sys.argv[4])
+runs = [g.Run(t, Recipe(**r)) for t,r in spec]
+real = g.stages_run
+def logged(r, data, phases, out, *args, **kwargs):
+    with open(folder/'journal.txt', 'a') as f: f.write(f'{Path(out).name} {os.getpid()}\\n')
+    return real(r, data, phases, out, *args, **kwargs)
+g.stages_run = logged
+def child():
+    pid = os.fork()
+    if pid: return pid
+    try:
+        g.run_all(runs, folder, data)
+        os._exit(0)
+    except BaseException as e:
+        print(repr(e), file=sys.stderr, flush=True)
+        os._exit(1)
+if plan['kind'] == 'kill':
+    rng,died = random.Random(plan['seed']),[]
+    while len(died) < plan['kills']:
+        pid = child()
+        time.sleep(rng.uniform(*plan['delay']))
+        os.kill(pid, signal.SIGKILL)
+        died.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    pid = child()
+    print(json.dumps(died + [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]))
+else: print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in [child(), child()]]))
+'''
+
+def attempt(folder, data, plan, runs):
+    "Exit codes of the processes"
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = json.dumps([(o.table, vars(o.recipe)) for o in runs])
+    env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    p = subprocess.run([sys.executable, '-c', ZYGOTE, str(folder), str(data), json.dumps(plan), spec], capture_output=True, text=True, env=env, timeout=900)
+    assert not p.returncode, p.stderr[-2000:]
+    return json.loads(p.stdout.splitlines()[-1]),p.stderr
+
+def figures(folder): return {k: (o['test'], o['valid'], o['log'], o['steps'], o['labelled']) for k,o in read_results(folder).items()}
+
+@pytest.fixture(scope='module')
+def undisturbed(smoke, scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('grid')
+    run_all(small_runs(smoke), folder, scenes, device='cpu')
+    return folder
+
+def test_a_grid_killed_five_times_gives_what_an_undisturbed_one_does(smoke, scenes, undisturbed, tmp_path):
+    codes,err = attempt(tmp_path/'g', scenes, dict(kind='kill', seed=3, kills=5, delay=(1., 4.)), small_runs(smoke))
+    assert codes == [-9]*5 + [0], err
+    assert figures(tmp_path/'g') == figures(undisturbed)
+    assert not list((tmp_path/'g').glob('*/checkpoint'))
+
+def test_two_processes_never_do_a_run_twice(smoke, scenes, undisturbed, tmp_path):
+    codes,err = attempt(tmp_path/'g', scenes, dict(kind='two'), small_runs(smoke))
+    assert codes == [0, 0], err
+    done = [o.split()[0] for o in (tmp_path/'g'/'journal.txt').read_text().splitlines()]
+    assert sorted(done) == sorted(o.key for o in small_runs(smoke))
+    assert figures(tmp_path/'g') == figures(undisturbed)
+
+def test_finished_runs_are_read_and_not_repeated(smoke, scenes, undisturbed, monkeypatch):
+    monkeypatch.setattr('cwcl.study.grid.stages_run', lambda *a, **k: pytest.fail('done twice'))
+    assert set(run_all(small_runs(smoke), undisturbed, scenes)) == {o.key for o in small_runs(smoke)}
+
+def test_published_results_hold_what_a_table_needs(smoke, scenes, undisturbed, tmp_path):
+    runs = small_runs(smoke)
+    files = publish([*runs, Run('table1', replace(smoke, seed=9))], undisturbed, tmp_path)
+    assert {o.stem for o in files} == {o.key for o in runs}
+    for run in runs:
+        a,b = run.result(undisturbed),run.result(tmp_path)
+        for k in ('recipe', 'log', 'steps', 'seconds', 'key', 'step_seconds'): assert a[k] == b[k]
+        assert a['test']['confusion'] == b['test']['confusion'] and a['test']['clips'] == b['test']['clips']
+        assert ('pretrain' in b) == (run.recipe.stage == 'frozen')
+
+@pytest.mark.parametrize('table', METHODS)
+def test_methods_of_a_table_do_equal_work(smoke, table):
+    "Steps, masks, seeds, folds and weights of a table differ in the method alone"
+    shared = 'seed fold budget batch labelled epochs lr wd schedule crop widths valid_labels threads select stage'.split()
+    cells = {}
+    for o in grid(table, smoke): cells.setdefault((o.recipe.budget, o.recipe.fold, o.recipe.seed), []).append(o.recipe)
+    for rs in cells.values(): assert len({tuple(getattr(r, k) for k in shared) for r in rs}) == 1
+    assert all({r.method for r in rs} == set(METHODS[table]) for (b,*_),rs in cells.items() if b < 1)
+
+def test_keys_are_method_budget_fold_and_seed(smoke):
+    for table in METHODS:
+        for o in grid(table, smoke, seeds=range(3)):
+            m = re.fullmatch(r'(table[12])-([a-z+]+)-b(\d+)-f(\d)-s(\d)', o.key)
+            r = o.recipe
+            assert m.groups() == (table, r.method, f'{round(100*r.budget):02}', str(r.fold), str(r.seed))
+
+def test_a_study_starts_with_every_method_on_the_first_fold_and_seed(smoke):
+    first = grid('table1', smoke)[:17]
+    assert {(o.recipe.fold, o.recipe.seed) for o in first} == {(0, 0)} and {o.recipe.method for o in first} == set(METHODS['table1'])
+
+@pytest.mark.parametrize('text,says', [('', 'half-written'), ('{"kind": "cwcl run", "vers', 'half-written'), ('[]', 'not the result'), ('{"kind": "other"}', 'not the result'),
+    ('{"kind": "cwcl run", "version": 2, "kit": "9.9"}', 'version 2.*9.9')])
+def test_broken_results_are_named(tmp_path, text, says):
+    (tmp_path/'a.json').write_text(text)
+    with pytest.raises(InputError, match=f'a.json.*{says}'): read_result(tmp_path/'a.json')
+
+def test_results_of_another_recipe_are_refused(smoke, scenes, undisturbed):
+    run = small_runs(smoke)[0]
+    with pytest.raises(InputError, match='made with lr=0.01, this table wants lr=0.02'): do_run(replace(run, recipe=replace(run.recipe, lr=.02)), undisturbed, scenes)
+
+def test_no_folder_of_results(tmp_path):
+    with pytest.raises(InputError, match='no such folder'): read_results(tmp_path/'nowhere')
+
+def test_a_failed_run_leaves_the_finished_ones(smoke, scenes, undisturbed, tmp_path, monkeypatch):
+    "A full disk in the middle of a run"
+    runs = small_runs(smoke)[:1]
+    folder = tmp_path/'g'
+    def full(*a, **k): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m:
+        m.setattr('cwcl.train.save_model', full)
+        with pytest.raises(OSError, match='No space left'): run_all(runs, folder, scenes, device='cpu')
+    assert runs[0].result(folder) is None and (folder/runs[0].key/'checkpoint'/'last.safetensors').exists()
+    run_all(runs, folder, scenes, device='cpu')
+    assert figures(folder)[runs[0].key] == figures(undisturbed)[runs[0].key]
+
+def test_the_estimate_counts_what_is_missing(smoke, scenes, undisturbed, tmp_path):
+    runs,table = small_runs(smoke),frame_table(scenes)
+    none,some = estimate(runs, tmp_path, table, device='cpu'),estimate(runs, undisturbed, table, device='cpu')
+    assert (none['runs'], none['done'], some['done']) == (3, 0, 3) and none['seconds'] > 0 == some['seconds'] == some['bytes']
+    assert '3 runs, 0 of them done' in say_estimate(none, tmp_path/'not'/'there')
+
+@pytest.mark.parametrize('method', ['random', 'simclr', 'byol', 'dcl', 'dcl+cls'])
+def test_random_batches_have_the_rows_of_real_ones(smoke, table, method):
+    from cwcl.data.streams import cwcl_dls
+    for stage in ('joint', 'pretrain', 'frozen'):
+        if (method == 'random' and stage != 'joint') or (method == 'byol' and stage == 'joint'): continue
+        r = method_recipe(smoke, method, stage=stage)
+        x,mask,*_ = cwcl_dls(table, r, device='cpu').train.one_batch()
+        assert batch_rows(r) == (len(x), len(mask))
+        a,b,*_ = random_batch(r, 'cpu')
+        assert a.shape == x.shape and b.shape == mask.shape
+
+def test_the_bar_counts_epochs_of_both_stages(smoke):
+    runs = small_runs(smoke)
+    bar = EpochBar(runs, disable=False, file=open(os.devnull, 'w'))
+    assert bar.bar.total == 3 + 2 + 4
+    bar(dict(key=runs[2].key, epoch=2, epochs=2, stage='pretrain', mean_iou=None))
+    bar(dict(key=runs[2].key, epoch=1, epochs=2, stage='frozen', mean_iou=.3))
+    bar(dict(key='table1-other', epoch=1, epochs=2, stage='joint', mean_iou=.3))
+    assert bar.bar.n == 3
+
+def test_a_worker_does_what_is_free(smoke, scenes, undisturbed):
+    assert Worker()(small_runs(smoke), undisturbed, scenes, device='cpu') == [o.key for o in small_runs(smoke)]
+
+def test_readings_keep_the_steps(smoke, scenes):
+    parts = fold_parts(frame_table(scenes), smoke)
+    r = replace(smoke, epochs=11)
+    pairs = ablation(r, parts)
+    assert len(pairs) == 3*len(READINGS)
+    for a,b in pairs:
+        n = [o.recipe.epochs*steps_per_epoch(o.recipe, parts[o.recipe.fold]) for o in (a, b)]
+        assert abs(n[0] - n[1]) <= steps_per_epoch(a.recipe, parts[a.recipe.fold])/2 + 1
+    assert same_steps(replace(r, batch=12), r, parts[0]).epochs > r.epochs

@@ -13,5 +13,5 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(),
     extras_require=dict(dev=cfg['dev_requirements'].split()),
     packages=find_packages(include=['cwcl', 'cwcl.*']) + ['cwcl._data'],
-    package_dir={'cwcl._data': 'data'}, package_data={'cwcl._data': ['*.csv', '*.json']},
+    package_dir={'cwcl._data': 'data'}, package_data={'cwcl._data': ['*.csv', '*.json', 'results/*.json', 'results/figure3/*']},
     entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]))

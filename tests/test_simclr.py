@@ -165,7 +165,7 @@ def test_network_and_loss_on_pretended_cuda(smoke, strong, frames, stage):
         def zeros(*shape, dtype=torch.int64): return torch.zeros(*shape, dtype=dtype, device='cuda')
         net.n_labelled = n
         out = net(zeros(frames - 2*(n == 0)*strong, 3, 64, 64, dtype=torch.float32))
-        loss = CWCLLoss(r)(out, zeros(n, 64, 64), zeros(4, 8, dtype=torch.float32), zeros(4, 3))
+        loss = CWCLLoss(r)(out, zeros(n, 64, 64), zeros(8 - 4*strong, 8, dtype=torch.float32), zeros(8 - 4*strong, 3))
         assert loss.device.type == nt_xent_loss(out[2][0]).device.type == 'cuda' and len(out[2][0]) == 8
 
 # The Learner
@@ -217,3 +217,11 @@ def test_mild_views_are_found_better_than_by_chance(table, smoke):
     quiet(learn, lambda o: o.fit_one_cycle(6, 1e-2))
     loss = [row[list(learn.recorder.metric_names[1:-1]).index('nt_xent')] for row in learn.recorder.values]
     assert loss[-1] < loss[0] and loss[-1] < math.log(31) - 0.4
+
+def test_batches_of_other_methods_are_refused(table, smoke):
+    "Strangers are never taken for twins"
+    dls = cwcl_dls(table, replace(smoke, views=2), device='cpu')
+    learn = cwcl_learner(dls, 'simclr', simclr_recipe(smoke))
+    x,mask,*labels = dls.train.one_batch()
+    learn.model.train().n_labelled = len(mask)
+    with pytest.raises(ValueError, match='9 embeddings where 24 views were expected'): learn.loss_func(learn.model(x), mask, *labels)

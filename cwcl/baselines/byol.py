@@ -6,7 +6,7 @@
 __all__ = ['byol_loss', 'spread', 'target_momentum', 'move_target', 'byol_head', 'embed', 'BYOLNet', 'BYOLLoss', 'MoveTarget',
            'byol_recipe', 'byol_learner']
 
-# %% ../../nbs/41_baselines.byol.ipynb #e91b8694
+# %% ../../nbs/41_baselines.byol.ipynb #d4bee0ec
 import copy, math, torch
 from dataclasses import replace
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from ..losses.contrastive import normalise
 from ..models.unet import UNetEncoder
 from ..multitask import wired_learner
 
-# %% ../../nbs/41_baselines.byol.ipynb #cb72df0d
+# %% ../../nbs/41_baselines.byol.ipynb #648c388f
 def byol_loss(
     p:Tensor, # Predictions of the online network, `(N,D)`, of any length
     z:Tensor, # Projections of the target network for the other view, `(N,D)`; no gradient goes into them
@@ -30,14 +30,14 @@ def byol_loss(
         raise ValueError(f'predictions of shape {tuple(p.shape)}, targets of shape {tuple(z.shape)}: both must be (N,D), with N of at least 1')
     with torch.autocast(p.device.type, enabled=False): return (2 - 2*(normalise(p)*normalise(z.detach())).sum(1)).mean()
 
-# %% ../../nbs/41_baselines.byol.ipynb #3a67167e
+# %% ../../nbs/41_baselines.byol.ipynb #1bd96510
 def spread(
     z:Tensor, # Embeddings of different frames, `(N,D)`
 )->Tensor: # A number: 0 if all point the same way, about 1 if in all directions alike
     "Deviation of the directions of embeddings, in units of 1/√D"
     return normalise(z.detach()).std(0).mean()*z.shape[1]**0.5
 
-# %% ../../nbs/41_baselines.byol.ipynb #b0932ce7
+# %% ../../nbs/41_baselines.byol.ipynb #2e95d78b
 def target_momentum(
     step:int, # Step of the training, k, from 0
     steps:int, # Steps in all, K
@@ -47,7 +47,7 @@ def target_momentum(
     if not 0 <= step <= steps or steps < 1: raise ValueError(f'step {step} of {steps}: a step lies between 0 and the number of steps, which is at least 1')
     return 1 - (1 - base)*(math.cos(math.pi*step/steps) + 1)/2
 
-# %% ../../nbs/41_baselines.byol.ipynb #6ccd782b
+# %% ../../nbs/41_baselines.byol.ipynb #1e075216
 @torch.no_grad()
 def move_target(
     target:nn.Module, # What follows, changed in place
@@ -57,7 +57,7 @@ def move_target(
     "Move each weight of the target towards that of the online network"
     for xi,theta in zip(target.parameters(), online.parameters(), strict=True): xi.lerp_(theta, 1 - momentum)
 
-# %% ../../nbs/41_baselines.byol.ipynb #a69754df
+# %% ../../nbs/41_baselines.byol.ipynb #34229dcb
 def byol_head(
     c_in:int, # Numbers in
     hidden:int, # Numbers between the layers
@@ -74,7 +74,7 @@ def embed(
     "Project the mean over the deepest map"
     return projector(encoder(x)[-1].mean((-2, -1)))
 
-# %% ../../nbs/41_baselines.byol.ipynb #d2f37fdd
+# %% ../../nbs/41_baselines.byol.ipynb #3eb5246b
 class BYOLNet(nn.Module):
     "An online network that learns and a target network that follows it"
     def __init__(self,
@@ -101,7 +101,7 @@ class BYOLNet(nn.Module):
         with torch.no_grad(): targets = [embed(v, **self.target) for v in views]
         return predictions, targets[::-1]
 
-# %% ../../nbs/41_baselines.byol.ipynb #0b33b476
+# %% ../../nbs/41_baselines.byol.ipynb #d806e711
 class BYOLLoss(nn.Module):
     "The loss of both orders of the views, kept in `terms`"
     terms = {}
@@ -113,7 +113,7 @@ class BYOLLoss(nn.Module):
         self.terms = dict(byol=loss.detach())
         return loss
 
-# %% ../../nbs/41_baselines.byol.ipynb #df4996a3
+# %% ../../nbs/41_baselines.byol.ipynb #1732064d
 class MoveTarget(Callback):
     "Let the target follow after each step of the optimizer"
     def __init__(self, base=0.996): self.base = base
@@ -125,7 +125,7 @@ class MoveTarget(Callback):
         momentum = target_momentum(self.epoch*self.n_iter + self.iter, self.n_epoch*self.n_iter, self.base)
         for k,o in net.target.items(): move_target(o, getattr(net, k), momentum)
 
-# %% ../../nbs/41_baselines.byol.ipynb #209caae1
+# %% ../../nbs/41_baselines.byol.ipynb #33e73341
 def byol_recipe(
     r:Recipe, # Any recipe
 )->Recipe:

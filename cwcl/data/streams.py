@@ -95,7 +95,8 @@ def show_batch(self:TwoStreamDL, b=None, max_n=8, ctxs=None, show=True, **kwargs
     n = max(min(len(masks), -(-max_n//2)), max_n - (len(images)-len(masks)))
     first = [(*o, 'mask') for o in zip(images[:n], masks)]
     names = [', '.join(v for v,p in zip(self.vocab, row) if p > .5) for row in b[2]]
-    rest = [(i, None, textwrap.fill(t, 28)) for i,t in zip(images[len(masks):], names[len(masks):])]
+    behind = names[len(masks):] if len(names) == len(images) else 2*names
+    rest = [(i, None, textwrap.fill(t, 28)) for i,t in zip(images[len(masks):], behind)]
     show_grid(first + rest[:max_n-len(first)], self.classes, ctxs=ctxs, **kwargs)
 
 # %% ../../nbs/15_data.streams.ipynb #4a8d394c

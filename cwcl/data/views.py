@@ -31,7 +31,7 @@ def strong_views(
     "One strong view of each frame"
     f = strong_transform(size)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return torch.stack([f(x) for x in image])
 
 # %% ../../nbs/14_data.views.ipynb #1977ea85

@@ -1,0 +1,61 @@
+"The command behind the tables, as a user meets it"
+import os, re, subprocess, sys, time, pytest
+from pathlib import Path
+from cwcl.core import InputError, data_file, recipe
+from cwcl.study.claims import CLAIMS
+from cwcl.study.command import claims_of, embedded_frames, published_folder, wanted_runs, whole_numbers
+
+def command(*args, cwd, **kwargs):
+    "Exit code, output, errors"
+    env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    p = subprocess.run([Path(sys.executable).with_name('cwcl_table'), *args], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env, **kwargs)
+    return p.returncode,p.stdout,p.stderr
+
+def complete(): return len(list(data_file('results').glob('table[12]-*.json'))) == 126
+
+@pytest.mark.skipif(not (published_folder() and complete()), reason='the published results are not complete')
+@pytest.mark.parametrize('table,rows', [(1, 17), (2, 4)])
+def test_published_tables_are_printed_in_seconds(tmp_path, table, rows):
+    start = time.time()
+    code,out,err = command('--table', str(table), '--per_fold', cwd=tmp_path, timeout=300)
+    assert not code, err
+    body = [o for o in out.splitlines() if re.match(r'\| (Random|SimCLR|BYOL|DCL|cls)', o)]
+    assert len(body) == rows and 'missing' not in out and 'n/a' not in '\n'.join(body)
+    assert time.time() - start < 60 and {o.name for o in (tmp_path/'runs'/'study').iterdir()} == {f'table{table}.{k}' for k in ('md', 'tex', 'csv')}
+
+@pytest.mark.parametrize('args,says', [(['--table', '3'], 'Tables 1 and 2'), (['--folds', '0;1'], 'whole numbers'), (['--seeds', '1,1'], 'different numbers'), (['--jobs', '0'], 'at least 1'),
+    (['--preset', 'tiny'], 'choose one of'), (['--change', 'tmep=1'], 'no field'), (['--data', 'nowhere', '--preset', 'smoke'], 'nowhere')])
+def test_bad_input_is_one_line(tmp_path, args, says):
+    code,_,err = command(*args, cwd=tmp_path, timeout=120)
+    assert code == 1 and says in err and 'Traceback' not in err and len(err.strip().splitlines()) == 1
+
+def test_nothing_starts_unasked(tmp_path, scenes):
+    code,out,err = command('--data', str(scenes), '--preset', 'smoke', '--change', 'budget=0.5', '--folds', '0', '--seeds', '0', '--table', '2', cwd=tmp_path, timeout=300)
+    assert code == 1 and '4 runs, 0 of them done' in out and 'say --yes to start' in err
+    assert not list((tmp_path/'runs'/'smoke').glob('table2-*'))
+
+def test_help_names_every_option(tmp_path):
+    code,out,_ = command('--help', cwd=tmp_path, timeout=120)
+    assert not code and all(o in out for o in '--table --ablate --data --phases --out --preset --folds --seeds --jobs --cluster --partition --gpus --timeout --resubmit --yes'.split())
+
+def test_every_claim_belongs_to_one_table():
+    one,two = claims_of('table1'),claims_of('table2')
+    assert set(c.name for c in one) | set(c.name for c in two) == {c.name for c in CLAIMS} and not {c.name for c in one} & {c.name for c in two}
+
+def test_scenes_are_drawn_once(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr('cwcl.study.command.write_scenes', lambda path, frames_per_clip: drawn.append(frames_per_clip) or path)
+    embedded_frames('smoke', tmp_path)
+    (tmp_path/'scenes-2').mkdir()
+    (tmp_path/'scenes-2'/'scenes.json').write_text('{"frames_per_clip": 2}')
+    embedded_frames('smoke', tmp_path)
+    assert drawn == [2, 2]
+
+def test_an_ablation_brings_its_bases_first():
+    runs,pairs = wanted_runs('ablate', recipe('smoke'), (0, 1), (0,), {0: (60, 20), 1: (50, 30)})
+    place = {o.key: i for i,o in enumerate(runs)}
+    assert len(place) == len(runs) and all(place[b.key] < place[a.key] for a,b in pairs)
+
+def test_whole_numbers():
+    assert whole_numbers('0,2', 'folds') == (0, 2)
+    with pytest.raises(InputError, match='--seeds -1'): whole_numbers('-1', 'seeds')

@@ -70,7 +70,7 @@ def default_device()->torch.device:
 CHOICES = dict(method=('random', 'simclr', 'byol', 'dcl', 'cls', 'dcl+cls'), stage=('joint', 'pretrain', 'frozen', 'unfrozen'), class_set=(8, 10, 13), left_out=('ignore', 'background'),
     budget_unit=('frame', 'clip', 'video'), budget_of=('fold', 'train', 'all'), fold_scheme=('pinned', 'partition', 'seeds'),
     sampler=('uniform', 'pk'), views=(1, 2), presence_from=('image', 'crop'), norm=('batch', 'group'), up=('transpose', 'bilinear'),
-    projection=('linear', 'mlp'), per_scale=('alpha', 'beta', 'none'), reduction=('mean', 'sum'), exclude=('none', 'clip', 'video'),
+    projection=('linear', 'mlp', 'mlp_bn'), per_scale=('alpha', 'beta', 'none'), reduction=('mean', 'sum'), exclude=('none', 'clip', 'video'),
     lonely=('skip', 'zero'), gdl_form=('paper', 'sudre', 'monai'), gdl_pool=('image', 'batch'), bn_frames=('all', 'labelled'), schedule=('plateau', 'one_cycle'),
     precision=('fp32', 'bf16', 'fp16'), blend=('constant', 'gaussian'), select=('best', 'last'))
 

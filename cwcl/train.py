@@ -101,9 +101,10 @@ def train_run(
     learn,log = train_learner(r, table, out, device, progress, init, cbs=cbs)
     seconds,valid = time.time() - start,table[table.part == 'valid']
     test = valid if split == 'none' else table[(table.part == 'test') & (table['mask'] != '')]
-    metrics = dict(run_facts(learn, log, table, remarks), overfit=split == 'none', train_seconds=round(seconds, 2),
+    data = licence_of(data, table)
+    metrics = dict(run_facts(learn, log, table, remarks), data=data, overfit=split == 'none', train_seconds=round(seconds, 2),
         test=evaluate(learn.model, learn.dls, test) if len(test) else None, valid=evaluate(learn.model, learn.dls, valid, native=False))
-    finish_run(out, learn, log, metrics, test if len(test) else valid, licence_of(data, table))
+    finish_run(out, learn, log, metrics, test if len(test) else valid, data)
     metrics['seconds'] = round(time.time() - start, 2)
     with atomic_path(out/'metrics.json') as p: p.write_text(json.dumps(metrics, indent=1))
     shutil.rmtree(out/'checkpoint')

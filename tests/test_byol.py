@@ -10,11 +10,12 @@ from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.baselines.byol import BYOLLoss, BYOLNet, MoveTarget, byol_head, byol_learner, byol_loss, byol_recipe, embed, move_target, spread, target_momentum
+from cwcl.baselines.byol import BYOLLoss, BYOLNet, MoveTarget, byol_learner, byol_loss, byol_recipe, embed, move_target, spread, target_momentum
 from cwcl.checkpoint import load_encoder, save_model
 from cwcl.core import InputError, recipe, set_seed, tasks
 from cwcl.data.streams import cwcl_dls
 from cwcl.models.unet import UNetEncoder
+from cwcl.models.heads import mlp_bn
 from cwcl.multitask import cwcl_learner
 from cwcl.resume import ResumeCallback
 from cwcl.tasks import CWCLNet
@@ -111,7 +112,7 @@ def test_half_of_the_way_is_the_mean_of_the_two_ends(): assert target_momentum(5
 @pytest.mark.parametrize('momentum', [0., .3, .996, 1.])
 def test_moving_is_that_of_lightly_and_leaves_running_averages_alone(momentum):
     torch.manual_seed(0)
-    online,target = [byol_head(6, 8, 4) for _ in range(2)]
+    online,target = [mlp_bn(6, 8, 4) for _ in range(2)]
     for o in (online, target): o(torch.randn(20, 6))
     peer,before = copy.deepcopy(target),{k: v.clone() for k,v in target.named_buffers()}
     move_target(target, online, momentum)

@@ -101,9 +101,14 @@ def test_methods_of_a_table_do_equal_work(smoke, table):
 def test_keys_are_method_budget_fold_and_seed(smoke):
     for table in METHODS:
         for o in grid(table, smoke, seeds=range(3)):
-            m = re.fullmatch(r'(table[12])-([a-z+]+)-b(\d+)-f(\d)-s(\d)', o.key)
+            m = re.fullmatch(r'(table[12])-([a-z+]+)-b(\d+)-f(\d)-s(\d+)', o.key)
             r = o.recipe
             assert m.groups() == (table, r.method, f'{round(100*r.budget):02}', str(r.fold), str(r.seed))
+
+def test_no_two_folds_share_a_seed(smoke):
+    for table in METHODS:
+        seen = {(o.recipe.seed, o.recipe.fold) for o in grid(table, smoke, seeds=range(10))}
+        assert len({s for s,_ in seen}) == len(seen) == 30
 
 def test_a_study_starts_with_every_method_on_the_first_fold_and_seed(smoke):
     first = grid('table1', smoke)[:17]

@@ -57,6 +57,13 @@ def test_laws(projection):
         bias = [p.bias for p in head.projections]
         for a,z,b in zip(head([3*m for m in maps]), zs, bias): torch.testing.assert_close(a - b, 3*(z - b))
 
+def test_batch_norm_takes_off_what_frames_share():
+    "A constant added to every frame changes nothing, a frame alone cannot be normalised"
+    torch.manual_seed(0)
+    head,m = MSPH((8,), 4, 'mlp_bn'),torch.rand(6, 8, 5, 7)
+    torch.testing.assert_close(head([m + 3])[0], head([m])[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match='more than 1 value'): head([m[:1]])
+
 def test_classification_head_literal():
     "A logit is the inner product with the concatenated embeddings, plus a bias"
     torch.manual_seed(0)
@@ -109,6 +116,6 @@ def test_bad_input():
     maps = random_maps(0)
     with pytest.raises(ValueError, match=r'2 maps of \(4, 6\) channels: the head takes \(4, 6, 9\)'): MSPH((4, 6, 9)).double()(maps[:2])
     with pytest.raises(ValueError, match=r'\(9, 6, 4\)'): MSPH((4, 6, 9)).double()(maps[::-1])
-    with pytest.raises(ValueError, match="'conv'.*'linear' or 'mlp'"): projection_layer('conv', 4)
+    with pytest.raises(ValueError, match="'conv'.*'linear', 'mlp' or 'mlp_bn'"): projection_layer('conv', 4)
     with pytest.raises(ValueError, match=r'\[5, 5\]: the head takes 3 of 5'): ClassificationHead(3, 5, 2)([torch.rand(2, 5)]*2)
     with pytest.raises(ValueError, match=r'\[5, 4\]: the head takes 2 of 5'): ClassificationHead(2, 5, 2)([torch.rand(2, 5), torch.rand(2, 4)])

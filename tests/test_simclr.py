@@ -98,7 +98,7 @@ def test_recipe_changes_what_it_says_and_nothing_else(preset):
     got = simclr_recipe(base)
     changed = {k for k,v in asdict(got).items() if v != getattr(base, k)}
     assert changed == {'method', 'views', 'scales', 'projection'}
-    assert (got.method, got.views, got.scales, got.projection, got.strong) == ('simclr', 2, 1, 'mlp', True)
+    assert (got.method, got.views, got.scales, got.projection, got.strong) == ('simclr', 2, 1, 'mlp_bn', True)
     assert loss_weights(got) == (0, base.beta)
 
 def test_recipe_takes_changes_and_refuses_one_view(smoke):

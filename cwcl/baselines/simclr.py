@@ -30,7 +30,7 @@ def simclr_recipe(
     **changes, # Fields that shall differ from SimCLR's
 )->Recipe:
     "SimCLR at the setting of another recipe: two views, the deepest scale, its own head"
-    return replace(r, **{**dict(method='simclr', views=2, scales=1, projection='mlp'), **changes})
+    return replace(r, **{**dict(method='simclr', views=2, scales=1, projection='mlp_bn'), **changes})
 
 # %% ../../nbs/40_baselines.simclr.ipynb #8f375c46
 @delegates(cwcl_learner)

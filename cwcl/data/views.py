@@ -15,11 +15,13 @@ from fastai.torch_core import TensorImage
 # %% ../../nbs/14_data.views.ipynb #eb7f3534
 def strong_transform(
     size:int, # Side of a view, pixels
+    area:float=0.2, # A crop has at least this share of the frame
+    colour:float=0.5, # Strength of the change of colours, 1 for photographs
 )->v2.Compose: # Float frame `(3,H,W)` in 0..1 to `(3,size,size)`
-    "Crop, mirror, colours, grey and blur, as in SimCLR's paper"
-    kernel = size//20*2 + 1
-    return v2.Compose([v2.RandomResizedCrop(size, scale=(0.08, 1), antialias=True), v2.RandomHorizontalFlip(),
-        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8), v2.RandomGrayscale(0.2),
+    "Crop, mirror, colours, grey and blur, in the order of SimCLR's paper"
+    kernel,k = size//20*2 + 1,0.8*colour
+    return v2.Compose([v2.RandomResizedCrop(size, scale=(area, 1), antialias=True), v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(k, k, k, k/4)], p=0.8), v2.RandomGrayscale(0.2),
         v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.))], p=0.5)])
 
 # %% ../../nbs/14_data.views.ipynb #72989b07

@@ -102,11 +102,10 @@ def report_table(
     runs:list, # Of `Run`
     results:dict, # Key to result
     out, # Folder for Markdown, LaTeX and CSV
-    data='', # What the frames are
     folds:bool=False, # Also fold by fold
 )->list: # Files
     "Print a table with its notes and verdicts, and write it"
-    t,notes = dict(table1=table1, table2=table2)[table](runs, results),table_notes(runs, results, data)
+    t,notes = dict(table1=table1, table2=table2)[table](runs, results),table_notes(runs, results)
     print(table_markdown(t), *(f'- {o}' for o in notes), sep='\n')
     if folds: print('\nMean IoU fold by fold\n', fold_table(runs, results).round(3).to_string(na_rep='missing'), sep='\n')
     print('\nThe paper\'s claims, judged by these runs\n', say_verdicts(results, table), sep='\n')
@@ -159,7 +158,7 @@ def frame_counts(
     folder, # Published results
 )->dict: # Fold to (training frames, validation frames)
     "How many frames the folds of published runs had"
-    found = (json.loads(o.read_text()) for o in sorted(Path(folder).glob('table1-random-b100-f*-s0.json')))
+    found = (json.loads(o.read_text()) for o in sorted(Path(folder).glob('table1-random-*.json')))
     return {o['recipe']['fold']: (o['frames']['train'], o['frames']['valid']) for o in found}
 
 # %% ../../nbs/53_study.command.ipynb #793f1d8b
@@ -205,4 +204,4 @@ def cwcl_table(
         do_missing(todo, out, data or embedded_frames(preset), phases, jobs, cluster, device, **options)
     results = {o.key: found for o in runs if (found := find_result(o, folders))}
     if ablate: report_ablation(pairs, results, out)
-    else: report_table(name, runs, results, out, '' if data else 'embedded scenes', per_fold)
+    else: report_table(name, runs, results, out, per_fold)

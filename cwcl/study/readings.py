@@ -10,7 +10,7 @@ import pandas as pd
 from dataclasses import dataclass, field, replace
 from ..core import Recipe
 from ..data.splits import split_frames
-from .grid import Run, method_recipe
+from .grid import Run, fold_seed, method_recipe
 
 # %% ../../nbs/51_study.readings.ipynb #244dc9b9
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def ablation(
     "Every reading on every fold, with its base"
     pairs = []
     for f,s,o in ((f, s, o) for s in seeds for f in parts for o in readings):
-        base = method_recipe(r, o.base, budget=budget, fold=f, seed=s)
+        base = method_recipe(r, o.base, budget=budget, fold=f, seed=fold_seed(f, s))
         changed = same_steps(replace(base, **o.changes), base, parts[f])
         pairs.append((Run('ablate', changed, o.name), Run('table1', base)))
     return pairs

@@ -1,0 +1,362 @@
+"Figures of the study: what is drawn against numbers worked out by hand, what is stored against what was segmented."
+import json, math, matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, shutil, torch
+from dataclasses import replace
+from itertools import product
+from PIL import Image
+from scipy.stats import t as student, ttest_1samp
+from cwcl.checkpoint import load_model, save_model
+from cwcl.core import CHOICES, InputError
+from cwcl.data.cholec import frame_table
+from cwcl.data.labels import IGNORE, class_set
+from cwcl.study.claims import CLAIMS, Claim, Part
+from cwcl.study.figures import figure3, read_figure3, save_figure3, save_mask, segmentations, weights_of
+from cwcl.study.gaps import gap_plot, gap_rows
+from cwcl.study.grid import Run, grid, method_recipe
+from cwcl.study.measures import NAMES
+from cwcl.study.panels import LOOK, budget_curve, chart_runs, class_bars, fold_scores, learning_curves, look, method_label, published_scores, t_interval
+from cwcl.study.pictures import alike, choose_frames, figure1, found_pairs, paper_pairs, pick_frames
+from cwcl.tasks import CWCLNet
+
+METHODS = ('random', 'simclr', 'dcl', 'cls', 'dcl+cls')
+FOLD,SEED = (.3, .2, .25),(.01, -.01)
+
+def invented(method, budget, fold, seed, stage='joint', epochs=4, **kwargs):
+    "A run with known numbers: class c at .01c + .02 for each method + its fold and seed"
+    iou = {c: .01*i + .02*list(LOOK.index).index(method) + FOLD[fold] + SEED[seed] for i,c in enumerate(NAMES)}
+    log = [dict(epoch=e, mean_iou=.1*e + FOLD[fold] + SEED[seed]) for e in range(1, epochs+1)]
+    return dict(recipe=dict(method=method, budget=budget, fold=fold, seed=seed, stage=stage), test=dict(class_iou=iou), log=log, **kwargs)
+
+STUDY = [invented(*o) for o in product(METHODS, (.01, .05, .1), range(3), range(2))]
+TWO = [invented(*o, 'frozen') for o in product(('simclr', 'byol', 'dcl', 'dcl+cls'), (.05,), range(3), range(2))]
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close('all')
+
+def texts(fig): return [t for t in fig.findobj(plt.Text) if t.get_visible() and t.get_text().strip()]
+def said(fig): return [t.get_text() for t in texts(fig)]
+def legend(fig): return [t.get_text() for t in fig.legends[0].get_texts()]
+
+# Methods
+
+def test_every_method_has_a_look_of_its_own():
+    assert set(LOOK.index) == set(CHOICES['method'])
+    for k in LOOK: assert LOOK[k].is_unique, k
+    assert [method_label(m) for m in (*METHODS, 'byol-2stage')] == ['Random', 'SimCLR', 'Ours DCL', 'Ours cls', 'Ours DCL+cls', 'BYOL, 2 stages']
+    assert look('dcl-2stage').colour == look('dcl').colour
+
+def test_one_chart_holds_one_kind_of_runs():
+    odd = [invented('dcl', .1, 0, 0, key='ablate-dcl-b10-f0-s0-temp=1'), dict(invented('dcl', .1, 0, 0), test=None), invented('dcl', .1, 0, 0, 'pretrain')]
+    assert chart_runs(STUDY + odd + TWO) == STUDY and chart_runs(STUDY + odd + TWO, True) == TWO
+    assert chart_runs({str(i): o for i,o in enumerate(STUDY)}) == STUDY
+
+@pytest.mark.parametrize('chart', [learning_curves, class_bars, budget_curve])
+def test_nothing_to_draw_is_one_line(chart):
+    for results in ([], {}, TWO):
+        with pytest.raises(InputError, match='nothing to draw') as e: chart(results)
+        assert '\n' not in str(e.value)
+    with pytest.raises(InputError, match='two stages'): chart(STUDY, two_stage=True)
+
+@pytest.mark.parametrize('chart', [learning_curves, class_bars])
+def test_a_budget_without_runs_names_those_that_are_there(chart):
+    with pytest.raises(InputError, match='budget=0.1: .* at 1, 5, 10$'): chart(STUDY, .1)
+
+def test_runs_without_a_log_are_said():
+    with pytest.raises(InputError, match='no run has a log|nothing to draw'): learning_curves([dict(o, log=[]) for o in STUDY])
+
+# Intervals
+
+@pytest.mark.parametrize('n', [2, 3, 7])
+def test_interval_is_that_of_the_t_test(n):
+    x = np.random.default_rng(n).normal(size=n)
+    for alpha in (.05, .2): assert t_interval(x, alpha) == pytest.approx(tuple(ttest_1samp(x, 0).confidence_interval(1-alpha)))
+    assert all(math.isnan(o) for o in t_interval(x[:1]))
+
+def test_fold_scores_are_means_of_seeds():
+    df = fold_scores(STUDY[:-1])
+    got = df.set_index(['method', 'budget', 'measure', 'fold']).value
+    assert got['dcl', 5, 'liver', 1] == pytest.approx(.02 + .04 + .2)
+    assert got['cls', 1, 'mean IoU', 2] == pytest.approx(.035 + .06 + .25)
+    assert got['dcl+cls', 10, 'fat', 2] == pytest.approx(.03 + .08 + .25 + .01)
+    assert len(df) == 5*3*9*3
+
+# Bars
+
+def bars(fig): return [[p.get_height() for p in c.patches] for c in fig.axes[0].containers]
+
+def test_bars_are_means_of_folds():
+    fig = class_bars(STUDY, 10)
+    for j,row in enumerate(bars(fig)): assert row == pytest.approx([.035 + .02*j + .25] + [.01*i + .02*j + .25 for i in range(8)])
+    assert fig.axes[0].get_ylim() == (0, 1) and legend(fig) == [*LOOK.label[list(METHODS)], 'published']
+    assert [c.patches[0].get_hatch() or '' for c in fig.axes[0].containers] == list(LOOK.hatch[list(METHODS)])
+
+def test_intervals_of_bars_are_t_intervals_of_three_folds():
+    fig = class_bars(STUDY, 10, published=False)
+    half = student.ppf(.975, 2)*np.std(FOLD, ddof=1)/3**.5
+    ends = {(round(float(np.nanmin(l.get_ydata())), 6), round(float(np.nanmax(l.get_ydata())), 6)) for l in fig.axes[0].lines}
+    assert ends == {(round(m-half, 6), round(m+half, 6)) for j in range(5) for m in [.035 + .02*j + .25] + [.01*i + .02*j + .25 for i in range(8)]}
+    assert '3 folds' in fig.axes[0].get_title() and 'published' not in legend(fig)
+
+def test_diamonds_stand_on_their_bars():
+    fig = class_bars(STUDY, 5)
+    theirs,marks = published_scores(),[l for l in fig.axes[0].lines if l.get_marker() == 'D']
+    where = {(round(float(l.get_xdata()[0]), 6)): float(l.get_ydata()[0]) for l in marks}
+    for c,m in zip(fig.axes[0].containers, METHODS):
+        for p,measure in zip(c.patches, ('mean IoU', *NAMES)): assert where[round(p.get_x() + p.get_width()/2, 6)] == pytest.approx(theirs[m, 5, measure])
+    assert theirs['dcl+cls', 5, 'connective tissue'] == .336 and theirs['random', 10, 'mean IoU'] == pytest.approx(.4525)
+
+def test_what_is_missing_is_left_out_or_said():
+    fig = class_bars([o for o in STUDY if o['recipe']['method'] != 'cls'], 10)
+    assert legend(fig) == ['Random', 'SimCLR', 'Ours DCL', 'Ours DCL+cls', 'published'] and 'n/a' not in said(fig)
+    for o in (lost := [invented(*o) for o in product(METHODS, (.1,), range(3), range(2))]):
+        if o['recipe']['method'] == 'dcl': o['test']['class_iou']['grasper'] = None
+    fig = class_bars(lost, 10)
+    assert said(fig).count('n/a') == 1 and len(fig.axes[0].containers) == 5
+    text = next(t for t in fig.axes[0].texts if t.get_text() == 'n/a')
+    assert text.get_position()[0] == pytest.approx(5)
+    assert 'one fold, so no interval' in class_bars([o for o in STUDY if o['recipe']['fold'] == 0], 10).axes[0].get_title()
+
+def test_two_stages_are_a_chart_of_their_own():
+    fig = class_bars(STUDY + TWO, 5, two_stage=True)
+    assert legend(fig) == ['SimCLR', 'Ours DCL', 'Ours DCL+cls', 'BYOL', 'published'] and 'two stages' in fig.axes[0].get_title()
+    marks = {round(float(l.get_ydata()[0]), 3) for l in fig.axes[0].lines if l.get_marker() == 'D'}
+    assert .919 not in marks and .916 in marks
+
+# Lines
+
+def test_curves_and_their_range():
+    few = [o for o in STUDY if o['recipe']['budget'] > .01]
+    fig = learning_curves(few)
+    assert [ax.get_title() for ax in fig.axes] == ['5 % of masks, runs of a method: 6', '10 % of masks, runs of a method: 6']
+    for line in fig.axes[0].lines: assert line.get_ydata() == pytest.approx([.1*e + .25 for e in range(1, 5)])
+    band = fig.axes[0].collections[0].get_paths()[0].vertices
+    assert (band[band[:,0] == 3,1].min(), band[band[:,0] == 3,1].max()) == pytest.approx((.3 + .2 - .01, .3 + .3 + .01))
+    assert 'from the lowest to the highest' in ' '.join(said(fig)) and legend(fig) == list(LOOK.label[list(METHODS)])
+    assert len(learning_curves(STUDY, 5).axes) == 1 and len([a for a in learning_curves(STUDY).axes if a.axison]) == 3
+
+def test_shorter_logs_and_epochs_without_a_score_are_no_error():
+    odd = [dict(STUDY[0], log=STUDY[0]['log'][:2] + [dict(epoch=3, mean_iou=None)])] + STUDY[1:]
+    assert '5 to 6' in learning_curves(odd, 1).axes[0].get_title()
+
+def test_budget_curve():
+    fig = budget_curve(STUDY + [invented('dcl+cls', 1., f, 0) for f in range(3)])
+    ax,half = fig.axes[0],student.ppf(.975, 2)*np.std(FOLD, ddof=1)/3**.5
+    assert ax.get_xscale() == 'log' and [t.get_text() for t in ax.get_xticklabels()] == ['1 %', '5 %', '10 %', '100 %']
+    for j,c in enumerate(ax.containers):
+        n,(line,caps,(up,)) = 3 + (j == 4),c.lines
+        assert line.get_ydata()[:3] == pytest.approx([.035 + .02*j + .25]*3) and len(line.get_ydata()) == n
+        assert [s[1,1] - s[0,1] for s in up.get_segments()][:3] == pytest.approx([2*half]*3)
+        assert np.all(abs(np.log(np.array(line.get_xdata(), float)/[1, 5, 10, 100][:n])) < .2)
+        assert line.get_marker() == LOOK.marker.iloc[j]
+    assert len({round(float(c.lines[0].get_xdata()[0]), 4) for c in ax.containers}) == 5
+    thin = [l for l in ax.lines if l.get_linewidth() == .7]
+    assert len(thin) == 5 and {l.get_linestyle() for l in thin} == {'--'} and thin[0].get_ydata() == pytest.approx([published_scores()['random', b, 'mean IoU'] for b in (1, 5, 10)])
+    assert not [l for l in budget_curve(STUDY, published=False).axes[0].lines if l.get_linewidth() == .7]
+    assert len(budget_curve(TWO, two_stage=True).axes[0].containers) == 4
+
+def test_one_fold_has_points_and_no_interval():
+    fig = budget_curve([o for o in STUDY if o['recipe']['fold'] == 1])
+    assert 'one fold' in fig.axes[0].get_title()
+    for c in fig.axes[0].containers: assert [s[1,1] - s[0,1] for s in c.lines[2][0].get_segments()] == pytest.approx([0]*3)
+
+# Gaps
+
+PARTS = (Part('mean IoU', 5, 'dcl', 'random', margin=.05), Part('liver', 5, 'dcl', 'random', 'within', .03), Part('fat', 10, 'cls', 'random'))
+TOLD = (Claim('told', 'invented', '0', PARTS), Claim('ratio', 'invented', '0', (Part('epochs to level', 5, 'dcl', 'random', 'under', 1.25),)))
+
+def verdict_frame():
+    "Rows as `verdicts` gives them, with numbers made up"
+    def row(claim, p, estimate, low, high, verdict, reason='', whole=False, n=3):
+        numbers = dict(estimate=estimate, low=low, high=high, level=.95, comparisons=n)
+        return dict(claim=claim, comparison=str(p), whole=whole, verdict=verdict, reason=reason, **numbers)
+    rows = [row('told', PARTS[0], .08, .06, .10, 'holds'), row('told', PARTS[1], .05, .04, .06, 'does not hold'),
+        row('told', PARTS[2], .02, math.nan, math.nan, 'cannot be told', 'missing runs at 10 %'), row('told', 'all 3', math.nan, math.nan, math.nan, 'does not hold', whole=True),
+        row('ratio', TOLD[1].parts[0], .8, .5, math.inf, 'cannot be told', whole=True, n=1)]
+    return pd.DataFrame(rows)
+
+def test_gaps_are_those_of_the_frame():
+    fig = gap_plot(verdict_frame(), 'told', TOLD)
+    ax = fig.axes[0]
+    assert [t.get_text() for t in ax.texts] == ['holds', 'does not hold', 'cannot be told\nmissing runs']
+    assert [t.get_text() for t in ax.get_yticklabels()] == ['Ours DCL − Random\nmean IoU, 5 %', 'Ours DCL − Random\nliver, 5 %', 'Ours cls − Random\nfat, 10 %']
+    drawn = {int(l.get_ydata()[0]): l.get_xdata() for l in ax.lines if len(l.get_xdata()) == 2 and l.get_ydata()[0] == l.get_ydata()[1]}
+    assert drawn[0] == pytest.approx([.06, .10]) and drawn[1] == pytest.approx([.04, .06])
+    dots = [(l.get_marker(), float(l.get_xdata()[0])) for l in ax.lines if l.get_markersize() == 8]
+    assert dots == [('o', .08), ('X', .05), ('o', .02)]
+    assert ax.lines[1].get_xdata() == [0, 0]
+    edges = [sorted(float(s[0,0]) for s in c.get_segments()) for c in ax.collections]
+    assert edges == [[.05], [-.03, .03], []]
+    assert ax.get_title() == 'told: does not hold (all 3 must hold)' and '95 % interval; dotted: the margin' in ax.get_xlabel()
+
+def test_an_interval_without_end_is_an_arrow():
+    ax = gap_plot(verdict_frame(), 'ratio', TOLD).axes[0]
+    arrows = [l for l in ax.lines if l.get_marker() == '>']
+    assert len(arrows) == 1 and arrows[0].get_xdata()[0] == pytest.approx(ax.get_xlim()[1])
+    assert ax.get_xscale() == 'log' and not [l for l in ax.lines if l.get_marker() == '<'] and ax.lines[1].get_xdata() == [1, 1]
+    assert ax.get_title() == 'ratio: cannot be told' and ax.get_yticklabels()[0].get_text().startswith('Ours DCL over Random')
+
+def test_comparisons_without_an_estimate():
+    frame = verdict_frame()
+    frame.loc[0, ['estimate', 'low', 'high']] = math.nan
+    assert '1 more without runs' in gap_plot(frame, 'told', TOLD).axes[0].get_xlabel()
+    assert 'without runs' not in gap_plot(verdict_frame(), 'told', TOLD).axes[0].get_xlabel()
+    with pytest.raises(InputError, match="claim='no such': .* claims that have: told, ratio"): gap_plot(frame, 'no such', TOLD)
+    with pytest.raises(InputError, match='nothing to draw; claims that have: none'): gap_rows(frame.assign(estimate=math.nan), 'told')
+    assert gap_rows(verdict_frame(), 'told', CLAIMS).text.tolist()[0] == str(PARTS[0])
+
+# Pictures
+
+def test_pairs_share_labels_and_phase_and_no_video(scenes):
+    t = frame_table(scenes)
+    for pair in found_pairs(t):
+        a,b = pair
+        assert a.video != b.video and a.phase == b.phase >= 0 and all(a[c] == b[c] for c in class_set(13).names)
+    videos = [t[alike(t) == alike(t)[a.name]].video.nunique() for a,_ in found_pairs(t, 99)]
+    assert videos == sorted(videos, reverse=True) and min(videos) > 1
+    assert len(found_pairs(t.assign(phase=-1))) == 2
+    with pytest.raises(InputError, match='no pair to draw'): found_pairs(t[t.video == 'video01'])
+
+def paper_table(t):
+    names = (('video27', 252), ('video17', 1984), ('video25', 196), ('video27', 641))
+    shown = ({'black background', 'abdominal wall', 'liver', 'fat', 'gastrointestinal tract', 'gallbladder'},)*2
+    shown += (shown[0] | {'grasper'},)*2
+    return pd.DataFrame([dict(t.iloc[0], video=v, frame=f, phase=0, **{c: c in o for c in class_set(13).names}) for (v,f),o in zip(names, shown)])
+
+def test_the_papers_frames_where_they_are_there(scenes):
+    t = paper_table(frame_table(scenes))
+    assert [[(o.video, o.frame) for o in p] for p in paper_pairs(t)] == [[('video27', 252), ('video17', 1984)], [('video25', 196), ('video27', 641)]]
+    assert paper_pairs(t[1:]) == [] and paper_pairs(t.assign(phase=[0, 1, 0, 0])) == [] and paper_pairs(frame_table(scenes)) == []
+    fig = figure1(t)
+    named = [{o.get_text() for o in f.legends[0].get_texts()} for f in fig.subfigs]
+    assert {o for o in named[0] if '*' in o} == {'gastrointestinal tract*', 'gallbladder*'}
+    assert {o for o in named[1] if '*' in o} == {'gastrointestinal tract*', 'fat*'} and {len(o) for o in named} == {6, 7}
+    assert 'video17, frame 1984' in said(fig) and any('(b) Preparation; * not named' in o for o in said(fig))
+    assert not any('*' in o for o in said(figure1(frame_table(scenes))))
+
+def test_test_frames_are_chosen_by_labels_alone(scenes):
+    t = frame_table(scenes)
+    got = choose_frames(t, 6)
+    assert got.video.tolist() == ['video12']*3 + ['video52']*3 and not got.duplicated(['video', 'frame']).any()
+    some = t.assign(**{'connective tissue': t['connective tissue'] & (t.groupby('video').cumcount() == 3)})
+    assert choose_frames(some, 4)['connective tissue'].sum() == 1
+    assert choose_frames(t.assign(**{'connective tissue': False}), 4).video.tolist() == ['video12']*2 + ['video52']*2
+    assert len(choose_frames(t, 1)) == 1 and len(choose_frames(t, 500)) == t.video.isin(['video12', 'video52']).sum()
+    with pytest.raises(InputError, match='nothing to draw'): choose_frames(t[t.video == 'video01'])
+
+def test_named_frames(scenes):
+    t = frame_table(scenes)
+    assert pick_frames(t, [('video52', 80), ('video12', 19500)]).frame.tolist() == [80, 19500]
+    with pytest.raises(InputError, match='video52 has no frame 81'): pick_frames(t, [('video52', 81)])
+    with pytest.raises(InputError, match='none given'): pick_frames(t, [])
+
+# Figure 3
+
+def network(r, seed, *stats):
+    "An untrained network that has seen noise, so that its features have a spread"
+    torch.manual_seed(seed)
+    net = CWCLNet(r, *stats).train()
+    with torch.no_grad():
+        for _ in range(20): net.segment(torch.randn(4, 3, 64, 64))
+    return net
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory, smoke):
+    "Untrained networks in the folders of three methods"
+    folder,runs = tmp_path_factory.mktemp('study'),[o for o in grid('table1', smoke) if o.recipe.budget == .1]
+    for i,o in enumerate(runs):
+        if o.recipe.method in ('random', 'dcl', 'dcl+cls') and (o.recipe.fold, o.recipe.seed) == (0, 0):
+            save_model(folder/o.key/'model.safetensors', network(o.recipe, i, (.4, .3, .2), (.2, .3, .2)))
+    return folder,runs
+
+def test_weights_that_are_there(study, smoke):
+    folder,runs = study
+    assert list(weights_of(runs, folder, 10, 0, 0)) == ['random', 'dcl', 'dcl+cls']
+    for args in ((5, 0, 0), (10, 1, 0), (10, 0, 1)):
+        with pytest.raises(InputError, match='nothing to draw'): weights_of(runs, folder, *args)
+    other = Run('table2', method_recipe(smoke, 'byol', budget=.1, stage='frozen', fold=0, seed=0))
+    save_model(folder/other.key/'model.safetensors', CWCLNet(other.recipe))
+    assert list(weights_of([other, *runs], folder, 10, 0, 0)) == ['random', 'dcl', 'dcl+cls', 'byol-2stage']
+    assert list(weights_of([*runs, Run('ablate', other.recipe, 'x')], folder, 10, 0, 0)) == ['random', 'dcl', 'dcl+cls']
+
+def test_masks_are_those_of_the_runs_own_loaders(study, scenes, dls):
+    o = segmentations(study[1], study[0], scenes, 4, device='cpu')
+    rows = pick_frames(frame_table(scenes), [(f['video'], f['frame']) for f in o['frames']])
+    for m,path in weights_of(study[1], study[0], 10, 0, 0).items():
+        net = load_model(path, 'cpu')
+        image = dls.test_dl(rows)
+        raw,truth = torch.stack([torch.from_numpy(f['image']) for f in o['frames']]),image.one_batch()[1]
+        x = (raw.permute(0, 3, 1, 2)/255 - net.mean.view(3, 1, 1))/net.std.view(3, 1, 1)
+        with torch.no_grad(): want = net(x).argmax(1)
+        assert torch.equal(torch.from_numpy(np.stack([f['masks'][m] for f in o['frames']])).long(), want)
+        assert np.array_equal(np.stack([f['truth'] for f in o['frames']]), truth.numpy())
+    assert len({np.stack([f['masks'][m] for f in o['frames']]).tobytes() for m in ('random', 'dcl', 'dcl+cls')}) == 3
+
+def test_runs_of_two_sizes_make_no_figure(study, scenes, smoke, tmp_path):
+    shutil.copytree(study[0], tmp_path/'study')
+    o = next(o for o in study[1] if o.recipe.method == 'cls' and (o.recipe.fold, o.recipe.seed) == (0, 0))
+    save_model(tmp_path/'study'/o.key/'model.safetensors', CWCLNet(replace(o.recipe, height=64, width=96)))
+    with pytest.raises(InputError, match='height=64'): segmentations(study[1], tmp_path/'study', scenes, 2, device='cpu')
+
+def test_stored_and_read_again(study, scenes, tmp_path):
+    index = save_figure3(study[1], study[0], scenes, tmp_path, 2, device='cpu')
+    want,got = segmentations(study[1], study[0], scenes, 2, device='cpu'),read_figure3(tmp_path)
+    for a,b in zip(want['frames'], got['frames'], strict=True):
+        assert a['masks'].keys() == b['masks'].keys() == {'random', 'dcl', 'dcl+cls'}
+        for m in a['masks']: assert np.array_equal(a['masks'][m], b['masks'][m])
+        assert np.array_equal(a['truth'], b['truth']) and (b['truth'] == IGNORE).any()
+        assert np.abs(a['image'].astype(int) - b['image']).mean() < 5
+    assert {k: got[k] for k in ('budget', 'fold', 'seed', 'classes')} == dict(budget=10, fold=0, seed=0, classes=8)
+    assert {p.suffix for p in index.parent.iterdir()} == {'.json', '.jpg', '.png'} and max(p.stat().st_size for p in index.parent.iterdir()) < 6000
+    assert str(scenes) not in index.read_text() and str(study[0]) not in index.read_text()
+    a,b = figure3(tmp_path),figure3(want)
+    assert said(a) == said(b) and [ax.get_title() for ax in a.axes[:5]] == ['frame', 'truth', 'Random', 'Ours DCL', 'Ours DCL+cls']
+    assert legend(a) == list(class_set(8).names) and a.axes[1].images[0].get_array().tolist() == b.axes[1].images[0].get_array().tolist()
+
+def test_masks_are_indexed_and_in_the_classes_colours(tmp_path):
+    mask = np.array([[0, 5], [7, IGNORE]], np.uint8)
+    save_mask(tmp_path/'m.png', mask, class_set(8).colors)
+    im = Image.open(tmp_path/'m.png')
+    assert im.mode == 'P' and np.array(im).tolist() == [[0, 5], [7, 8]]
+    assert np.array(im.convert('RGB')).tolist() == [[class_set(8).colors[0].tolist(), class_set(8).colors[5].tolist()], [class_set(8).colors[7].tolist(), [255]*3]]
+
+@pytest.mark.parametrize('video, what', [('video01', 'CholecSeg8k'), ('video99', 'unknown licence')])
+def test_only_drawn_frames_are_stored(study, scenes, tmp_path, video, what):
+    shutil.copytree(scenes, tmp_path/'data')
+    (tmp_path/'data'/'scenes.json').unlink()
+    (tmp_path/'data'/'cwcl_index.csv').unlink(missing_ok=True)
+    if video == 'video99':
+        (tmp_path/'data'/'video01'/'video01_00080').rename(tmp_path/'data'/'video01'/'video99_00080')
+        (tmp_path/'data'/'video01').rename(tmp_path/'data'/'video99')
+        for o in (tmp_path/'data'/'video99').iterdir():
+            if o.name.startswith('video01'): o.rename(o.with_name(o.name.replace('video01', 'video99')))
+    with pytest.raises(InputError, match=f'{what}.*may not be published') as e: save_figure3(study[1], study[0], tmp_path/'data', tmp_path/'out', 2, device='cpu')
+    assert '\n' not in str(e.value) and not (tmp_path/'out').exists()
+    assert len(figure3(segmentations(study[1], study[0], tmp_path/'data', 2, device='cpu')).axes) == 10
+
+def test_lost_files_are_gaps(study, scenes, tmp_path):
+    home = save_figure3(study[1], study[0], scenes, tmp_path, 2, device='cpu').parent
+    for o in (*home.glob('video12*_dcl.png'), *home.glob('video12*.jpg'), *home.glob('video52*_truth.png')): o.unlink()
+    fig = figure3(tmp_path)
+    where = [i for i,ax in enumerate(fig.axes) if 'missing' in [t.get_text() for t in ax.texts]]
+    assert where == [0, 3, 6]
+    for o in home.glob('*.png'): o.unlink()
+    with pytest.raises(InputError, match='nothing to draw'): figure3(tmp_path)
+
+@pytest.mark.parametrize('text, why', [(None, 'no such file'), ('{', 'no JSON'), ('[]', 'no index'), (json.dumps(dict(kind='cwcl figure 3', version=2)), 'no index')])
+def test_an_index_that_is_none(tmp_path, text, why):
+    (tmp_path/'figure3').mkdir()
+    if text: (tmp_path/'figure3'/'index.json').write_text(text)
+    with pytest.raises(InputError, match=why): figure3(tmp_path)
+
+# All of them
+
+def test_text_can_be_read_at_the_width_of_a_page(study, scenes):
+    figs = [learning_curves(STUDY), learning_curves(STUDY, 5), class_bars(STUDY, 5), budget_curve(STUDY), class_bars(TWO, 5, True), budget_curve(TWO, True),
+        gap_plot(verdict_frame(), 'told', TOLD), gap_plot(verdict_frame(), 'ratio', TOLD), figure1(frame_table(scenes)),
+        figure3(segmentations(study[1], study[0], scenes, 2, device='cpu'))]
+    for fig in figs:
+        assert fig.get_figwidth() == 8 and min(t.get_fontsize() for t in texts(fig)) >= 8, said(fig)
+        fig.canvas.draw()
+        box = fig.get_tightbbox()
+        assert -.03 < box.x0 and box.x1 < 8.03 and -.03 < box.y0 and box.y1 < fig.get_figheight() + .03, said(fig)

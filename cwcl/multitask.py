@@ -23,7 +23,7 @@ from fastcore.meta import delegates
 from torch.amp import GradScaler
 from .core import InputError, Recipe, tasks
 from .losses.segmentation import presence_weights
-from .metrics import confusion_matrix, mean_iou
+from .metrics import class_iou, confusion_matrix
 from .tasks import CWCLLoss, CWCLNet
 
 # %% ../nbs/30_multitask.ipynb #5ac3de17
@@ -100,12 +100,12 @@ class Precision(MixedPrecision):
 
 # %% ../nbs/30_multitask.ipynb #de15059c
 class MeanIoU(Metric):
-    "Mean IoU over classes from one confusion matrix of the whole set"
+    "Mean IoU over the classes that the validation truth shows, from one confusion matrix of the whole set"
     def __init__(self, n_classes): self.n_classes = n_classes
     def reset(self): self.cm = 0
     def accumulate(self, learn): self.cm = self.cm + confusion_matrix(learn.pred.argmax(1), learn.y, self.n_classes)
     @property
-    def value(self): return float(mean_iou(self.cm))
+    def value(self): return float(class_iou(self.cm)[self.cm.sum(1) > 0].mean())
     @property
     def name(self): return 'mean_iou'
 

@@ -19,7 +19,7 @@ from .data.cholec import frame_table
 from .data.streams import cwcl_dls
 from .multitask import cwcl_learner
 from .ready import check_phases, claim_folder, licence_of, run_remarks, split_table
-from .resume import fit_resumed, read_checkpoint
+from .resume import read_checkpoint
 from .results import epoch_log, evaluate, plot_curves, plot_iou, plot_segmentation, save_figure
 
 # %% ../nbs/34_train.ipynb #71abe259

@@ -43,7 +43,7 @@ def legend(fig): return [t.get_text() for t in fig.legends[0].get_texts()]
 def test_every_method_has_a_look_of_its_own():
     assert set(LOOK.index) == set(CHOICES['method'])
     for k in LOOK: assert LOOK[k].is_unique, k
-    assert [method_label(m) for m in (*METHODS, 'byol-2stage')] == ['Random', 'SimCLR', 'Ours DCL', 'Ours cls', 'Ours DCL+cls', 'BYOL, 2 stages']
+    assert [method_label(m) for m in (*METHODS, 'byol-2stage')] == ['Random', 'SimCLR', 'DCL', 'cls', 'DCL+cls', 'BYOL, 2 stages']
     assert look('dcl-2stage').colour == look('dcl').colour
 
 def test_one_chart_holds_one_kind_of_runs():
@@ -108,7 +108,7 @@ def test_diamonds_stand_on_their_bars():
 
 def test_what_is_missing_is_left_out_or_said():
     fig = class_bars([o for o in STUDY if o['recipe']['method'] != 'cls'], 10)
-    assert legend(fig) == ['Random', 'SimCLR', 'Ours DCL', 'Ours DCL+cls', 'published'] and 'n/a' not in said(fig)
+    assert legend(fig) == ['Random', 'SimCLR', 'DCL', 'DCL+cls', 'published'] and 'n/a' not in said(fig)
     for o in (lost := [invented(*o) for o in product(METHODS, (.1,), range(3), range(2))]):
         if o['recipe']['method'] == 'dcl': o['test']['class_iou']['grasper'] = None
     fig = class_bars(lost, 10)
@@ -119,7 +119,7 @@ def test_what_is_missing_is_left_out_or_said():
 
 def test_two_stages_are_a_chart_of_their_own():
     fig = class_bars(STUDY + TWO, 5, two_stage=True)
-    assert legend(fig) == ['SimCLR', 'Ours DCL', 'Ours DCL+cls', 'BYOL', 'published'] and 'two stages' in fig.axes[0].get_title()
+    assert legend(fig) == ['SimCLR', 'DCL', 'DCL+cls', 'BYOL', 'published'] and 'two stages' in fig.axes[0].get_title()
     marks = {round(float(l.get_ydata()[0]), 3) for l in fig.axes[0].lines if l.get_marker() == 'D'}
     assert .919 not in marks and .916 in marks
 
@@ -179,7 +179,7 @@ def test_gaps_are_those_of_the_frame():
     fig = gap_plot(verdict_frame(), 'told', TOLD)
     ax = fig.axes[0]
     assert [t.get_text() for t in ax.texts] == ['holds', 'does not hold', 'cannot be told\nmissing runs']
-    assert [t.get_text() for t in ax.get_yticklabels()] == ['Ours DCL − Random\nmean IoU, 5 %', 'Ours DCL − Random\nliver, 5 %', 'Ours cls − Random\nfat, 10 %']
+    assert [t.get_text() for t in ax.get_yticklabels()] == ['DCL − Random\nmean IoU, 5 %', 'DCL − Random\nliver, 5 %', 'cls − Random\nfat, 10 %']
     drawn = {int(l.get_ydata()[0]): l.get_xdata() for l in ax.lines if len(l.get_xdata()) == 2 and l.get_ydata()[0] == l.get_ydata()[1]}
     assert drawn[0] == pytest.approx([.06, .10]) and drawn[1] == pytest.approx([.04, .06])
     dots = [(l.get_marker(), float(l.get_xdata()[0])) for l in ax.lines if l.get_markersize() == 8]
@@ -194,7 +194,7 @@ def test_an_interval_without_end_is_an_arrow():
     arrows = [l for l in ax.lines if l.get_marker() == '>']
     assert len(arrows) == 1 and arrows[0].get_xdata()[0] == pytest.approx(ax.get_xlim()[1])
     assert ax.get_xscale() == 'log' and not [l for l in ax.lines if l.get_marker() == '<'] and ax.lines[1].get_xdata() == [1, 1]
-    assert ax.get_title() == 'ratio: cannot be told' and ax.get_yticklabels()[0].get_text().startswith('Ours DCL over Random')
+    assert ax.get_title() == 'ratio: cannot be told' and ax.get_yticklabels()[0].get_text().startswith('DCL over Random')
 
 def test_comparisons_without_an_estimate():
     frame = verdict_frame()
@@ -277,7 +277,9 @@ def test_weights_that_are_there(study, smoke):
     other = Run('table2', method_recipe(smoke, 'byol', budget=.1, stage='frozen', fold=0, seed=0))
     save_model(folder/other.key/'model.safetensors', CWCLNet(other.recipe))
     assert list(weights_of([other, *runs], folder, 10, 0, 0)) == ['random', 'dcl', 'dcl+cls', 'byol-2stage']
-    assert list(weights_of([*runs, Run('ablate', other.recipe, 'x')], folder, 10, 0, 0)) == ['random', 'dcl', 'dcl+cls']
+    odd = Run('ablate', method_recipe(smoke, 'dcl', budget=.1, fold=0, seed=0), 'temp=1')
+    save_model(folder/odd.key/'model.safetensors', CWCLNet(odd.recipe))
+    assert weights_of([*runs, odd], folder, 10, 0, 0)['dcl'].parent.name == 'table1-dcl-b10-f0-s0'
 
 def test_masks_are_those_of_the_runs_own_loaders(study, scenes, dls):
     o = segmentations(study[1], study[0], scenes, 4, device='cpu')
@@ -310,7 +312,7 @@ def test_stored_and_read_again(study, scenes, tmp_path):
     assert {p.suffix for p in index.parent.iterdir()} == {'.json', '.jpg', '.png'} and max(p.stat().st_size for p in index.parent.iterdir()) < 6000
     assert str(scenes) not in index.read_text() and str(study[0]) not in index.read_text()
     a,b = figure3(tmp_path),figure3(want)
-    assert said(a) == said(b) and [ax.get_title() for ax in a.axes[:5]] == ['frame', 'truth', 'Random', 'Ours DCL', 'Ours DCL+cls']
+    assert said(a) == said(b) and [ax.get_title() for ax in a.axes[:5]] == ['frame', 'truth', 'Random', 'DCL', 'DCL+cls']
     assert legend(a) == list(class_set(8).names) and a.axes[1].images[0].get_array().tolist() == b.axes[1].images[0].get_array().tolist()
 
 def test_masks_are_indexed_and_in_the_classes_colours(tmp_path):

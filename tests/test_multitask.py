@@ -7,7 +7,7 @@ from cwcl.core import InputError, loss_weights, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
-from cwcl.multitask import cwcl_learner
+from cwcl.multitask import MeanIoU, cwcl_learner
 from cwcl.tasks import CWCLLoss, CWCLNet, gradient_norms
 from cwcl.pairs import label_set_ids, positive_mask
 
@@ -203,3 +203,9 @@ def test_network_and_loss_on_pretended_cuda(smoke):
         loss = CWCLLoss(smoke)(out, zeros(2, 64, 64), zeros(4, 8, dtype=torch.float32), zeros(4, 3))
         assert loss.device.type == 'cuda'
         assert net.eval()(zeros(1, 3, 60, 107, dtype=torch.float32)).device.type == 'cuda'
+
+def test_the_validation_score_is_over_what_the_truth_shows():
+    "A pixel of a class that is not there costs the class it was taken from, and does not make a class of IoU 0"
+    score = MeanIoU(3)
+    score.cm = torch.tensor([[4, 0, 0], [0, 3, 1], [0, 0, 0]])
+    assert score.value == pytest.approx((1 + 3/4)/2)

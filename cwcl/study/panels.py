@@ -17,8 +17,8 @@ from .measures import NAMES, method_name, run_table
 
 # %% ../../nbs/51_study.panels.ipynb #b1641a06
 LOOK = pd.DataFrame.from_dict({'random': ('Random', '#999999', 'o', (1, 1.2), '--'), 'simclr': ('SimCLR', '#E69F00', 's', (5, 1.5), '///'),
-    'dcl': ('Ours DCL', '#56B4E9', '^', (6, 1, 1, 1), '...'), 'cls': ('Ours cls', '#009E73', 'D', (4, 1, 1, 1, 1, 1), '\\\\\\'),
-    'dcl+cls': ('Ours DCL+cls', '#D55E00', 'P', (1, 0), ''), 'byol': ('BYOL', '#CC79A7', 'v', (2, 1), 'xxx')},
+    'dcl': ('DCL', '#56B4E9', '^', (6, 1, 1, 1), '...'), 'cls': ('cls', '#009E73', 'D', (4, 1, 1, 1, 1, 1), '\\\\\\'),
+    'dcl+cls': ('DCL+cls', '#D55E00', 'P', (1, 0), ''), 'byol': ('BYOL', '#CC79A7', 'v', (2, 1), 'xxx')},
     orient='index', columns=['label', 'colour', 'marker', 'dashes', 'hatch'])
 
 def look(method:str)->pd.Series: # As in `method_name` -> label, colour, marker, dashes, hatch
@@ -27,7 +27,7 @@ def look(method:str)->pd.Series: # As in `method_name` -> label, colour, marker,
 
 def method_label(
     method:str, # As in `method_name`
-)->str: # Such as `Ours DCL`, or `Ours DCL, 2 stages`
+)->str: # Such as `DCL`, or `DCL, 2 stages`
     "What the paper calls a method"
     return look(method).label + ', 2 stages'*method.endswith('-2stage')
 

@@ -77,7 +77,8 @@ def probe(
     pos,out = positive_mask(label_set_ids(seen[1] > .5, phase)),[]
     for i,(a,b) in enumerate(zip(*feats)):
         centred = b - b.mean(0)
-        out.append(dict(level=i+1, alignment=alignment(centred, pos), uniformity=uniformity(centred), auc=float(np.nanmean(linear_probe(a, seen[0], b, seen[1])))))
+        auc = np.nanmean(linear_probe(a, seen[0], b, seen[1]))
+        out.append(dict(level=i+1, alignment=alignment(centred, pos), uniformity=uniformity(centred), auc=float(auc)))
     return pd.DataFrame(out)
 
 # %% ../../nbs/51_study.probes.ipynb #1b6fbc76

@@ -165,8 +165,7 @@ def check_recipe(r): # `Recipe`
         if not 0 < getattr(r, k) <= 1: raise InputError(f'{k}={getattr(r, k)!r}: give a share above 0 and at most 1, such as 0.05')
     if not 0 <= r.overlap < 1: raise InputError(f'overlap={r.overlap!r}: give a share from 0 to below 1')
     if r.batch < r.labelled: raise InputError(f'batch={r.batch} is smaller than labelled={r.labelled}: raise batch or lower labelled')
-    top = len(r.widths) - r.skip
-    if r.skip < 0 or not 1 <= r.scales <= top: raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {top}, widths less skip')
+    if r.skip < 0 or not 1 <= r.scales <= len(r.widths)-r.skip: raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {len(r.widths)-r.skip}, widths less skip')
     if r.method == 'random' and r.stage != 'joint': raise InputError(f"stage={r.stage!r} with method='random': a random encoder has one stage; choose stage='joint'")
     if r.method == 'byol' and r.stage == 'joint': raise InputError("method='byol' with stage='joint': BYOL pre-trains an encoder; choose stage='frozen'")
     if r.method in ('simclr', 'byol') and r.views < 2: raise InputError(f'method={r.method!r} with views={r.views}: it compares two views; choose views=2')

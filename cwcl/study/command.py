@@ -8,7 +8,7 @@ __all__ = ['FRAMES_PER_CLIP', 'published_folder', 'find_result', 'embedded_frame
            'cwcl_table']
 
 # %% ../../nbs/53_study.command.ipynb #3086b3da
-import json, sys
+import json, sys, pandas as pd
 from pathlib import Path
 from fastcore.script import call_parse, store_true
 from ..checkpoint import check_device
@@ -52,11 +52,17 @@ def embedded_frames(
 
 # %% ../../nbs/53_study.command.ipynb #bca88d5c
 def confirm(
-    text:str, # What is going to happen
+    todo:list, # Of `Run`, those that are missing
+    n:int, # All runs of the table
+    out:Path, # Where they go
+    table:pd.DataFrame, # From `frame_table`
+    jobs:int=1, # Processes that share the work
+    device:str='cpu', # To measure a step on
     yes:bool=False, # Do not ask
 ):
     "Say what is going to happen, and go on if that is wanted"
-    print(text)
+    cost = dict(estimate(todo, out, table, jobs, device), runs=n, done=n-len(todo))
+    print(say_estimate(cost, out))
     if yes: return
     if not sys.stdin.isatty(): raise InputError('nobody is here to answer: say --yes to start')
     if input('Start? [y/N] ').strip().lower() not in ('y', 'yes'): raise InputError('not started; what has been done stays')
@@ -185,22 +191,18 @@ def cwcl_table(
     yes:store_true=False, # Start without asking
 ):
     "The runs behind a table of the paper, its numbers and its verdicts"
-    if table not in (1, 2): raise InputError(f'--table {table}: the paper has Tables 1 and 2')
-    if jobs < 1: raise InputError(f'--jobs {jobs}: give at least 1')
-    r,name = recipe(preset, **parse_changes(change)),'ablate' if ablate else f'table{table}'
-    ours = preset == 'study' and not (data or change or out)
-    out,home = Path(out or f'runs/{preset}'),published_folder() if ours else None
-    folders = [o for o in (home, out) if o]
-    frames = None
+    for bad,why in ((table not in (1, 2), f'--table {table}: the paper has Tables 1 and 2'), (jobs < 1, f'--jobs {jobs}: give at least 1')):
+        if bad: raise InputError(why)
+    r,name,ours = recipe(preset, **parse_changes(change)),'ablate' if ablate else f'table{table}',preset == 'study' and not (data or change or out)
+    out,home,frames = Path(out or f'runs/{preset}'),published_folder() if ours else None,None
     def get_frames(): return frame_table(data or embedded_frames(preset), phases, min_pixels=r.min_pixels, progress=True)
     counts = frame_counts(home) if home and ablate else {}
     if ablate and not counts: counts = fold_parts(frames := get_frames(), r)
     runs,pairs = wanted_runs(name, r, whole_numbers(folds, 'folds'), whole_numbers(seeds, 'seeds'), counts)
+    folders = [o for o in (home, out) if o]
     if todo := [o for o in runs if find_result(o, folders) is None]:
-        device = str(check_device(device))
-        cost = estimate(todo, out, get_frames() if frames is None else frames, jobs, device)
-        confirm(say_estimate(dict(cost, runs=len(runs), done=len(runs)-len(todo)), out), yes)
-        options = dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)
+        device,options = str(check_device(device)),dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)
+        confirm(todo, len(runs), out, get_frames() if frames is None else frames, jobs, device, yes)
         do_missing(todo, out, data or embedded_frames(preset), phases, jobs, cluster, device, **options)
     results = {o.key: found for o in runs if (found := find_result(o, folders))}
     if ablate: report_ablation(pairs, results, out)

@@ -1,5 +1,5 @@
 "A grid that is killed, shared and looked at"
-import json, os, re, subprocess, sys, pytest
+import json, os, re, subprocess, sys, time, pytest
 from dataclasses import replace
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
@@ -58,12 +58,14 @@ def figures(folder): return {k: (o['test'], o['valid'], o['log'], o['steps'], o[
 
 @pytest.fixture(scope='module')
 def undisturbed(smoke, scenes, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('grid')
+    folder,start = tmp_path_factory.mktemp('grid'),time.time()
     run_all(small_runs(smoke), folder, scenes, device='cpu')
+    (folder/'seconds').write_text(str(time.time() - start))
     return folder
 
 def test_a_grid_killed_five_times_gives_what_an_undisturbed_one_does(smoke, scenes, undisturbed, tmp_path):
-    codes,err = attempt(tmp_path/'g', scenes, dict(kind='kill', seed=3, kills=5, delay=(1., 4.)), small_runs(smoke))
+    whole = float((undisturbed/'seconds').read_text())
+    codes,err = attempt(tmp_path/'g', scenes, dict(kind='kill', seed=3, kills=5, delay=(.04*whole, .18*whole)), small_runs(smoke))
     assert codes == [-9]*5 + [0], err
     assert figures(tmp_path/'g') == figures(undisturbed)
     assert not list((tmp_path/'g').glob('*/checkpoint'))

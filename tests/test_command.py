@@ -59,3 +59,7 @@ def test_an_ablation_brings_its_bases_first():
 def test_whole_numbers():
     assert whole_numbers('0,2', 'folds') == (0, 2)
     with pytest.raises(InputError, match='--seeds -1'): whole_numbers('-1', 'seeds')
+
+def test_an_ablation_counts_the_frames_of_folds_that_are_not_published(tmp_path, scenes):
+    code,out,err = command('--ablate', '--data', str(scenes), '--preset', 'smoke', '--change', 'budget=0.5', '--folds', '0,2', cwd=tmp_path, timeout=300)
+    assert code == 1 and '66 runs, 0 of them done' in out and 'say --yes' in err

@@ -196,9 +196,9 @@ def cwcl_table(
     r,name,ours = recipe(preset, **parse_changes(change)),'ablate' if ablate else f'table{table}',preset == 'study' and not (data or change or out)
     out,home,frames = Path(out or f'runs/{preset}'),published_folder() if ours else None,None
     def get_frames(): return frame_table(data or embedded_frames(preset), phases, min_pixels=r.min_pixels, progress=True)
-    counts = frame_counts(home) if home and ablate else {}
-    if ablate and not counts: counts = fold_parts(frames := get_frames(), r)
-    runs,pairs = wanted_runs(name, r, whole_numbers(folds, 'folds'), whole_numbers(seeds, 'seeds'), counts)
+    which,counts = whole_numbers(folds, 'folds'),frame_counts(home) if home and ablate else {}
+    if ablate and not set(which) <= set(counts): counts = fold_parts(frames := get_frames(), r, which)
+    runs,pairs = wanted_runs(name, r, which, whole_numbers(seeds, 'seeds'), counts)
     folders = [o for o in (home, out) if o]
     if todo := [o for o in runs if find_result(o, folders) is None]:
         device,options = str(check_device(device)),dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)

@@ -31,7 +31,7 @@ class CWCLNet(nn.Module):
         self.recipe,self.classes,self.n_labelled = r,class_set(r.class_set, r.left_out),None
         top = len(r.widths) - r.skip
         self.levels = slice(top - r.scales, top)
-        self.encoder = UNetEncoder(r.widths, norm=r.norm)
+        self.encoder = UNetEncoder(r.widths, norm=r.norm).requires_grad_(r.stage != 'frozen')
         self.decoder = UNetDecoder(r.widths, len(self.classes), up=r.up, norm=r.norm)
         self.msph = MultiScaleProjectionHead(r.widths[self.levels], r.dim, r.projection)
         self.presence_head = ClassificationHead(r.scales, r.dim, len(self.classes))
@@ -83,9 +83,7 @@ def encode(self:CWCLNet,
 def train(self:CWCLNet, mode=True):
     "Training or evaluation mode; a frozen encoder knows only the latter"
     nn.Module.train(self, mode)
-    frozen = self.recipe.stage == 'frozen'
-    self.encoder.requires_grad_(not frozen)
-    if frozen: self.encoder.eval()
+    if self.recipe.stage == 'frozen': self.encoder.eval()
     return self
 
 # %% ../nbs/28_tasks.ipynb #b95e130e

@@ -13,8 +13,9 @@ from cwcl.study.figures import figure3, read_figure3, save_figure3, save_mask, s
 from cwcl.study.gaps import gap_plot, gap_rows
 from cwcl.study.grid import Run, grid, method_recipe
 from cwcl.study.measures import NAMES
-from cwcl.study.panels import LOOK, budget_curve, chart_runs, class_bars, fold_scores, learning_curves, look, method_label, published_scores, t_interval
+from cwcl.study.panels import LOOK, budget_curve, chart_runs, class_bars, fold_scores, learning_curves, look, method_label, published_scores
 from cwcl.study.pictures import alike, choose_frames, figure1, found_pairs, paper_pairs, pick_frames
+from cwcl.study.stats import fold_interval
 from cwcl.tasks import CWCLNet
 
 METHODS = ('random', 'simclr', 'dcl', 'cls', 'dcl+cls')
@@ -70,8 +71,8 @@ def test_runs_without_a_log_are_said():
 @pytest.mark.parametrize('n', [2, 3, 7])
 def test_interval_is_that_of_the_t_test(n):
     x = np.random.default_rng(n).normal(size=n)
-    for alpha in (.05, .2): assert t_interval(x, alpha) == pytest.approx(tuple(ttest_1samp(x, 0).confidence_interval(1-alpha)))
-    assert all(math.isnan(o) for o in t_interval(x[:1]))
+    for alpha in (.05, .2): assert fold_interval(x, alpha) == pytest.approx(tuple(ttest_1samp(x, 0).confidence_interval(1-alpha)))
+    assert all(math.isnan(o) for o in fold_interval(x[:1]))
 
 def test_fold_scores_are_means_of_seeds():
     df = fold_scores(STUDY[:-1])

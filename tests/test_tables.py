@@ -4,10 +4,11 @@ import numpy as np, pandas as pd, pytest
 from dataclasses import replace
 from scipy.stats import ttest_rel
 from cwcl.core import InputError, data_file, recipe
-from cwcl.study.ablation import ablation_markdown, ablation_pairs, ablation_table, fold_interval
+from cwcl.study.ablation import ablation_markdown, ablation_pairs, ablation_table
 from cwcl.study.grid import Run, do_run, grid, method_recipe, publish, read_results
-from cwcl.study.measures import NAMES
-from cwcl.study.tables import (LABELS, MEANS, SHORT, check_result, digits, fold_table, marked, of_table, published, run_frame, save_table, table1, table2,
+from cwcl.study.measures import LABELS, NAMES
+from cwcl.study.stats import fold_interval
+from cwcl.study.tables import (MEANS, SHORT, check_result, digits, fold_table, marked, of_table, published, run_frame, save_table, table1, table2,
     table_cells, table_latex, table_markdown, table_notes)
 
 r = recipe('study')

@@ -513,6 +513,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cwcl.study.probes.linear_probe': ('study.probes.html#linear_probe', 'cwcl/study/probes.py'),
                                    'cwcl.study.probes.pooled_maps': ('study.probes.html#pooled_maps', 'cwcl/study/probes.py'),
                                    'cwcl.study.probes.probe': ('study.probes.html#probe', 'cwcl/study/probes.py'),
+                                   'cwcl.study.probes.probe_runs': ('study.probes.html#probe_runs', 'cwcl/study/probes.py'),
                                    'cwcl.study.probes.uniformity': ('study.probes.html#uniformity', 'cwcl/study/probes.py')},
             'cwcl.study.readings': { 'cwcl.study.readings.Reading': ('study.readings.html#reading', 'cwcl/study/readings.py'),
                                      'cwcl.study.readings.ablation': ('study.readings.html#ablation', 'cwcl/study/readings.py'),

@@ -1,5 +1,5 @@
 "The ground that the book stands on: one source of metadata, floors, generated files in step."
-import ast, importlib, json, os, re, shutil, subprocess, sys, tomllib
+import ast, builtins, dis, importlib, json, os, re, shutil, subprocess, sys, tomllib, types
 from configparser import ConfigParser
 from pathlib import Path
 import pytest, cwcl
@@ -55,6 +55,21 @@ def test_exported_cells_import_from_lower_floors(nb):
             if name.split('.')[0] == 'fastai':
                 assert number >= 30 or (14 <= number < 20), f'{nb.name} imports {name}'
                 assert number >= 30 or name.startswith('fastai.data') or name in ('fastai.torch_core', 'fastai.vision.core', 'fastai.vision.data'), f'{nb.name} imports {name}'
+
+def used(code):
+    "Names that a piece of compiled code looks up outside of itself"
+    steps = list(dis.get_instructions(code))
+    own = {o.argval for o in steps if o.opname == 'STORE_NAME'}
+    yield from (o.argval for o in steps if o.opname in ('LOAD_GLOBAL', 'LOAD_NAME') and o.argval not in own)
+    for o in code.co_consts:
+        if isinstance(o, types.CodeType): yield from used(o)
+
+@pytest.mark.parametrize('file', sorted(o for o in (root/'cwcl').rglob('*.py') if o.name != '_modidx.py'), ids=lambda o: o.stem)
+def test_exported_code_imports_every_name_it_uses(file):
+    "A notebook's hidden imports would hide it from its own tests"
+    mod = importlib.import_module('.'.join(file.relative_to(root).with_suffix('').parts))
+    lost = {o for o in used(compile(file.read_text(encoding='utf-8'), str(file), 'exec')) if not hasattr(mod, o) and not hasattr(builtins, o)}
+    assert not lost, f'{file.name} uses {", ".join(sorted(lost))} without importing it'
 
 def test_widgets_and_video_are_imported_by_nothing():
     for nb in lessons:

@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from ..checkpoint import load_model
+from ..core import set_seed
 from ..data.cholec import frame_table
 from ..data.splits import split_frames
 from ..data.streams import cwcl_dls

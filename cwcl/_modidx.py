@@ -480,6 +480,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'cwcl.study.measures.epochs_to': ('study.measures.html#epochs_to', 'cwcl/study/measures.py'),
                                      'cwcl.study.measures.measure_iou': ('study.measures.html#measure_iou', 'cwcl/study/measures.py'),
                                      'cwcl.study.measures.method_name': ('study.measures.html#method_name', 'cwcl/study/measures.py'),
+                                     'cwcl.study.measures.published_cells': ( 'study.measures.html#published_cells',
+                                                                              'cwcl/study/measures.py'),
                                      'cwcl.study.measures.random_levels': ('study.measures.html#random_levels', 'cwcl/study/measures.py'),
                                      'cwcl.study.measures.run_table': ('study.measures.html#run_table', 'cwcl/study/measures.py'),
                                      'cwcl.study.measures.run_value': ('study.measures.html#run_value', 'cwcl/study/measures.py'),

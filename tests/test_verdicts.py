@@ -401,16 +401,16 @@ def test_published_interval_of_a_class_is_welchs(part):
     t = published_table()
     a,b = (t[m, part.budget].loc[part.measure] for m in (part.a, part.b))
     got = published_interval(t, part, .1)
-    p = ttest_ind_from_stats(a.iou_mean, a.iou_std, 3, b.iou_mean, b.iou_std, 3, equal_var=False).pvalue
+    p = ttest_ind_from_stats(a.iou, a.sd, 3, b.iou, b.sd, 3, equal_var=False).pvalue
     at_p = published_interval(t, part, p)
-    assert min(abs(at_p['low']), abs(at_p['high'])) == pytest.approx(0, abs=1e-9) and got['estimate'] == pytest.approx(a.iou_mean - b.iou_mean)
+    assert min(abs(at_p['low']), abs(at_p['high'])) == pytest.approx(0, abs=1e-9) and got['estimate'] == pytest.approx(a.iou - b.iou)
 
 @pytest.mark.parametrize('measure', ['mean IoU', 'rare less frequent'])
 def test_bound_on_a_mean_covers_the_interval_of_the_runs(measure):
     rng = np.random.default_rng(0)
     for _ in range(200):
         runs = rng.normal(.5, rng.uniform(.01, .2, 8), (2, 3, 8)) + rng.normal(0, .1, (2, 3, 1))*rng.integers(0, 2)
-        table = {(m, 5): pd.DataFrame(dict(iou_mean=o.mean(0), iou_std=o.std(0, ddof=1)), index=NAMES) for m,o in zip(('a', 'b'), runs)}
+        table = {(m, 5): pd.DataFrame(dict(iou=o.mean(0), sd=o.std(0, ddof=1)), index=NAMES) for m,o in zip(('a', 'b'), runs)}
         got = published_interval(table, Part(measure, 5, 'a', 'b'))
         each = [[measure_iou(dict(zip(NAMES, r)), measure) for r in o] for o in runs]
         var = [np.var(o, ddof=1)/3 for o in each]
@@ -429,10 +429,10 @@ def test_flags_are_those_of_the_readings():
     assert 'in 7 of 8 classes' in f.flag[33] and 'black background' not in f['where'][33]
     assert '0.5185' in f.flag[34] and '0.5174' in f.flag[34]
     df = pd.concat([o.assign(cell=f'{k[0]} {k[1]} %') for k,o in published_table().items()])
-    tissue = df[df['class'] == 'Connective Tissue']
-    wide = set(tissue.cell[tissue.iou_std**2 >= tissue.iou_mean**2/2])
+    tissue = df.loc['connective tissue']
+    wide = set(tissue.cell[tissue.sd**2 >= tissue.iou**2/2])
     assert set(f['where'][24].split(', ')) == set(tissue.cell) - wide and wide == {'random 1 %', 'random 10 %', 'dcl 1 %', 'cls 1 %'}
-    sure = (tissue.iou_std + .0005)**2 < (tissue.iou_mean - .0005)**2/2
+    sure = (tissue.sd + .0005)**2 < (tissue.iou - .0005)**2/2
     assert sure.sum() == 14
 
 def test_one_zero_among_three_spreads_by_at_least_the_mean_over_root_two():

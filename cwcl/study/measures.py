@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'FREQUENT', 'RARE', 'MEASURES', 'RATIOS', 'LEVEL', 'LABELS', 'measure_iou', 'taken_share', 'epochs_to',
-           'random_levels', 'method_name', 'run_value', 'run_table', 'clip_values']
+           'random_levels', 'method_name', 'run_value', 'run_table', 'clip_values', 'published_cells']
 
 # %% ../../nbs/49_study.measures.ipynb #04ad9029
 import math, numpy as np, pandas as pd
-from ..core import InputError
+from ..core import InputError, data_file
 from ..data.labels import class_set
 from ..metrics import class_iou
 
@@ -114,3 +114,11 @@ def clip_values(
         iou = {c: v if n else None for c,v,n in zip(names, class_iou(cm).tolist(), cm.sum(1))}
         out[clip] = taken_share(dict(class_iou=iou, confusion=cm)) if measure == 'taken for gallbladder' else measure_iou(iou, measure)
     return out
+
+# %% ../../nbs/49_study.measures.ipynb #af741776
+def published_cells()->pd.DataFrame: # table (1 or 2), method, budget (percent), class, iou, sd (NaN for the mean over classes)
+    "Tables 1 and 2 of the paper"
+    df = pd.read_csv(data_file('published.csv')).rename(columns=dict(budget_percent='budget', iou_mean='iou', iou_std='sd'))
+    df['class'] = df['class'].str.lower()
+    mean = df.groupby(['table', 'method', 'budget'], sort=False, as_index=False).iou.mean()
+    return pd.concat([df, mean.assign(**{'class': 'mean IoU'})], ignore_index=True)

@@ -11,8 +11,8 @@ import textwrap, numpy as np, pandas as pd, matplotlib.pyplot as plt, seaborn as
 from itertools import product
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from ..core import InputError, data_file
-from .measures import LABELS, NAMES, method_name, run_table
+from ..core import InputError
+from .measures import LABELS, NAMES, method_name, published_cells, run_table
 from .stats import fold_interval
 
 # %% ../../nbs/51_study.panels.ipynb #b1641a06
@@ -130,10 +130,7 @@ def learning_curves(
 # %% ../../nbs/51_study.panels.ipynb #2ee1881a
 def published_scores()->pd.Series: # IoU by method, budget (percent), measure
     "Means of Tables 1 and 2 of the paper, by class and over classes"
-    df = pd.read_csv(data_file('published.csv'))
-    df = df.assign(measure=df['class'].str.lower()).rename(columns=dict(budget_percent='budget', iou_mean='value'))
-    mean = df.groupby(['method', 'budget'], as_index=False).value.mean().assign(measure='mean IoU')
-    return pd.concat([df, mean]).set_index(['method', 'budget', 'measure']).value
+    return published_cells().set_index(['method', 'budget', 'class']).iou.rename_axis(['method', 'budget', 'measure'])
 
 # %% ../../nbs/51_study.panels.ipynb #dfa6c1c2
 def class_bars(

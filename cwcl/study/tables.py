@@ -11,9 +11,9 @@ __all__ = ['MEANS', 'SHORT', 'STYLES', 'TEX', 'MARKS', 'check_result', 'run_fram
 import pandas as pd
 from dataclasses import asdict
 from pathlib import Path
-from ..core import InputError, atomic_path, data_file
+from ..core import InputError, atomic_path
 from .grid import Run
-from .measures import LABELS, NAMES, method_name
+from .measures import LABELS, NAMES, method_name, published_cells
 
 # %% ../../nbs/51_study.tables.ipynb #baf7227a
 def check_result(run:Run, found, frames): # A run, its result, (all, tested on) of other runs or () -> the same of this run
@@ -83,12 +83,9 @@ def fold_table(
 # %% ../../nbs/51_study.tables.ipynb #0b1292fc
 def published(table:str='table1')->pd.DataFrame: # See `summary`
     "The paper's numbers, and their mean over classes"
-    df = pd.read_csv(data_file('published.csv'))
-    df = df[df.table == int(table[-1])]
-    cells = dict(zip(('method', 'budget', 'class', 'mean', 'sd'), (df.method, df.budget_percent.astype(float), df['class'].str.lower(), df.iou_mean, df.iou_std)))
-    out = pd.DataFrame(dict(table=table, source='published', **cells))
-    mean = out.groupby(['table', 'source', 'method', 'budget'], sort=False, as_index=False)['mean'].mean()
-    return pd.concat([out, mean.assign(**{'class': MEANS[0]})], ignore_index=True).assign(runs=3, of=3)
+    df = published_cells()
+    df = df[df.table == int(table[-1])].replace({'class': {'mean IoU': MEANS[0]}}).rename(columns=dict(iou='mean')).astype(dict(budget=float)).reset_index(drop=True)
+    return df.assign(table=table, source='published', runs=3, of=3)[['table', 'source', 'method', 'budget', 'class', 'mean', 'sd', 'runs', 'of']]
 
 # %% ../../nbs/51_study.tables.ipynb #fc9655f1
 def digits(v): # Such as `.448`

@@ -9,9 +9,8 @@ __all__ = ['judge', 'why_not', 'our_interval', 'reason', 'claim_rows', 'whole_ro
 # %% ../../nbs/51_study.verdicts.ipynb #8ffb2189
 import math, numpy as np, pandas as pd
 from scipy.stats import t as student
-from ..core import data_file
 from .claims import CLAIMS, Claim, Part, clips_ahead
-from .measures import MEASURES, RATIOS, measure_iou, run_table
+from .measures import MEASURES, RATIOS, measure_iou, published_cells, run_table
 from .stats import compare, levels
 
 # %% ../../nbs/51_study.verdicts.ipynb #e0e68749
@@ -131,7 +130,7 @@ def verdicts(
 
 # %% ../../nbs/51_study.verdicts.ipynb #5f6b2bcc
 def published_interval(
-    table:dict, # (method, percent) to a frame with iou_mean and iou_std by class
+    table:dict, # (method, percent) to a frame with iou and sd by class
     part:Part,
     alpha:float=.05, # Share of intervals that miss
 )->dict: # As `our_interval`
@@ -140,16 +139,16 @@ def published_interval(
     if part.measure not in MEASURES: return dict(**none, why=f'no {part.measure} is published')
     if lack := [m for m in (part.a, part.b) if (m, part.budget) not in table]: return dict(**none, why=f'not published at {part.budget} %: {", ".join(lack)}')
     one,both = len(MEASURES[part.measure][0]) == 1,[table[m, part.budget] for m in (part.a, part.b)]
-    d = np.subtract(*(measure_iou(o.iou_mean, part.measure) for o in both))
-    var = [sum(o.iou_std[list(g)].mean() for g in MEASURES[part.measure] if g)**2/3 for o in both]
+    d = np.subtract(*(measure_iou(o.iou, part.measure) for o in both))
+    var = [sum(o.sd[list(g)].mean() for g in MEASURES[part.measure] if g)**2/3 for o in both]
     df = sum(var)**2/sum(v**2/2 for v in var) if one and sum(var) else 2
     half = student.ppf(1-alpha/2, df)*math.sqrt(sum(var))
     return dict(estimate=d, low=d-half, high=d+half, df=df, why='', note='' if one else 'spread bounded by the mean spread of the classes')
 
-def published_table()->dict: # (method, percent) to a frame with iou_mean and iou_std by class
+def published_table()->dict: # (method, percent) to a frame with iou and sd by class
     "Tables 1 and 2 of the paper"
-    df = pd.read_csv(data_file('published.csv'))
-    return {k: o.set_index(o['class'].str.lower()) for k,o in df.groupby(['method', 'budget_percent'])}
+    df = published_cells()
+    return {k: o.set_index('class') for k,o in df[df['class'] != 'mean IoU'].groupby(['method', 'budget'])}
 
 # %% ../../nbs/51_study.verdicts.ipynb #2f7e6066
 def published_verdicts(
@@ -165,12 +164,12 @@ def published_verdicts(
 def published_flags()->pd.DataFrame: # reading (of PAPER.md), flag, where
     "What is odd in the published tables before any test"
     t,out = published_table(),[]
-    five,ten = t['random', 5].iou_mean,t['random', 10].iou_mean
+    five,ten = t['random', 5].iou,t['random', 10].iou
     worse = five.index[ten < five]
     out.append((33, f'Random at 10 % is below Random at 5 % in {len(worse)} of {len(five)} classes', ', '.join(worse)))
-    mean = {m: t[m, 5].iou_mean.mean() for m in ('random', 'dcl+cls')}
+    mean = {m: t[m, 5].iou.mean() for m in ('random', 'dcl+cls')}
     out.append((34, f'at 5 % the mean of Random is {mean["random"]:.4f}, of DCL+cls {mean["dcl+cls"]:.4f}', 'Table 1'))
     cells = {f'{m} {b} %': o.loc['connective tissue'] for (m,b),o in t.items()}
-    tight = [k for k,o in cells.items() if o.iou_std < o.iou_mean/math.sqrt(2)]
+    tight = [k for k,o in cells.items() if o.sd < o.iou/math.sqrt(2)]
     out.append((24, f'spread of connective tissue too small for a strict partition in {len(tight)} of {len(cells)} cells', ', '.join(tight)))
     return pd.DataFrame(out, columns=['reading', 'flag', 'where'])

@@ -427,7 +427,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cwcl.study.command.cwcl_table': ('study.command.html#cwcl_table', 'cwcl/study/command.py'),
                                     'cwcl.study.command.do_missing': ('study.command.html#do_missing', 'cwcl/study/command.py'),
                                     'cwcl.study.command.embedded_frames': ('study.command.html#embedded_frames', 'cwcl/study/command.py'),
-                                    'cwcl.study.command.find_result': ('study.command.html#find_result', 'cwcl/study/command.py'),
+                                    'cwcl.study.command.find_results': ('study.command.html#find_results', 'cwcl/study/command.py'),
                                     'cwcl.study.command.frame_counts': ('study.command.html#frame_counts', 'cwcl/study/command.py'),
                                     'cwcl.study.command.published_folder': ('study.command.html#published_folder', 'cwcl/study/command.py'),
                                     'cwcl.study.command.report_ablation': ('study.command.html#report_ablation', 'cwcl/study/command.py'),

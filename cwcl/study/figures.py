@@ -94,6 +94,9 @@ def save_figure3(
         for m,mask in masks.items(): save_mask(home/f'{stem}_{m}.png', mask, colors)
         f.update(image=f'{stem}.jpg', masks={m: f'{stem}_{m}.png' for m in masks})
     with atomic_path(home/'index.json') as p: p.write_text(json.dumps(dict(kind='cwcl figure 3', version=1, **o), indent=1))
+    named = {'index.json', *(f['image'] for f in o['frames']), *(name for f in o['frames'] for name in f['masks'].values())}
+    for p in home.iterdir():
+        if p.name not in named: p.unlink()
     return home/'index.json'
 
 # %% ../../nbs/52_study.figures.ipynb #cae1c5d6

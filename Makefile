@@ -5,7 +5,7 @@ REPORT ?= runs/demo
 export PYTHONHASHSEED := 0
 export MPLBACKEND := agg
 
-.PHONY: setup demo test test-notebooks test-python test-slow bench docs lab readme hooks clean
+.PHONY: setup demo test test-notebooks test-python test-slow bench docs exercises lab readme hooks clean
 setup: .venv/.done
 
 .venv/.done: settings.ini setup.py pyproject.toml constraints.txt
@@ -42,6 +42,10 @@ readme: setup
 docs: setup
 	$(BIN)/nbdev-proc-nbs
 	$(BIN)/smalldocs render _proc
+
+# The student's edition of the book: blanks in place of solutions
+exercises: setup
+	$(BIN)/python -c 'from cwcl.check import write_exercises; print(len(write_exercises()), "lessons in exercises/")'
 
 lab: setup
 	$(BIN)/jupyter lab nbs

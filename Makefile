@@ -40,8 +40,7 @@ readme: setup
 	$(BIN)/python tests/readme.py
 
 docs: setup
-	$(BIN)/nbdev-proc-nbs
-	$(BIN)/smalldocs render _proc
+	$(BIN)/python tests/docs.py
 
 # The student's edition of the book: blanks in place of solutions
 exercises: setup

@@ -75,7 +75,7 @@ def student_edition(
     cells,seen = [],False
     for c in nb['cells']:
         seen = seen or is_solution(c)
-        if is_solution(c): c = dict(c, source=blank(''.join(c['source'])))
+        if is_solution(c): c = dict(c, source=blank(''.join(c['source'])), metadata={})
         cells.append(dict(c, outputs=[], execution_count=None) if seen and c['cell_type'] == 'code' else c)
     return dict(nb, cells=cells)
 

@@ -82,7 +82,7 @@ class DataRecipe:
     method: str = 'dcl+cls'         # Tables 1 and 2: losses beside segmentation
     stage: str = 'joint'            # 3.3: all at once; or pretrain, then the decoder with the encoder frozen or unfrozen
     seed: int = 0
-    class_set: int = 8              # 3.1: the 8 classes of Table 1; 10 named in the text; all 13
+    class_set: int|str = 8          # 3.1: the 8 classes of Table 1; 10 named in the text; all 13; or own ones, `name=value, ...`
     left_out: str = 'ignore'        # 3.1: pixels of the other classes
     min_pixels: int = 16            # Fewer pixels do not make a class present in a frame
     height: int = 240               # 3.2.2: frames are resized to this, pixels
@@ -158,7 +158,7 @@ class Recipe(NetRecipe):
 def check_recipe(r): # `Recipe`
     "Raise `InputError` for the first field that is out of range"
     for k,vs in CHOICES.items():
-        if getattr(r, k) not in vs: raise InputError(f'{k}={getattr(r, k)!r}: choose one of {", ".join(map(str, vs))}')
+        if getattr(r, k) not in vs and not (k == 'class_set' and '=' in str(r.class_set)): raise InputError(f'{k}={getattr(r, k)!r}: choose one of {", ".join(map(str, vs))}')
     for k in 'height width crop batch labelled dim epochs window threads patience pk_frames valid_step temp lr'.split():
         if not getattr(r, k) > 0: raise InputError(f'{k}={getattr(r, k)!r}: give a number above 0')
     for k in ('budget', 'factor'):

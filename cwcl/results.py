@@ -10,7 +10,7 @@ __all__ = ['epoch_log', 'named', 'scores', 'evaluate', 'native_confusion', 'plot
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt, torch.nn.functional as F
 from PIL import Image
 from .core import atomic_path
-from .data.labels import color_mask, decode_mask, show_frame
+from .data.labels import color_mask, show_frame
 from .metrics import class_dice, class_iou, confusion_matrix, image_iou, mean_iou, surface_dice
 
 # %% ../nbs/31_results.ipynb #278ce58b
@@ -72,7 +72,7 @@ def native_confusion(
     classes, # `ClassSet` of the logits
 )->torch.Tensor: # `(C,C)`
     "Confusion matrix at the size of the mask on disk, from enlarged logits"
-    truth = torch.from_numpy(classes.encode(decode_mask(np.array(Image.open(path))))).to(logits.device)
+    truth = torch.from_numpy(classes.read(np.array(Image.open(path)))).to(logits.device)
     big = F.interpolate(logits[None], size=truth.shape, mode='bilinear', align_corners=False).argmax(1)
     return confusion_matrix(big, truth[None].long(), len(classes))
 

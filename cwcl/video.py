@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from tqdm import tqdm
 from .core import InputError, atomic_path, one_line_errors
+from .data.classes import OwnClasses
 from .data.labels import encode_mask, overlay, save_png
 from .infer import predict_frames
 
@@ -100,9 +101,9 @@ def draw_overlay(
 
 # %% ../nbs/61_video.ipynb #a27ee11a
 def write_mask(path, mask, classes): # PNG file, uint8 `(H,W)` of the ids of a `ClassSet`, that set
-    "Write a mask in CholecSeg8k's watershed codes"
-    codes = encode_mask(classes.decode(mask))
-    save_png(path, np.repeat(codes[...,None], 3, axis=2))
+    "Write a mask in CholecSeg8k's watershed codes, or in the values of own classes"
+    own = isinstance(classes, OwnClasses)
+    save_png(path, classes.write(mask) if own else np.repeat(encode_mask(classes.decode(mask))[...,None], 3, axis=2))
 
 # %% ../nbs/61_video.ipynb #4a50a03f
 def segment_frames(

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from matplotlib.patches import Patch
 from PIL import Image
 from ..core import InputError, atomic_path, data_file
+from .classes import OwnClasses
 
 # %% ../../nbs/10_data.labels.ipynb #9219bc9f
 CLASSES = pd.read_csv(data_file('classes.csv'), index_col='class_id')
@@ -99,10 +100,11 @@ class ClassSet:
 _keep = {8: (0, 1, 2, 4, 5, 6, 9, 10), 10: (0, 1, 2, 4, 5, 6, 7, 9, 10, 12), 13: tuple(range(13))}
 
 def class_set(
-    n:int=8, # 8 of Table 1, 10 named in section 3.1, or all 13
+    n:int|str=8, # 8 of Table 1, 10 named in section 3.1, or all 13; or own classes, `name=value, ...`
     left_out:str='ignore', # Pixels of the other classes: `ignore` or `background`
 )->ClassSet:
     "The class set of n classes"
+    if isinstance(n, str) and '=' in n: return OwnClasses(n)
     if n not in _keep: raise InputError(f'class_set({n!r}): choose 8, 10 or 13 classes')
     if left_out not in ('ignore', 'background'): raise InputError(f'left_out={left_out!r}: choose ignore or background')
     return ClassSet(_keep[n], left_out)
@@ -137,6 +139,10 @@ def decode(
 )->np.ndarray: # uint8 `(H,W)` of the 13 class ids
     "The 13 ids from those of this set"
     return _lookup(mask, len(self), self.ids)
+
+@patch
+def read(self:ClassSet, pixels:np.ndarray)->np.ndarray: # A mask as it lies in its file -> ids of this set, uint8 `(H,W)`
+    return self.encode(decode_mask(pixels))
 
 # %% ../../nbs/10_data.labels.ipynb #973b3886
 PHASES = ('Preparation', 'CalotTriangleDissection', 'ClippingCutting', 'GallbladderDissection', 'GallbladderPackaging',

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from ..core import InputError, atomic_path
 from .files import read_png
-from .labels import IGNORE, ClassSet, decode_mask
+from .labels import IGNORE, ClassSet
 
 # %% ../../nbs/13_data.store.ipynb #c3c427f1
 def load_image(
@@ -24,7 +24,7 @@ def load_image(
     size:tuple, # Height and width, pixels
 )->np.ndarray: # uint8 `(3,height,width)`
     "A frame from wherever it comes, resized bilinearly"
-    if isinstance(item, (str, Path)): item = read_png(item)
+    if isinstance(item, (str, Path)): item = read_png(item) if Path(item).suffix.lower() not in ('.jpg', '.jpeg') else Image.open(item)
     if isinstance(item, Tensor): item = item.detach().cpu().numpy().transpose(1, 2, 0)
     if isinstance(item, np.ndarray):
         if item.dtype.kind == 'f' and item.size and 0 <= item.min() and item.max() <= 1: item = np.round(255*item).astype(np.uint8)
@@ -41,7 +41,7 @@ def load_mask(
     classes:ClassSet, # The classes that the network tells apart
 )->np.ndarray: # uint8 `(height,width)`: ids of `classes`, 255 where ignored
     "A mask as ids of a class set, resized by nearest neighbour"
-    ids = classes.encode(decode_mask(read_png(path)))
+    ids = classes.read(read_png(path))
     return np.asarray(Image.fromarray(ids).resize(size[::-1], Image.NEAREST))
 
 # %% ../../nbs/13_data.store.ipynb #041e52b2

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core import InputError, Recipe, default_device, tasks
 from .augment import SegAugment, TwoViews
 from .frames import FrameDL, Frames, show_grid
-from .labels import CLASSES, class_set
+from .labels import class_set
 from .order import label_groups, two_streams
 from .store import FrameStore, channel_stats
 from .views import StrongViews
@@ -106,7 +106,7 @@ def class_labelled(
 )->pd.Series: # bool
     "Frames of the class-only stream, after checking that there are enough of all kinds"
     if 'part' not in table: raise InputError('the table has no column part; run split_frames first')
-    known = (table['mask'] != '') | table[list(CLASSES.name)].any(axis=1)
+    known = (table['mask'] != '') | table.select_dtypes(bool).drop(columns='labelled', errors='ignore').any(axis=1)
     pool = known & table.part.isin(['train', 'valid'] if r.valid_labels else ['train'])
     if not table.labelled.any(): raise InputError('no labelled frame: raise the budget, or check the column labelled')
     astray = table.labelled & ((table['mask'] == '') | (table.part != 'train'))

@@ -18,7 +18,7 @@ from ..data.cholec import frame_table
 from ..data.synth import write_scenes
 from .ablation import ablation_markdown, ablation_table
 from .claims import CLAIMS
-from .grid import Run, fold_parts, grid, run_all
+from .grid import fold_parts, grid, run_all
 from .jobs import EpochBar, estimate, run_jobs, say_estimate
 from .readings import ablation
 from .tables import fold_table, frame_markdown, save_table, table1, table2, table_markdown, table_notes

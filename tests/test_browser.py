@@ -1,0 +1,131 @@
+"The explorers in a browser: JupyterLab and Voila, moved by keyboard alone."
+import json, os, shutil, socket, subprocess, sys, time, urllib.request
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+import pytest
+
+book,token = Path(__file__).parents[1]/'nbs','browser-test'
+names = 'pairs', 'batch', 'temperature', 'scale', 'window', 'split', 'prediction'
+browser = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+pytestmark = [pytest.mark.skipif(not browser, reason='no chromium on this machine'),
+    pytest.mark.skipif(not find_spec('playwright'), reason='playwright is not installed')]
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+@contextmanager
+def server(args, home, url):
+    "A server of our own, with settings of its own, that ends with the block"
+    folders = {k: str(home/k.lower()) for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
+    for name,value in {'notebook-extension/tracker': {'windowingMode': 'none'}, 'apputils-extension/notification': {'fetchNews': 'false'}}.items():
+        file = Path(folders['JUPYTERLAB_SETTINGS_DIR'])/'@jupyterlab'/f'{name}.jupyterlab-settings'
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(value))
+    env = {**os.environ, **folders, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(book.parent)}
+    with (home/'server.log').open('w') as log: held = subprocess.Popen([sys.executable, '-m', *args], env=env, stdout=log, stderr=log, cwd=home)
+    try:
+        for _ in range(240):
+            assert held.poll() is None, (home/'server.log').read_text()[-2000:]
+            try: urllib.request.urlopen(url, timeout=2)
+            except OSError: time.sleep(.5)
+            else: break
+        yield
+    finally:
+        held.terminate()
+        try: held.wait(20)
+        except subprocess.TimeoutExpired: held.kill()
+
+@pytest.fixture(scope='module')
+def chromium():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=browser, args=flags)
+        yield opened
+        opened.close()
+
+@pytest.fixture
+def page(chromium):
+    "A page of desktop width that can reach nothing but this machine"
+    opened = chromium.new_page(viewport=dict(width=1280, height=900))
+    opened.route('**/*', lambda r: r.continue_() if r.request.url.split(':')[0] in ('data', 'blob') or '//127.0.0.1' in r.request.url else r.abort())
+    opened.set_default_timeout(120_000)
+    yield opened
+    opened.close()
+
+def wait_for(page, what, why):
+    "Seven of something"
+    found = page.locator(what)
+    for _ in range(480):
+        if found.count() == len(names): return found
+        page.wait_for_timeout(500)
+    raise AssertionError(f'{why}; {found.count()} on {page.inner_text("body")[-2000:]}')
+
+def explorers(page):
+    "The seven explorers of the page, each a box around an image, once all are drawn"
+    found = wait_for(page, '.widget-vbox:has(> img.widget-image)', 'all cells run')
+    return dict(zip(names, [found.nth(i) for i in range(len(names))]))
+
+def shown(explorer):
+    "Bytes of its picture, as the browser has them, and the sentence above"
+    read = "async o => Array.from(new Uint8Array(await (await fetch(o.src)).arrayBuffer())).join()"
+    return explorer.locator('> img.widget-image').evaluate(read), explorer.locator('p[role=status]').inner_text()
+
+def moves(page, explorer, control='.noUi-handle, button:not(.mod-active)'):
+    "The picture follows the keyboard: a slider moves by an arrow, a button or a box by the space bar"
+    before,control = shown(explorer)[0],explorer.locator(control).first
+    control.focus()
+    page.keyboard.press('ArrowRight' if control.evaluate('o => o.tagName') == 'DIV' else 'Space')
+    for _ in range(300):
+        page.wait_for_timeout(100)
+        if shown(explorer)[0] != before: return
+    raise AssertionError(f'nothing moved: {shown(explorer)[1]!r}')
+
+def lies_well(page, explorer):
+    "Nothing sticks out of the window, and the picture is whole"
+    box,image = explorer.bounding_box(),explorer.locator('> img.widget-image')
+    assert box['x'] >= 0 and box['x'] + box['width'] <= 1280
+    natural,size = image.evaluate('o => [o.naturalWidth, o.naturalHeight]'),image.bounding_box()
+    assert size['width'] >= 500 and abs(size['width']/size['height'] - natural[0]/natural[1]) < .05
+
+def test_jupyterlab(page, tmp_path):
+    port,work = free_port(),tmp_path/'book'
+    work.mkdir()
+    shutil.copy(book/'63_explorers.ipynb', work)
+    args = f'jupyterlab --no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token}'.split() + [
+        f'--ServerApp.root_dir={work}', '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    with server(args, tmp_path, f'http://127.0.0.1:{port}/api/status?token={token}'):
+        page.goto(f'http://127.0.0.1:{port}/lab/tree/63_explorers.ipynb?token={token}&reset')
+        wait_for(page, '.jp-OutputArea-output img', 'a notebook not run shows its pictures')
+        assert page.locator('.widget-vbox').count() == 0
+        page.screenshot(path=tmp_path/'before.png')
+        page.get_by_text('Python 3 (ipykernel) | Idle').wait_for()
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+        page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+        seen = explorers(page)
+        for name,explorer in seen.items():
+            explorer.scroll_into_view_if_needed()
+            lies_well(page, explorer)
+            moves(page, explorer)
+            explorer.screenshot(path=tmp_path/f'{name}.png')
+        moves(page, seen['pairs'], 'input[type=checkbox]')
+        assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+
+@pytest.mark.skipif(not find_spec('voila'), reason='voila is not installed')
+def test_voila(page, tmp_path):
+    port,work = free_port(),tmp_path/'book'
+    work.mkdir()
+    shutil.copy(book/'63_explorers.ipynb', work)
+    args = ['voila', str(work/'63_explorers.ipynb'), '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1']
+    with server(args, tmp_path, f'http://127.0.0.1:{port}/voila/static/voila.js'):
+        page.goto(f'http://127.0.0.1:{port}/', timeout=240_000)
+        seen = explorers(page)
+        for name in ('pairs', 'batch', 'temperature'):
+            lies_well(page, seen[name])
+            moves(page, seen[name])
+            seen[name].screenshot(path=tmp_path/f'{name}.png')
+        page.screenshot(path=tmp_path/'page.png', full_page=True)

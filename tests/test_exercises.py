@@ -1,0 +1,70 @@
+"The student's edition: a blank fails with one friendly line, exactly where it is, and the solution passes."
+import json, multiprocessing, os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+import pytest
+from cwcl.check import NotYet, blank, check, is_blank, is_solution, same, student_edition, write_exercises
+
+book = Path(__file__).parents[1]/'nbs'
+lessons = sorted(o for o in book.glob('[0-9]*.ipynb') if int(o.name[:2]) not in (54, 55, 56))
+
+def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
+
+def source(cell): return ''.join(cell['source'])
+
+def try_both(file):
+    "Run a lesson once; each solution first as a blank. What went wrong, or nothing"
+    os.environ.update(IN_TEST='1', MPLBACKEND='agg', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE')
+    from execnb.shell import CaptureShell
+    from nbdev.test import nb_test_cells
+    os.chdir(book)
+    shell,found = CaptureShell(file),[]
+    def run(code):
+        shell.run(code)
+        return shell.exc
+    todo = list(nb_test_cells(file, skip_flags=['slow', 'cuda']))
+    for c,after in zip(todo, todo[1:] + [None]):
+        if is_solution(c):
+            if run(blank(c.source)) is not None: return found + [f'{file.name}: the blank does not run: {shell.exc!r}']
+            e = run(after.source)
+            if type(e).__name__ != 'NotYet' or 'still blank' not in str(e): found.append(f'{file.name}: a blank gives {e!r:.200}; cell: {c.source[:200]}')
+        if (e := run(c.source)) is not None: return found + [f'{file.name}: {e!r:.300}; cell: {c.source[:200]}']
+    return found
+
+def test_every_blank_says_so_and_every_solution_passes():
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn'), max_tasks_per_child=1) as pool:
+        found = [o for file in pool.map(try_both, lessons) for o in file]
+    assert not found, '\n'.join(found)
+
+@pytest.mark.parametrize('nb', lessons, ids=lambda o: o.stem)
+def test_a_lesson_has_two_exercises_each_with_its_check(nb):
+    own = cells(nb)
+    where = [i for i,c in enumerate(own) if is_solution(c)]
+    assert len(where) >= 2
+    assert '**Exercise 1.**' in (text := ''.join(source(c) for c in own if c['cell_type'] == 'markdown')) and '**Exercise 2.**' in text
+    for i in where: assert own[i-1]['cell_type'] == 'markdown' and source(own[i+1]).startswith('check(') and own[i]['metadata'] == dict(jupyter=dict(source_hidden=True)), source(own[i])
+
+@pytest.mark.parametrize('nb', lessons, ids=lambda o: o.stem)
+def test_the_students_edition_holds_no_answer(nb):
+    before = cells(nb)
+    after = student_edition(dict(cells=before))['cells']
+    first = next(i for i,c in enumerate(before) if is_solution(c))
+    assert [a for a,b in zip(after, before) if source(a) != source(b)] == [a for a,b in zip(after, before) if is_solution(b)]
+    assert not any(c.get('outputs') for c in after[first:]) and after[:first] == before[:first]
+
+def test_files_of_the_students_edition(tmp_path):
+    files = write_exercises(book, tmp_path/'student')
+    assert {o.name for o in files} >= {o.name for o in lessons} and all('..."' in o.read_text(encoding='utf-8') for o in files)
+
+def test_blanks_are_told_from_answers():
+    def late(x): return x[..., 0]
+    assert is_blank(...) and not any(map(is_blank, (late, 0, None, [], len, '')))
+    assert check(late, lambda f: True, '') == 'Right.'
+    with pytest.raises(NotYet, match='still blank'): check(..., ..., '')
+
+def test_a_check_ends_in_one_line():
+    with pytest.raises(NotYet) as e: check(1, 2, 'Look again.')
+    assert e.value._render_traceback_() == ['Not yet. Look again. (Your answer: 1)']
+
+def test_equal_within_a_tenth_of_a_percent():
+    assert same(1.0005, 1.) and not same(1.002, 1.) and not same(2, 3) and same([1, 2.], (1, 2.)) and not same([1], [[1]]) and not same('1', 1)

@@ -1,0 +1,175 @@
+"Pictures, masks and classes that are not CholecSeg8k's: read right, refused in one line, and trained on"
+import pytest, shutil, torch, numpy as np
+from PIL import Image
+from cwcl.checkpoint import load_model, save_model
+from cwcl.core import InputError, Recipe, recipe, set_seed
+from cwcl.data.classes import OwnClasses, class_values
+from cwcl.data.files import read_png
+from cwcl.data.labels import class_set, decode_mask
+from cwcl.data.streams import cwcl_dls
+from cwcl.multitask import cwcl_learner
+from cwcl.own import class_text, own_split, own_table, pictures, video_names
+from cwcl.results import evaluate
+from cwcl.video import segment_images
+
+GREY,COLOR = 'floor=7, bar=90, disc=180, box=255','floor=#102030, bar=#ff0000, disc=#00ff00, box=#0000ff'
+VIDEOS = dict(anna=6, berta=4, carla=5)
+
+def scene(rng):
+    y,x = np.mgrid[:150, :200]
+    mask = np.zeros((150, 200), np.uint8)
+    if rng.random() < .7: mask[np.abs(x - rng.uniform(30, 170)) < 12] = 1
+    if rng.random() < .7: mask[(x - rng.uniform(40, 160))**2 + (y - rng.uniform(40, 110))**2 < 900] = 2
+    if rng.random() < .7: mask[np.maximum(np.abs(x - rng.uniform(40, 160)), np.abs(y - rng.uniform(40, 110))) < 20] = 3
+    colors = np.array([[120, 60, 60], [200, 40, 160], [60, 200, 80], [230, 220, 90]])
+    return (colors[mask] + rng.normal(0, 10, (150, 200, 3))).clip(0, 255).astype(np.uint8), mask
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "Three videos, every second picture a JPEG, 200x150 pixels, four classes, no phases"
+    home,rng = tmp_path_factory.mktemp('own'),np.random.default_rng(0)
+    for video,n in VIDEOS.items():
+        for kind in ('frames', 'masks', 'colours'): (home/kind/video).mkdir(parents=True)
+        for k in range(n):
+            frame,mask = scene(rng)
+            Image.fromarray(frame).save(home/'frames'/video/f'{k:02d}.{("png", "jpg")[k % 2]}')
+            Image.fromarray(OwnClasses(GREY).write(mask)[..., 0]).save(home/'masks'/video/f'{k:02d}.png')
+            Image.fromarray(OwnClasses(COLOR).write(mask)).save(home/'colours'/video/f'{k:02d}.png')
+    (home/'grey.csv').write_text('name,value\nfloor,7\nbar,90\ndisc,180\nbox,255\n')
+    (home/'colour.csv').write_text('name,red,green,blue\nfloor,16,32,48\nbar,255,0,0\ndisc,0,255,0\nbox,0,0,255\n')
+    return home
+
+@pytest.fixture
+def copy(home, tmp_path):
+    "A copy that may be damaged"
+    shutil.copytree(home, tmp_path/'own')
+    return tmp_path/'own'
+
+def small(**changes):
+    return recipe('smoke', **{**dict(class_set=GREY, use_phase=False, budget=.5, height=75, width=100, crop=64, window=64, batch=6, labelled=3, threads=1), **changes})
+
+@pytest.mark.parametrize('text', (GREY, COLOR, 'a=0, b=255', 'white=#ffffff, black=0'))
+@pytest.mark.parametrize('channels', (1, 3, 4))
+def test_reading_is_the_literal_loop(text, channels):
+    rng,values = np.random.default_rng(1),class_values(text)
+    pool = [*values.values(), 0xffffff, 0x112233, 0x050505]
+    v = np.array(pool)[rng.integers(0, len(pool), (9, 11))]
+    if channels == 1: v = (v & 255)*0x010101
+    rgb = np.stack([v >> 16, v >> 8 & 255, v & 255, v*0 + 77], -1).astype(np.uint8)
+    pixels = rgb[..., 0] if channels == 1 else rgb[..., :channels]
+    order = list(values.values())
+    want = [[order.index(o) if o in order else 255 for o in row] for row in v.tolist()]
+    own = OwnClasses(text)
+    assert own.read(pixels).tolist() == want
+    strange = [o for row in v.tolist() for o in row if o not in order and o != 0xffffff]
+    assert sum(own.unknown(pixels).values()) == len(strange)
+    assert {int(k[1:], 16) if k[0] == '#' else int(k)*0x010101 for k in own.unknown(pixels)} == set(strange)
+
+@pytest.mark.parametrize('text,says', [('a=0', '1 class'), ('a=0, a=1', "'a' stands twice"), ('a=0, b=0', 'another class'), ('a=255, b=#FFFFFF', 'another class'),
+    ('a=0, b=256', "'b=256'"), ('a=0, b', "'b'"), ('a=0, =3', 'give name=value'), ('a=0, b=#12345', '#12345'), (', '.join(f'c{i}={i}' for i in range(51)), '51 class')])
+def test_text_that_cannot_be(text, says):
+    with pytest.raises(InputError, match=says): OwnClasses(text)
+
+def test_a_recipe_carries_its_classes():
+    r = small()
+    assert Recipe.from_json(r.to_json()) == r and class_set(r.class_set, r.left_out).names == ('floor', 'bar', 'disc', 'box')
+    assert class_set(8).names[2] == 'liver' and isinstance(class_set(GREY).colors, np.ndarray)
+    for wrong in ('floor', 9, '8'):
+        with pytest.raises(InputError, match='class_set'): small(class_set=wrong)
+
+def test_the_sets_of_the_data_set_read_as_before():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    for n in (8, 10, 13): assert (class_set(n).read(pixels) == class_set(n).encode(decode_mask(pixels))).all()
+
+def test_tables_of_classes(home):
+    assert class_text(home/'grey.csv') == GREY and class_text(home/'colour.csv') == COLOR and class_text(GREY) == GREY
+
+@pytest.mark.parametrize('masks,classes', [('masks', 'grey.csv'), ('colours', 'colour.csv')])
+def test_the_table_says_what_the_files_say(home, masks, classes):
+    t,own = own_table(home/'frames', home/masks, home/classes),OwnClasses(class_text(home/classes))
+    assert t.groupby('source').size().to_dict() == VIDEOS and t.video.nunique() == 3 and (t.phase == -1).all()
+    assert t.image.str.endswith('.jpg').sum() == 7 and not t.duplicated(['video', 'frame']).any()
+    for o in t.itertuples():
+        ids = own.read(read_png(o.mask))
+        assert [getattr(o, c) for c in own.names] == [bool((ids == k).sum() >= 16) for k in range(4)]
+        assert o.image.rsplit('.', 1)[0].split('/')[-2:] == o.mask.rsplit('.', 1)[0].split('/')[-2:] and o.source in o.image
+
+def edit(copy, what):
+    "Do one kind of damage"
+    mask,frame = copy/'masks'/'anna'/'00.png',copy/'frames'/'anna'/'01.jpg'
+    if what == 'no frame': (copy/'frames'/'anna'/'00.png').unlink()
+    if what == 'size': Image.open(mask).resize((100, 75), Image.NEAREST).save(mask)
+    if what == 'value': Image.fromarray(np.where(np.arange(200) < 3, 91, np.array(Image.open(mask))).astype(np.uint8)).save(mask)
+    if what == 'torn frame': frame.write_bytes(frame.read_bytes()[:900])
+    if what == 'torn mask': mask.write_bytes(mask.read_bytes()[:60])
+    if what == 'two frames': Image.new('RGB', (200, 150)).save(copy/'frames'/'anna'/'01.png')
+    if what == 'flat': [(copy/o/'anna'/n).rename(copy/o/n) for o,n in (('frames', '01.jpg'), ('masks', '01.png'))]
+    if what == 'twice': (copy/'grey.csv').write_text('name,value\nfloor,7\nbar,90\nbar,180\n')
+    if what == 'same value': (copy/'grey.csv').write_text('name,value\nfloor,7\nbar,90\ndisc,90\n')
+    if what == 'columns': (copy/'grey.csv').write_text('class,code\nfloor,7\nbar,90\n')
+    if what == 'number': (copy/'grey.csv').write_text('name,red,green,blue\nfloor,7,a,3\nbar,90,1,1\n')
+    if what == 'taken': (copy/'grey.csv').write_text('name,value\nmask,7\nbar,90\ndisc,180\nbox,255\n')
+
+@pytest.mark.parametrize('what,says', [('no frame', 'masks/anna/00.png: mask without a frame'), ('size', 'masks/anna/00.png: 100x75, its frame 200x150'),
+    ('value', r'masks/anna/00.png: value 91 \(450 pixels\) is in no row of the table'), ('torn frame', 'frames/anna/01.jpg: unreadable'), ('torn mask', 'masks/anna/00.png: unreadable'),
+    ('two frames', 'a second file of the name anna/01'), ('flat', '01: which video is it from'), ('twice', "grey.csv: class 'bar' stands twice"),
+    ('same value', "grey.csv: class 'disc' has the value 90 of another"), ('columns', 'grey.csv: columns class, code; name and value'), ('number', 'no whole number'), ('taken', "'mask': the name is taken")])
+def test_bad_folders_are_one_line(copy, what, says):
+    edit(copy, what)
+    with pytest.raises(InputError, match=says) as e: own_table(copy/'frames', copy/'masks', copy/'grey.csv')
+    assert '\n' not in str(e.value)
+
+def test_lost_folders_are_one_line(home, tmp_path):
+    for call,says in [(lambda: own_table(home/'frames', home/'nosuch', GREY), 'nosuch: no such folder of masks'), (lambda: own_table(home/'nosuch', home/'masks', GREY), 'folder of pictures'),
+        (lambda: own_table(home/'frames', tmp_path, GREY), 'no masks in it'), (lambda: class_text(home/'nosuch.csv'), 'no such table of classes'), (lambda: class_text(home/'frames'), 'unreadable')]:
+        with pytest.raises(InputError, match=says) as e: call()
+        assert '\n' not in str(e.value)
+
+def test_videos(home, tmp_path):
+    names = list(pictures(home/'frames'))
+    (tmp_path/'v.csv').write_text('name,video\n' + '\n'.join(f'{n},{"x" if "anna" in n else "y"}' for n in names))
+    assert set(video_names(names, tmp_path/'v.csv')) == {'x', 'y'} and video_names(names, lambda n: n[0])[0] == 'a'
+    assert own_table(home/'frames', home/'masks', GREY, tmp_path/'v.csv').groupby('source').size().to_dict() == dict(x=6, y=9)
+    (tmp_path/'short.csv').write_text('name,video\nanna/00,x\n')
+    for videos,says in ((tmp_path/'short.csv', r'no row for the picture anna/01 \(14 of 15\)'), (home/'grey.csv', 'no column video'), (tmp_path/'gone.csv', 'unreadable')):
+        with pytest.raises(InputError, match=says): video_names(names, videos)
+
+def test_a_video_plays_one_part(home):
+    t = own_table(home/'frames', home/'masks', GREY)
+    s = own_split(t, small(), 'berta', ['carla'])
+    assert s.groupby('source').part.unique().map(list).to_dict() == dict(anna=['train'], berta=['valid'], carla=['test'])
+    assert s.labelled.sum() == 3 and (s.part[s.labelled] == 'train').all() and (own_split(t, small(budget=1.), 'berta').labelled >= s.labelled)[s.part == 'train'].all()
+    for args,says in ((('doris',), 'there are anna, berta, carla'), (('anna', 'anna'), 'one part'), ((['anna', 'berta', 'carla'],), 'no training frame')):
+        with pytest.raises(InputError, match=says): own_split(t, small(), *args)
+
+def test_labels_make_class_only_frames(copy):
+    for k in range(2, 6): (copy/'masks'/'anna'/f'{k:02d}.png').unlink()
+    (copy/'labels.csv').write_text('name,floor,bar,disc,box\nanna/02,1,1,0,0\nanna/03,1,0,0,1\nanna/00,0,0,0,0\n')
+    t = own_table(copy/'frames', copy/'masks', GREY, labels=copy/'labels.csv').set_index('name')
+    assert t.loc['anna/02', ['floor', 'bar', 'disc', 'box']].tolist() == [True, True, False, False] and t.loc['anna/00', 'floor'] and not t.loc['anna/04', ['floor', 'bar', 'disc', 'box']].any()
+    d = cwcl_dls(own_split(t.reset_index(), small(budget=1., batch=4, labelled=2), 'berta', 'carla'), small(budget=1., batch=4, labelled=2), device='cpu')
+    assert set(d.train_ds.table.name) == {'anna/00', 'anna/01', 'anna/02', 'anna/03', *(f'berta/0{k}' for k in range(4))} and d.train_ds.table.labelled.sum() == 2
+    (copy/'labels.csv').write_text('name,floor,bar\nanna/02,1,1\n')
+    with pytest.raises(InputError, match='no column disc'): own_table(copy/'frames', copy/'masks', GREY, labels=copy/'labels.csv')
+
+def test_ten_lines_train(home, tmp_path):
+    text = class_text(home/'colour.csv')
+    r = small(class_set=text, batch=6, labelled=3)
+    set_seed(r.seed, r.threads)
+    split = own_split(own_table(home/'frames', home/'colours', text), r, valid='berta', test='carla')
+    learn = cwcl_learner(cwcl_dls(split, r, device='cpu'), 'dcl+cls')
+    rows = split[split.part == 'test']
+    before = evaluate(learn.model, learn.dls, rows)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(40, 2e-2)
+    after = evaluate(learn.model, learn.dls, rows)
+    assert after['mean_iou'] > before['mean_iou'] + .2 and set(after['class_iou']) == {'floor', 'bar', 'disc', 'box'}
+    assert after['native']['mean_iou'] > before['native']['mean_iou'] + .2 and np.sum(after['native']['confusion']) == 5*150*200
+    again = load_model(save_model(tmp_path/'m.safetensors', learn.model), 'cpu')
+    x,mask = learn.dls.test_dl(rows).one_batch()
+    assert again.classes.names == ('floor', 'bar', 'disc', 'box') and torch.equal(again(x), learn.model.eval()(x))
+    truth = np.asarray(Image.fromarray(OwnClasses(text).read(read_png(rows['mask'].iloc[0]))).resize((100, 75), Image.NEAREST))
+    assert (np.asarray(mask[0]) == truth).all()
+    segment_images(again, rows.image.iloc[1], tmp_path/'seen', progress=False)
+    seen = OwnClasses(text).read(read_png(tmp_path/'seen'/'01_mask.png'))
+    assert seen.shape == (150, 200) and seen.max() < 4
+    with learn.no_bar(): assert learn.predict(rows.image.iloc[1])[0].shape == (75, 100)

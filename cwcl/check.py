@@ -54,7 +54,7 @@ def is_solution(
     cell:dict, # Of a notebook
 )->bool:
     "Whether a cell holds the solution of an exercise"
-    return cell['cell_type'] == 'code' and FOLD in ''.join(cell['source'])
+    return cell['cell_type'] == 'code' and FOLD in ''.join(cell['source']).splitlines()
 
 def blank(
     code:str, # Of a solution

@@ -2,7 +2,10 @@
 import base64, io, itertools, json, re
 from pathlib import Path
 import numpy as np, pytest, torch
+from fastcore.nbio import dict2nb
+from nbdev.clean import clean_nb
 from PIL import Image
+from smalldocs.notebook import output_html
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import class_set
@@ -149,7 +152,7 @@ def test_the_display_holds_view_picture_and_sentence(name, request):
     assert data['text/plain'] == explorer.summary() and explorer.summary() in explorer.note.value.replace('&#x27;', "'")
     kept,live = (Image.open(io.BytesIO(o)) for o in (base64.b64decode(data['image/png']), explorer.image.value))
     assert kept.format == live.format == 'PNG' and kept.size == live.size == tuple(round(o*explorer.dpi) for o in explorer.size)
-    assert len(data['image/png']) < 80_000
+    assert len(data['image/png']) <= 4*explorer.kept/3 + 4
 
 def test_a_kept_picture_is_small_and_looks_alike():
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -161,6 +164,15 @@ def test_a_kept_picture_is_small_and_looks_alike():
     file = io.BytesIO()
     Image.fromarray(flat).save(file, 'PNG')
     assert (np.asarray(Image.open(io.BytesIO(small_png(file.getvalue(), 1000))).convert('RGB')) == flat).all()
+
+def test_cleaning_and_the_site_keep_the_picture(temperature):
+    data = temperature._repr_mimebundle_()
+    out = dict(output_type='execute_result', execution_count=3, data=dict(data), metadata={'a': 1})
+    nb = dict2nb(dict(cells=[dict(cell_type='code', source='t', outputs=[out], execution_count=3, metadata={})], metadata={}, nbformat=4, nbformat_minor=5))
+    clean_nb(nb)
+    kept = nb['cells'][0]['outputs'][0]
+    assert kept['data']['image/png'] == data['image/png']
+    assert f'<img src="data:image/png;base64,{data["image/png"]}"' in output_html(kept)
 
 def test_an_explorer_that_fails_leaves_the_collector_on():
     import gc

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Explorer', 'small_png', 'slider', 'choice', 'switch', 'step', 'update_ms']
 
-# %% ../../nbs/59_widgets.base.ipynb #b75c7c4d
+# %% ../../nbs/59_widgets.base.ipynb #57fbc101
 import base64, gc, html, io, time, ipywidgets as W, matplotlib as mpl, numpy as np
 from fastcore.basics import patch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from types import SimpleNamespace
 
-# %% ../../nbs/59_widgets.base.ipynb #c1fcf555
+# %% ../../nbs/59_widgets.base.ipynb #5d957a33
 class Explorer:
     "Controls, a state computed from their values, and a figure of the state"
     size,dpi,layout = (9,4),100,'constrained' # Inches, pixels an inch, layout engine of matplotlib
@@ -34,7 +34,7 @@ class Explorer:
     def draw(self, fig): "Draw the state into a matplotlib figure"
     def summary(self): return type(self).__name__
 
-# %% ../../nbs/59_widgets.base.ipynb #21948cca
+# %% ../../nbs/59_widgets.base.ipynb #5574ef74
 @patch
 def figure(self:Explorer)->Figure: # Of the present state
     "Draw the state"
@@ -65,7 +65,7 @@ def update(self:Explorer,
     self.note.value = f'<p role="status" style="margin:0;line-height:1.4">{html.escape(self.summary())}</p>'
     self.image.value = self.png()
 
-# %% ../../nbs/59_widgets.base.ipynb #494a30fd
+# %% ../../nbs/59_widgets.base.ipynb #15542a13
 def small_png(
     png:bytes, # A PNG
     limit:int, # Bytes; colours become fewer, then the picture smaller, until it is met
@@ -84,7 +84,7 @@ def _repr_mimebundle_(self:Explorer, **kwargs):
     data = self.view._repr_mimebundle_(**kwargs) or {}
     return data | {'text/plain': self.summary(), 'image/png': base64.b64encode(small_png(self.png(), self.kept)).decode()}
 
-# %% ../../nbs/59_widgets.base.ipynb #e1c73b4d
+# %% ../../nbs/59_widgets.base.ipynb #7839f226
 _wide = dict(style=dict(description_width='initial'), layout=W.Layout(width='320px'))
 
 def slider(
@@ -106,7 +106,7 @@ def switch(name:str, value:bool): # Shown at its right
     "A box to tick"
     return W.Checkbox(value, description=name, indent=False, layout=W.Layout(width='auto'))
 
-# %% ../../nbs/59_widgets.base.ipynb #b640a2ad
+# %% ../../nbs/59_widgets.base.ipynb #4f0d379c
 def step(
     control, # A slider, a row of buttons, a box
 ):

@@ -6,7 +6,7 @@
 __all__ = ['POOLS', 'SIZES', 'Frames', 'gather', 'drawn_phases', 'drawn_frames', 'table_frames', 'Pool', 'drawn_pool',
            'counted_pool', 'pool_ids', 'draw_batch']
 
-# %% ../../nbs/59_widgets.pools.ipynb #44c0cbca
+# %% ../../nbs/59_widgets.pools.ipynb #7512bab3
 import functools, numpy as np, pandas as pd, tempfile, torch
 from pathlib import Path
 from PIL import Image
@@ -22,7 +22,7 @@ from ..data.splits import TEST_VIDEOS
 from ..data.synth import clip_frames, render_scene, write_phases
 from ..pairs import label_set_ids, pair_stats
 
-# %% ../../nbs/59_widgets.pools.ipynb #eb96d5ad
+# %% ../../nbs/59_widgets.pools.ipynb #3558ae0e
 class Frames(NamedTuple):
     "What an explorer knows of some frames"
     names: list        # Such as `video01 120`
@@ -38,7 +38,7 @@ def gather(
     small = np.stack([np.asarray(Image.fromarray(o).resize((214,120), Image.BOX)) for o in images])
     return Frames(list(names), small, np.stack([np.bincount(o.ravel(), minlength=256)[:13] for o in masks]), np.array(phase))
 
-# %% ../../nbs/59_widgets.pools.ipynb #ec008831
+# %% ../../nbs/59_widgets.pools.ipynb #bc976657
 def drawn_phases(
     video, # Name of the video of each frame
     frame, # Number of each frame
@@ -56,7 +56,7 @@ def drawn_frames()->Frames: # 101
     names = [f'{c[:7]} {f}' for c,f in zip(clip, frame)]
     return gather(zip(names, *zip(*scenes), drawn_phases(CLIPS.video.tolist(), frame)))
 
-# %% ../../nbs/59_widgets.pools.ipynb #0581326b
+# %% ../../nbs/59_widgets.pools.ipynb #782859dd
 def table_frames(
     table:pd.DataFrame, # Rows of `frame_table`
 )->Frames:
@@ -65,7 +65,7 @@ def table_frames(
     if not rows: raise InputError(f'none of {len(table)} frames has a mask: give rows of frame_table with masks')
     return gather((f"{r['video']} {r['frame']}", *read_frame(r), r['phase']) for r in rows)
 
-# %% ../../nbs/59_widgets.pools.ipynb #4e074027
+# %% ../../nbs/59_widgets.pools.ipynb #5cd88ef4
 class Pool(NamedTuple):
     "Labels of the frames that a batch is drawn from"
     shown: Tensor # bool `(F,13)`
@@ -83,7 +83,7 @@ def drawn_pool()->Pool:
     codes = (pd.factorize(np.array(o))[0] for o in (video, clip))
     return Pool(*(torch.tensor(o) for o in (shown, drawn_phases(video, frame), *codes)))
 
-# %% ../../nbs/59_widgets.pools.ipynb #3f1c2ff2
+# %% ../../nbs/59_widgets.pools.ipynb #7c23e2e7
 @functools.cache
 def counted_pool()->Pool:
     "The real label sets, one row for each of 6640 frames"
@@ -95,7 +95,7 @@ def counted_pool()->Pool:
     clip = 1000*video + torch.tensor(t.groupby('video').cumcount().to_numpy())//80
     return Pool(shown, torch.full((len(t),), -1), video, clip)
 
-# %% ../../nbs/59_widgets.pools.ipynb #262e2d9b
+# %% ../../nbs/59_widgets.pools.ipynb #a44396d9
 POOLS = {'embedded scenes': drawn_pool, 'CholecSeg8k': counted_pool}
 SIZES = 8, 16, 25, 40, 60, 100, 150, 200
 
@@ -110,7 +110,7 @@ def pool_ids(
     ids = label_set_ids(p.shown[:, list(class_set(classes).ids)], p.phase if phase and (p.phase >= 0).all() else None)
     return ids,pair_stats(ids, dict(video=p.video), SIZES)
 
-# %% ../../nbs/59_widgets.pools.ipynb #b67b1056
+# %% ../../nbs/59_widgets.pools.ipynb #d48880a0
 def draw_batch(
     clip:Tensor, # Of each frame of the pool, `(F,)`
     n:int, # Frames to draw, `B`

@@ -47,7 +47,7 @@ exercises: setup
 	$(BIN)/python -c 'from cwcl.check import write_exercises; print(len(write_exercises()), "lessons in exercises/")'
 
 lab: setup
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab
 
 # Notebooks are cleaned on commit and merged cell by cell
 hooks: setup

@@ -60,6 +60,12 @@ def test_whole_numbers():
     assert whole_numbers('0,2', 'folds') == (0, 2)
     with pytest.raises(InputError, match='--seeds -1'): whole_numbers('-1', 'seeds')
 
+@pytest.mark.parametrize('args', [('--table', '1'), ('--table', '2'), ('--ablate',)])
+def test_what_is_done_is_shown_without_a_question(tmp_path, args):
+    code,out,err = command(*args, '--show', cwd=tmp_path, timeout=300)
+    assert not code and 'written:' in out and 'Start?' not in out and not list(tmp_path.glob('runs/scenes*')), err
+    assert ('| Random ' in out) == (args == ('--table', '1'))
+
 def test_an_ablation_counts_the_frames_of_folds_that_are_not_published(tmp_path, scenes):
     code,out,err = command('--ablate', '--data', str(scenes), '--preset', 'smoke', '--change', 'budget=0.5', '--folds', '0,2', cwd=tmp_path, timeout=300)
     assert code == 1 and '66 runs, 0 of them done' in out and 'say --yes' in err

@@ -32,7 +32,7 @@ def try_both(file):
     return found
 
 def test_every_blank_says_so_and_every_solution_passes():
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn'), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn'), max_tasks_per_child=10) as pool:
         found = [o for file in pool.map(try_both, lessons) for o in file]
     assert not found, '\n'.join(found)
 

@@ -193,6 +193,7 @@ def cwcl_table(
     resubmit:int=3, # How often such a job is submitted again
     device:str=None, # cpu, cuda or cuda:1; a GPU where there is one if not given
     yes:store_true=False, # Start without asking
+    show:store_true=False, # Print what is done, and start nothing
 ):
     "The runs behind a table of the paper, its numbers and its verdicts"
     for bad,why in ((table not in (1, 2), f'--table {table}: the paper has Tables 1 and 2'), (jobs < 1, f'--jobs {jobs}: give at least 1')):
@@ -205,7 +206,7 @@ def cwcl_table(
     runs,pairs = wanted_runs(name, r, which, whole_numbers(seeds, 'seeds'), counts)
     folders = [o for o in (home, out) if o]
     results = find_results(runs, folders)
-    if todo := [o for o in runs if o.key not in results]:
+    if not show and (todo := [o for o in runs if o.key not in results]):
         device,options = str(check_device(device)),dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)
         confirm(todo, len(runs), out, get_frames() if frames is None else frames, jobs, device, yes)
         do_missing(todo, out, data or embedded_frames(preset), phases, jobs, cluster, device, **options)

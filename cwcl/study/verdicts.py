@@ -109,7 +109,7 @@ def whole_row(
     yes,no = (sum(o['verdict'] == v for o in rows) for v in ('holds', 'does not hold'))
     verdict = 'holds' if yes >= need else 'does not hold' if no > k - need else 'cannot be told'
     many = f'all {k}' if need == k else f'{need} of {k}'
-    missing = sum('missing runs' in o['reason'] for o in rows)
+    missing = sum(any(k in o['reason'] for k in ('missing runs', 'one seed only', 'one fold only')) for o in rows)
     told = f'{yes} hold, {no} do not, {k-yes-no} cannot be told' + (f' ({missing} for want of runs)' if missing else '')
     return dict(claim=claim.name, section=claim.section, comparison=many, whole=True, estimate=math.nan, low=math.nan, high=math.nan, level=rows[0]['level'],
         comparisons=k, clips='', verdict=verdict, reason=f'Of {k} comparisons on these two test videos, {told}; {many} must hold.')

@@ -44,7 +44,7 @@ class VideoPicker(W.Box):
     index = property(lambda self: self.start.index, lambda self, i: self.start.set_trait('index', i))
     def __init__(self, videos, folds): # Names; name of a fold to tuple of videos
         self.buttons = {v: W.ToggleButton(description=v[-2:], tooltip=v, layout=W.Layout(width='42px')) for v in videos}
-        self.start = W.ToggleButtons(options=[('by hand', ()), *folds.items()], value=(), description='validation videos', style=dict(button_width='auto', description_width='initial'))
+        self.start = W.ToggleButtons(options=[*folds.items(), ('by hand', ())], value=(), description='validation videos', style=dict(button_width='auto', description_width='initial'))
         super().__init__([self.start, *self.buttons.values()], layout=W.Layout(flex_flow='row wrap', width='100%'))
         for v,b in self.buttons.items(): b.observe(lambda o, v=v: self.press(v, o.new), 'value')
         self.start.observe(lambda o: o.new and self.set_trait('value', o.new), 'value')

@@ -204,8 +204,7 @@ def cwcl_table(
     which,counts = whole_numbers(folds, 'folds'),frame_counts(home) if home and ablate else {}
     if ablate and not set(which) <= set(counts): counts = fold_parts(frames := get_frames(), r, which)
     runs,pairs = wanted_runs(name, r, which, whole_numbers(seeds, 'seeds'), counts)
-    folders = [o for o in (home, out) if o]
-    results = find_results(runs, folders)
+    results = find_results(runs, folders := [o for o in (home, out) if o])
     if not show and (todo := [o for o in runs if o.key not in results]):
         device,options = str(check_device(device)),dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)
         confirm(todo, len(runs), out, get_frames() if frames is None else frames, jobs, device, yes)

@@ -1,10 +1,7 @@
 "The site: whole, without a dead link, and without anything from elsewhere."
 import re, subprocess, sys
-from pathlib import Path
 import pytest
-from docs import lessons, mended, page_links, source_links, with_mathml
-
-root = Path(__file__).parents[1]
+from docs import lessons, mended, page_links, root, source_links, with_mathml
 
 @pytest.fixture(scope='module')
 def pages():

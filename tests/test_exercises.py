@@ -4,13 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest
 from cwcl.check import NotYet, blank, check, is_blank, is_solution, same, student_edition, write_exercises
+from pages import cells, root, source
 
-book = Path(__file__).parents[1]/'nbs'
+book = root/'nbs'
 lessons = sorted(o for o in book.glob('[0-9]*.ipynb') if int(o.name[:2]) not in (56, 63))
-
-def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
-
-def source(cell): return ''.join(cell['source'])
 
 def try_both(file):
     "Run a lesson once; each solution first as a blank. What went wrong, or nothing"

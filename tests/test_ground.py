@@ -1,20 +1,13 @@
 "The ground that the book stands on: one source of metadata, floors, generated files in step."
-import ast, builtins, dis, importlib, json, os, re, shutil, subprocess, sys, tomllib, types
-from configparser import ConfigParser
+import ast, builtins, dis, importlib, os, re, shutil, subprocess, sys, tomllib, types
 from pathlib import Path
 import pytest, cwcl
+from binder import settings
+from pages import cells, root, source
 from readme import render
 
-root = Path(__file__).parent.parent
 notebooks = sorted((root/'nbs').glob('*.ipynb'))
 lessons = [o for o in notebooks if re.match(r'\d\d_', o.name)]
-
-def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
-def source(cell): return ''.join(cell['source'])
-def settings():
-    parser = ConfigParser(delimiters=['='])
-    parser.read(root/'settings.ini', encoding='utf-8')
-    return parser['DEFAULT']
 
 def module(nb):
     found = re.search(r'^#\| default_exp (\S+)', '\n'.join(source(c) for c in cells(nb)), flags=re.M)

@@ -42,7 +42,7 @@ def check(
 )->str: # `Right.`
     "Say whether an answer is right, and if not, where to look"
     if is_blank(answer): raise NotYet('The cell above is still blank: write your answer in place of ..., run it, and run this cell again.')
-    try: right = want(answer) if callable(want) else same(answer, want)
+    try: right = bool(want(answer) if callable(want) else same(answer, want))
     except Exception as e: raise NotYet(f'{hint} (Your answer made the check fail with {type(e).__name__}: {e})') from None
     if not right: raise NotYet(hint if callable(answer) else f'{hint} (Your answer: {answer!r:.80})')
     return 'Right.'

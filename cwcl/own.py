@@ -72,12 +72,12 @@ def video_names(
     if videos is None:
         if any('/' not in n for n in names): raise InputError(f'{next(n for n in names if "/" not in n)}: which video is it from? Frames of one video must not be split: {how}')
         return [n.split('/')[0] for n in names]
-    try: t = pd.read_csv(videos, dtype=str)
+    try: t = pd.read_csv(videos, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as e: raise InputError(f'{videos}: unreadable ({e}); {how}') from None
     if not {'name', 'video'} <= set(t): raise InputError(f'{videos}: no column {"video" if "name" in t else "name"}; {how}')
     of = dict(zip(t.name, t.video))
-    lost = [n for n in names if n not in of]
-    if lost: raise InputError(f'{videos}: no row for the picture {lost[0]} ({len(lost)} of {len(names)}); add it, its name without the ending')
+    lost = [n for n in names if not of.get(n)]
+    if lost: raise InputError(f'{videos}: no video for the picture {lost[0]} ({len(lost)} of {len(names)}); add its row, the name without the ending')
     return [of[n] for n in names]
 
 # %% ../nbs/62_own_data.ipynb #8233b4b8
@@ -140,8 +140,13 @@ def add_labels(
     "Class labels of pictures without a mask"
     try: given = pd.read_csv(labels, dtype=dict(name=str)).set_index('name')
     except (OSError, ValueError, KeyError) as e: raise InputError(f'{labels}: unreadable ({e}); give a CSV file with the column name and one for each class') from None
+    if given.index.has_duplicates: raise InputError(f'{labels}: {given.index[given.index.duplicated()][0]} stands twice; give each picture one row')
+    strange = given.index.difference(t.name)
+    if len(strange): raise InputError(f'{labels}: no picture {strange[0]} ({len(strange)} of {len(given)} rows); names are paths below the folder, without the ending')
     lacking = [c for c in own.names if c not in given]
     if lacking: raise InputError(f'{labels}: no column {lacking[0]}; there must be one for each class, with 0 or 1')
+    odd = given[list(own.names)].isin([0, 1]).all(1)
+    if not odd.all(): raise InputError(f'{labels}: {odd.idxmin()} has {given.loc[odd.idxmin(), list(own.names)].tolist()}; write 0 or 1 for each class')
     rows = t.index[(t['mask'] == '') & t.name.isin(given.index)]
     t.loc[rows, list(own.names)] = given.loc[t.name[rows], list(own.names)].to_numpy() > 0
 

@@ -6,14 +6,14 @@
 __all__ = ['LEARNERS', 'pretrain_run', 'ready_encoder', 'stages_run']
 
 # %% ../nbs/42_stages.ipynb #8dd362bc
-import json, time
+import json, shutil, time
 from dataclasses import replace
 from pathlib import Path
 from .baselines.byol import byol_learner
 from .checkpoint import save_model
 from .core import InputError, Recipe, atomic_path
 from .data.cholec import frame_table
-from .multitask import cwcl_learner
+from .multitask import check_precision, cwcl_learner
 from .ready import check_phases, claim_folder, licence_of, run_remarks, split_table
 from .tasks import CWCLNet
 from .train import run_facts, train_learner, train_run
@@ -34,6 +34,7 @@ def pretrain_run(
     start,r,out = time.time(),replace(r, stage='pretrain'),Path(out)
     table,_ = split_table(frame_table(data, phases, min_pixels=r.min_pixels, progress=progress), r)
     check_phases(table, r)
+    check_precision(r.precision, device)
     claim_folder(out)
     with atomic_path(out/'recipe.json') as p: p.write_text(r.to_json())
     learn,log = train_learner(r, table, out, device, progress, make=LEARNERS.get(r.method, cwcl_learner), cbs=cbs)
@@ -42,6 +43,7 @@ def pretrain_run(
     save_model(out/'model.safetensors', net, licence_of(data, table), note='A pre-trained encoder; the decoder is untrained.')
     metrics = dict(run_facts(learn, log, table, run_remarks(table, r, 'fold')), seconds=round(time.time() - start, 2))
     with atomic_path(out/'metrics.json') as p: p.write_text(json.dumps(metrics, indent=1))
+    shutil.rmtree(out/'checkpoint')
     return metrics
 
 # %% ../nbs/42_stages.ipynb #98ba01f6

@@ -145,6 +145,16 @@ def test_not_a_png(root, kind):
     Image.new('RGB', SIZE).save(p, format='JPEG')
     with pytest.raises(InputError, match=r'unreadable \(not a PNG image\)'): frame_table(root)
 
+def test_what_could_not_be_read_is_tried_again(root):
+    p = files(root, '_endo.png')[0]
+    whole,stat = p.read_bytes(),p.stat()
+    p.write_bytes(b'?'*len(whole))
+    os.utime(p, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(InputError, match='unreadable'): frame_table(root)
+    p.write_bytes(whole)
+    os.utime(p, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert len(frame_table(root))
+
 def test_brackets_in_a_path(root):
     moved = root.rename(root.with_name('data (1)'))
     files(moved)[0].write_bytes(b'')

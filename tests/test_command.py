@@ -30,7 +30,7 @@ def test_bad_input_is_one_line(tmp_path, args, says):
     assert code == 1 and says in err and 'Traceback' not in err and len(err.strip().splitlines()) == 1
 
 def test_nothing_starts_unasked(tmp_path, scenes):
-    code,out,err = command('--data', str(scenes), '--preset', 'smoke', '--change', 'budget=0.5', '--folds', '0', '--seeds', '0', '--table', '2', cwd=tmp_path, timeout=300)
+    code,out,err = command('--data', str(scenes), '--preset', 'smoke', '--change', 'threads=1', '--folds', '0', '--seeds', '0', '--table', '2', cwd=tmp_path, timeout=300)
     assert code == 1 and '4 runs, 0 of them done' in out and 'say --yes to start' in err
     assert not list((tmp_path/'runs'/'smoke').glob('table2-*'))
 
@@ -67,5 +67,5 @@ def test_what_is_done_is_shown_without_a_question(tmp_path, args):
     assert ('| Random ' in out) == (args == ('--table', '1'))
 
 def test_an_ablation_counts_the_frames_of_folds_that_are_not_published(tmp_path, scenes):
-    code,out,err = command('--ablate', '--data', str(scenes), '--preset', 'smoke', '--change', 'budget=0.5', '--folds', '0,2', cwd=tmp_path, timeout=300)
+    code,out,err = command('--ablate', '--data', str(scenes), '--preset', 'smoke', '--folds', '0,2', cwd=tmp_path, timeout=300)
     assert code == 1 and '66 runs, 0 of them done' in out and 'say --yes' in err

@@ -6,6 +6,7 @@ from pytorch_metric_learning.losses import SupConLoss
 from torch._subclasses.fake_tensor import FakeTensorMode
 from cwcl.losses.contrastive import contrastive_loss, dcl_loss, deep_contrastive_loss, lonely_share, normalise
 from cwcl.pairs import positive_mask
+from cwcl.tasks import dcl_term
 
 def batch(seed, n=9, d=4, sets=4, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
@@ -14,12 +15,12 @@ def batch(seed, n=9, d=4, sets=4, dtype=torch.float64):
 
 def cosine(a, b): return (a*b).sum() / ((a*a).sum().sqrt() * (b*b).sum().sqrt())
 
-def eq3(z, ids, temp):
-    "Terms of equation 3, one for each anchor, as it is printed"
+def eq3(z, ids, temp, ignored=lambda i, j: False):
+    "Terms of equation 3, one for each anchor, as it is printed; ignored pairs in neither sum"
     n,out = len(z),[]
     for i in range(n):
-        omega = [j for j in range(n) if j != i and ids[j] == ids[i] and ids[i] >= 0]
-        below = sum(torch.exp(cosine(z[i], z[k])/temp) for k in range(n) if i != k)
+        omega = [j for j in range(n) if j != i and ids[j] == ids[i] and ids[i] >= 0 and not ignored(i, j)]
+        below = sum(torch.exp(cosine(z[i], z[k])/temp) for k in range(n) if i != k and not ignored(i, k))
         terms = [torch.log(torch.exp(cosine(z[i], z[j])/temp) / below) for j in omega]
         out.append(-sum(terms)/len(omega) if omega else z.sum()*0)
     return torch.stack(out), torch.tensor([len([j for j in range(n) if j != i and ids[j] == ids[i] >= 0]) for i in range(n)])
@@ -49,6 +50,29 @@ def test_eq3_is_the_literal_loop(seed, temp):
         close(got, w)
         scalar = lambda o: (o*weight).sum() if o.ndim else o
         close(*[torch.autograd.grad(scalar(o), z, retain_graph=True)[0] for o in (got, w)], tol=1e-8)
+
+@pytest.mark.parametrize('seed', range(6))
+def test_ignored_pairs_enter_neither_sum(seed):
+    z,ids = batch(seed)
+    ignore = torch.rand(9, 9, generator=torch.Generator().manual_seed(seed)) < .4
+    got,(want,_) = contrastive_loss(z, positive_mask(ids), .2, 'none', ignore),eq3(z, ids, .2, lambda i, j: ignore[i, j])
+    close(got, want)
+    close(*[torch.autograd.grad(o.sum(), z)[0] for o in (got, want)], tol=1e-8)
+    close(dcl_loss([z, z*2], positive_mask(ids), .2, 'none', ignore), 2*got)
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
+def test_whoever_ignores_everybody_has_a_zero_with_a_gradient(reduction):
+    z,ids = batch(1)
+    loss = contrastive_loss(z, positive_mask(ids), .2, reduction, torch.ones(9, 9)).sum()
+    assert loss == 0 and (torch.autograd.grad(loss, z)[0] == 0).all()
+
+@pytest.mark.parametrize('seed', range(4))
+def test_positives_of_one_group_are_no_negatives_either(seed):
+    z,ids = batch(seed, n=12, sets=2)
+    clip = torch.arange(12)//4
+    got = dcl_term([z], ids, clip, .2, 'sum')[0]
+    close(got, eq3(z, ids, .2, lambda i, j: clip[i] == clip[j] and ids[i] == ids[j] >= 0)[0].sum())
+    assert abs(got - contrastive_loss(z, positive_mask(ids, exclude=clip), .2, 'sum')) > .01
 
 def test_some_batches_of_the_oracle_have_lonely_anchors():
     shares = [lonely_share(positive_mask(batch(o)[1])).item() for o in range(8)]
@@ -200,6 +224,7 @@ def test_losses_on_pretended_cuda(reduction):
     (lambda z, pos: contrastive_loss(z, pos, -.07), r'temp=-0\.07'),
     (lambda z, pos: contrastive_loss(z, pos, math.nan), 'temp=nan'),
     (lambda z, pos: contrastive_loss(z, pos, reduction='avg'), "'avg'.*mean, sum or none"),
+    (lambda z, pos: contrastive_loss(z, pos, ignore=pos[:8]), r'ignore.*N=9.*\(8, 9\)'),
     (lambda z, pos: dcl_loss([], pos), 'no scale'),
     (lambda z, pos: dcl_loss(z, pos), r'\(N,D\).*\(4,\)'),
     (lambda z, pos: dcl_loss([z, z[:8]], pos), r'N=8.*\(9, 9\)'),

@@ -2,7 +2,7 @@
 import json, os, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import pytest
+import numpy as np, pytest
 from cwcl.check import NotYet, blank, check, is_blank, is_solution, same, student_edition, write_exercises
 from pages import cells, root, source
 
@@ -66,6 +66,9 @@ def test_blanks_are_told_from_answers():
 def test_a_check_ends_in_one_line():
     with pytest.raises(NotYet) as e: check(1, 2, 'Look again.')
     assert e.value._render_traceback_() == ['Not yet. Look again. (Your answer: 1)']
+
+def test_a_question_without_one_answer_is_a_wrong_answer():
+    with pytest.raises(NotYet, match='Look again. .*ValueError'): check(np.ones(3), lambda o: o == 1, 'Look again.')
 
 def test_equal_within_a_tenth_of_a_percent():
     assert same(1.0005, 1.) and not same(1.002, 1.) and not same(2, 3) and same([1, 2.], (1, 2.)) and not same([1], [[1]]) and not same('1', 1)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
 from cwcl.study.grid import METHODS, Run, do_run, fold_parts, grid, method_recipe, publish, read_result, read_results, run_all, steps_per_epoch
-from cwcl.study.jobs import EpochBar, Worker, batch_rows, estimate, random_batch, say_estimate
+from cwcl.study.jobs import EpochBar, Worker, batch_rows, estimate, executor, random_batch, say_estimate, visible_gpus
 from cwcl.study.readings import READINGS, ablation, same_steps
 
 def small_runs(smoke):
@@ -117,7 +117,7 @@ def test_a_study_starts_with_every_method_on_the_first_fold_and_seed(smoke):
     assert {(o.recipe.fold, o.recipe.seed) for o in first} == {(0, 0)} and {o.recipe.method for o in first} == set(METHODS['table1'])
 
 @pytest.mark.parametrize('text,says', [('', 'half-written'), ('{"kind": "cwcl run", "vers', 'half-written'), ('[]', 'not the result'), ('{"kind": "other"}', 'not the result'),
-    ('{"kind": "cwcl run", "version": 2, "kit": "9.9"}', 'version 2.*9.9')])
+    ('{"kind": "cwcl run", "version": 2, "kit": "9.9"}', 'version 2.*9.9'), ('{"kind": "cwcl run", "version": 1}', 'no key and no recipe; give the folder')])
 def test_broken_results_are_named(tmp_path, text, says):
     (tmp_path/'a.json').write_text(text)
     with pytest.raises(InputError, match=f'a.json.*{says}'): read_result(tmp_path/'a.json')
@@ -125,6 +125,24 @@ def test_broken_results_are_named(tmp_path, text, says):
 def test_results_of_another_recipe_are_refused(smoke, scenes, undisturbed):
     run = small_runs(smoke)[0]
     with pytest.raises(InputError, match='made with lr=0.01, this table wants lr=0.02'): do_run(replace(run, recipe=replace(run.recipe, lr=.02)), undisturbed, scenes)
+
+def test_the_parts_of_a_fold_do_not_depend_on_what_the_budget_is_of(smoke, scenes):
+    t = frame_table(scenes)
+    assert fold_parts(t, replace(smoke, budget_of='all')) == fold_parts(t, smoke)
+
+def test_a_run_without_test_masks_is_told(smoke, monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr('cwcl.study.grid.do_run', lambda *a, **k: dict(test=None, seconds=1.))
+    run_all(small_runs(smoke)[:1], tmp_path, 'nowhere', tell=said.append)
+    assert 'no test frames with masks' in said[0]
+
+@pytest.mark.parametrize('n,named,want', [(0, None, []), (2, None, [0, 1]), (2, '1,3', [1, 3]), (2, 'GPU-a,GPU-b', [0, 1]), (0, '', [])])
+def test_processes_of_this_machine_see_its_gpus(monkeypatch, tmp_path, n, named, want):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: n)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if named is not None: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', named)
+    got = executor(tmp_path).parameters
+    assert visible_gpus() == want and got['gpus_per_node'] == len(want) and list(got.get('visible_gpus', ())) == want
 
 def test_no_folder_of_results(tmp_path):
     with pytest.raises(InputError, match='no such folder'): read_results(tmp_path/'nowhere')

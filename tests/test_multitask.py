@@ -193,6 +193,8 @@ def test_gradient_norms_leave_the_network_alone(dls, smoke):
     assert same(before, net.state_dict())
     assert set(norms) == {'gdl', 'focal', 'presence', 'dcl'}
     assert all(v > 0 for v in norms.values())
+    shallow = replace(smoke, skip=2, scales=1)
+    assert set(gradient_norms(CWCLNet(shallow), CWCLLoss(shallow), (x, mask, presence, ids))) == set(norms)
 
 def test_network_and_loss_on_pretended_cuda(smoke):
     with FakeTensorMode():

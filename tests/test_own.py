@@ -131,7 +131,8 @@ def test_videos(home, tmp_path):
     assert set(video_names(names, tmp_path/'v.csv')) == {'x', 'y'} and video_names(names, lambda n: n[0])[0] == 'a'
     assert own_table(home/'frames', home/'masks', GREY, tmp_path/'v.csv').groupby('source').size().to_dict() == dict(x=6, y=9)
     (tmp_path/'short.csv').write_text('name,video\nanna/00,x\n')
-    for videos,says in ((tmp_path/'short.csv', r'no row for the picture anna/01 \(14 of 15\)'), (home/'grey.csv', 'no column video'), (tmp_path/'gone.csv', 'unreadable')):
+    (tmp_path/'hole.csv').write_text((tmp_path/'v.csv').read_text().replace('anna/03,x', 'anna/03,'))
+    for videos,says in ((tmp_path/'short.csv', r'no video for the picture anna/01 \(14 of 15\)'), (tmp_path/'hole.csv', 'no video for the picture anna/03'), (home/'grey.csv', 'no column video'), (tmp_path/'gone.csv', 'unreadable')):
         with pytest.raises(InputError, match=says): video_names(names, videos)
 
 def test_a_video_plays_one_part(home):
@@ -149,8 +150,10 @@ def test_labels_make_class_only_frames(copy):
     assert t.loc['anna/02', ['floor', 'bar', 'disc', 'box']].tolist() == [True, True, False, False] and t.loc['anna/00', 'floor'] and not t.loc['anna/04', ['floor', 'bar', 'disc', 'box']].any()
     d = cwcl_dls(own_split(t.reset_index(), small(budget=1., batch=4, labelled=2), 'berta', 'carla'), small(budget=1., batch=4, labelled=2), device='cpu')
     assert set(d.train_ds.table.name) == {'anna/00', 'anna/01', 'anna/02', 'anna/03', *(f'berta/0{k}' for k in range(4))} and d.train_ds.table.labelled.sum() == 2
-    (copy/'labels.csv').write_text('name,floor,bar\nanna/02,1,1\n')
-    with pytest.raises(InputError, match='no column disc'): own_table(copy/'frames', copy/'masks', GREY, labels=copy/'labels.csv')
+    for text,says in (('floor,bar\nanna/02,1,1', 'no column disc'), ('floor,bar,disc,box\nanna/02.jpg,1,1,0,0', r'no picture anna/02.jpg \(1 of 1 rows\)'),
+        ('floor,bar,disc,box\nanna/02,1,1,0,0\nanna/02,1,0,0,0', 'anna/02 stands twice'), ('floor,bar,disc,box\nanna/02,1,yes,0,0', 'anna/02 has .*yes')):
+        (copy/'labels.csv').write_text(f'name,{text}\n')
+        with pytest.raises(InputError, match=says): own_table(copy/'frames', copy/'masks', GREY, labels=copy/'labels.csv')
 
 def test_ten_lines_train(home, tmp_path):
     text = class_text(home/'colour.csv')

@@ -263,8 +263,10 @@ def test_an_interrupted_write_is_finished_by_the_next(tmp_path, monkeypatch):
     left = there[0].parent.parent.parent/'video55'/'video55_00668'
     left.mkdir(parents=True)
     (left/'.123.frame_668_endo.png').write_bytes(b'half')
+    (left/'.ipynb_checkpoints').mkdir()
     write_scenes(root, 1, (64,36), workers=1, progress=False)
     names = sorted(p.relative_to(whole) for p in whole.rglob('*.*'))
+    (left/'.ipynb_checkpoints').rmdir()
     assert names == sorted(p.relative_to(root) for p in root.rglob('*.*'))
     assert all((whole/n).read_bytes() == (root/n).read_bytes() for n in names)
 

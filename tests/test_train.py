@@ -4,12 +4,14 @@ import numpy as np
 from dataclasses import replace
 from pathlib import Path
 from PIL import Image
+from fastcore.script import CliError
+from cwcl.baselines.simclr import simclr_recipe
 from cwcl.checkpoint import load_model
 from cwcl.core import InputError, Recipe, recipe
 from cwcl.data.streams import cwcl_dls
 from cwcl.metrics import mean_iou
 from cwcl.results import evaluate
-from cwcl.train import parse_changes, run_key, train_run
+from cwcl.train import cwcl_train, parse_changes, run_key, train_run
 
 FILES = {'recipe.json', 'metrics.json', 'model.safetensors', 'model.md', 'curves.png', 'iou.png', 'segmentation.png'}
 
@@ -84,8 +86,24 @@ def test_nan_keeps_the_last_good_weights(scenes, smoke, tmp_path):
 
 def test_changes_and_key():
     assert parse_changes('widths=(4,8,8,16),scales=2,flip=0') == dict(widths=(4, 8, 8, 16), scales=2, flip=0.)
-    assert parse_changes('') == {}
+    assert parse_changes('') == {} and parse_changes('temp=0.1, use_phase=False') == dict(temp=.1, use_phase=False)
+    with pytest.raises(InputError, match="'12.9' is no int"): parse_changes('batch=12.9')
     assert run_key(recipe('demo')) == 'demo-dcl+cls-b10-f0-s0'
+
+def test_a_run_that_has_no_score_does_not_start(scenes, smoke, tmp_path):
+    for change,says in ((dict(stage='pretrain'), 'pretrain_run trains it'), (dict(precision='fp16'), 'fp16 needs CUDA')):
+        with pytest.raises(InputError, match=says): train_run(replace(smoke, **change), scenes, out=tmp_path/'run', device='cpu')
+    assert not (tmp_path/'run').exists()
+
+def test_simclr_of_the_command_is_the_baseline(monkeypatch, scenes):
+    asked = []
+    def caught(r, *args, **kwargs):
+        asked.append(r)
+        raise InputError('seen')
+    monkeypatch.setattr('cwcl.train.train_run', caught)
+    for change in ('', 'scales=3'):
+        with pytest.raises(CliError, match='seen'): cwcl_train(data=str(scenes), preset='smoke', method='simclr', change=change)
+    assert asked[0] == simclr_recipe(recipe('smoke')) and asked[1] == simclr_recipe(recipe('smoke'), scales=3)
 
 def test_the_command_trains(scenes, tmp_path):
     out = command('cwcl_train', '--data', scenes, '--preset', 'smoke', '--budget', '0.5', '--change', 'threads=1', '--out', tmp_path/'run')

@@ -244,6 +244,8 @@ def test_claims_speak_of_what_exists():
 @pytest.mark.parametrize('call, words', [
     (lambda: Part('liver', 1, 'dcl', 'random', kind='over'), "kind='over': choose above"),
     (lambda: Part('seconds a step', 1, 'dcl', 'random'), 'margin=0.0: seconds a step is a ratio'),
+    (lambda: Part('seconds a step', 1, 'dcl', 'random', 'within', .8), 'margin=0.8: nothing is within it; give one above 1'),
+    (lambda: Part('liver', 1, 'dcl', 'random', 'within'), 'nothing is within it; give one above 0'),
     (lambda: Claim('x', 't', '1', parts('liver', 1, 'dcl', 'random'), need=2), 'x: 2 of 1 parts'),
     (lambda: Claim('x', 't', '1', ()), 'of 0 parts'),
 ])

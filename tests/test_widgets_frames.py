@@ -196,6 +196,8 @@ def test_browser_takes_arrays_of_any_class_set():
     ex = PredictionBrowser(images, truth, dict(same=truth, none=np.zeros_like(truth)), class_set(13))
     assert ex.now.method == 'none' and ex.iou['black background'] == pytest.approx((truth[0] == 0).mean()) and ex.iou['liver'] == 0
     assert stand(ex, method='same', frame=1).iou.eq(1).all() and not ex.error.any()
+    for kw in (dict(), dict(truths=[]), dict(truths=[], masks={})):
+        with pytest.raises(ValueError, match='1 frames: give their truths, and masks'): PredictionBrowser([np.zeros((4, 4, 3), np.uint8)], **kw)
     with pytest.raises(ValueError, match=r'truth: masks of \[\(10, 30\), \(10, 30\)\] for frames of \[\(20, 30, 3\)'):
         PredictionBrowser(images, truth[:,::2], dict(same=truth), class_set(13))
 
@@ -227,6 +229,11 @@ def test_neighbours_by_sorting(scales, blind, others):
                 stand(scales, frame=i)
                 cos = torch.nn.functional.cosine_similarity(z[i:i+1].double(), z[want[i]].double())
                 assert torch.allclose(scales.similarity[n,l], cos, atol=1e-9)
+
+@pytest.mark.parametrize('kw', [dict(), dict(shows=np.ones((6, 8), bool), videos=['a']*6), dict(shows=np.ones((6, 8), bool), videos=list('abc')),
+    dict(shows=np.ones((5, 8), bool), videos=list('abcdef'))])
+def test_frames_without_neighbours_are_refused(kw):
+    with pytest.raises(ValueError, match='6 frames: give shows and videos of each, with at least 3'): ScaleExplorer(net(0), net(1), np.zeros((6, 32, 48, 3), np.uint8), **kw)
 
 def test_maps_are_channels_of_the_encoder(scales, blind):
     stand(scales, frame=3, channel=2)

@@ -10,7 +10,7 @@ import math, numpy as np
 
 # %% ../../nbs/05_data.chance.ipynb #d5060bc9
 def stream(
-    *key:int, # Its address: seed, video, purpose and so on
+    *key:int, # Its address: seed, video, purpose and so on; up to four numbers, of which zeros at the end do not count
 )->np.random.Generator:
     "The random generator that lives at an address"
     return np.random.Generator(np.random.PCG64(key))
@@ -34,7 +34,7 @@ def around(
     rng:np.random.Generator,
     x:float, # Direction to stay near
     y:float,
-    spread:float, # How far to stray: 0 not at all, 1 anywhere
+    spread:float, # How far to stray: 0 not at all, 1 as far as a right angle
 )->tuple: # (x, y) of length 1
     "A direction near another one"
     a,b = x + between(rng, -spread, spread),y + between(rng, -spread, spread)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from tqdm import tqdm
 from ..core import InputError, atomic_path
-from .files import read_png
+from .files import read_jpeg, read_png
 from .labels import IGNORE, ClassSet
 
 # %% ../../nbs/13_data.store.ipynb #c3c427f1
@@ -24,8 +24,10 @@ def load_image(
     size:tuple, # Height and width, pixels
 )->np.ndarray: # uint8 `(3,height,width)`
     "A frame from wherever it comes, resized bilinearly"
-    if isinstance(item, (str, Path)): item = read_png(item) if Path(item).suffix.lower() not in ('.jpg', '.jpeg') else Image.open(item)
-    if isinstance(item, Tensor): item = item.detach().cpu().numpy().transpose(1, 2, 0)
+    if isinstance(item, (str, Path)): item = read_jpeg(item) if Path(item).suffix.lower() in ('.jpg', '.jpeg') else read_png(item)
+    if isinstance(item, Tensor):
+        item = item.detach().cpu().numpy()
+        if item.ndim == 3: item = item.transpose(1, 2, 0)
     if isinstance(item, np.ndarray):
         if item.dtype.kind == 'f' and item.size and 0 <= item.min() and item.max() <= 1: item = np.round(255*item).astype(np.uint8)
         if item.dtype != np.uint8 or item.ndim not in (2, 3) or (item.ndim == 3 and item.shape[2] not in (3, 4)):

@@ -140,7 +140,7 @@ def missing_frames(
         folder = root/row.video/clip
         there = set(os.listdir(folder)) if folder.is_dir() else set()
         for part in there:
-            if part.startswith('.'): (folder/part).unlink(missing_ok=True)
+            if part.startswith('.') and part.endswith('.png'): (folder/part).unlink(missing_ok=True)
         frames = [int(row.start) + o for o in clip_frames(frames_per_clip)]
         todo = [f for f in frames if f'frame_{f}_endo.png' not in there]
         if todo: jobs.append((folder, clip, todo))

@@ -19,11 +19,12 @@ def normalise(
     return z / length.where(length > 0, 1)
 
 # %% ../../nbs/23_losses.contrastive.ipynb #ea68b2b8
-def check_pairs(z, pos, temp, reduction):
+def check_pairs(z, pos, temp, reduction, ignore=None):
     "Raise `ValueError` where features, mask and settings of a contrastive loss do not fit"
     if z.ndim != 2 or not z.is_floating_point(): raise ValueError(f'z must be (N,D) floats, got {z.dtype} of shape {tuple(z.shape)}')
     n = len(z)
-    if pos.shape != (n, n): raise ValueError(f'pos must be (N,N) with the N={n} of z, got {tuple(pos.shape)}')
+    for name,o in dict(pos=pos, ignore=ignore).items():
+        if o is not None and o.shape != (n, n): raise ValueError(f'{name} must be (N,N) with the N={n} of z, got {tuple(o.shape)}')
     if not temp > 0: raise ValueError(f'temp={temp}: a temperature must be above 0')
     if reduction not in ('mean', 'sum', 'none'): raise ValueError(f'reduction={reduction!r}: choose mean, sum or none')
 
@@ -33,14 +34,16 @@ def contrastive_loss(
     pos:Tensor, # Which frames are positives of which anchor, `(N,N)` bool
     temp:float=0.07, # Temperature τ
     reduction:str='mean', # `mean` over anchors that have a positive, `sum` as in eq. 3, or `none`
+    ignore:Tensor|None=None, # Pairs that are neither positive nor negative, `(N,N)` bool
 )->Tensor: # A number, or `(N,)` with 0 for anchors without a positive
     "Supervised contrastive loss of one scale (eq. 3)"
-    check_pairs(z, pos, temp, reduction)
+    check_pairs(z, pos, temp, reduction, ignore)
     with torch.autocast(z.device.type, enabled=False):
         z = normalise(z)
-        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-        logp = (z @ z.T / temp).masked_fill(itself, -torch.inf).log_softmax(1)
-        pos = pos.bool() & ~itself
+        out = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        if ignore is not None: out = out | ignore.bool()
+        logp = (z @ z.T / temp).masked_fill(out, -torch.inf).log_softmax(1)
+        pos = pos.bool() & ~out
         n_pos = pos.sum(1)
         loss = (-logp).where(pos, 0).sum(1) / n_pos.clamp(min=1)
         if reduction == 'none': return loss
@@ -59,9 +62,10 @@ def deep_contrastive_loss(
     pos:Tensor, # Which frames are positives of which anchor, `(N,N)` bool
     temp:float=0.07, # Temperature τ
     reduction:str='mean', # As in `contrastive_loss`; over scales it is always a sum
+    ignore:Tensor|None=None, # Pairs that are neither positive nor negative, `(N,N)` bool
 )->Tensor: # A number, or `(N,)`
     "Deep contrastive loss: the sum over scales (eq. 4)"
     if len(zs) == 0: raise ValueError('zs holds no scale: give a list of (N,D) features')
-    return sum(contrastive_loss(z, pos, temp, reduction) for z in zs)
+    return sum(contrastive_loss(z, pos, temp, reduction, ignore) for z in zs)
 
 dcl_loss = deep_contrastive_loss

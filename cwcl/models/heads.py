@@ -36,7 +36,7 @@ class MultiScaleProjectionHead(nn.Module):
         self,
         widths:tuple, # Channels of the L maps
         dim:int=128, # Length of an embedding, D
-        projection:str='linear', # `linear`, equal to the paper's 1×1 convolution, or `mlp`
+        projection:str='linear', # `linear`, equal to the paper's 1×1 convolution, `mlp` or `mlp_bn`
     ):
         super().__init__()
         self.widths,self.dim = tuple(widths),dim

@@ -21,7 +21,8 @@ def ablation_pairs(
     for run,base in pairs:
         own,old = (results.get(o.key) for o in (run, base))
         for o,found in ((run, own), (base, old)): frames = check_result(o, found, frames) if found else frames
-        cost = own['step_seconds']/old['step_seconds'] if own and old else np.nan
+        times = [o and o['step_seconds'] for o in (own, old)]
+        cost = times[0]/times[1] if all(times) else np.nan
         r = base.recipe
         rows.append((run.reading, r.method, round(100*r.budget, 6), r.fold, r.seed, iou(own), iou(old), cost))
     return pd.DataFrame(rows, columns=['reading', 'method', 'budget', 'fold', 'seed', 'iou', 'base', 'cost'])

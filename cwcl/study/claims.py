@@ -25,6 +25,7 @@ class Part:
     def __post_init__(self):
         if self.kind not in ('above', 'under', 'within'): raise ValueError(f'kind={self.kind!r}: choose above, under or within')
         if self.measure in RATIOS and not self.margin > 0: raise ValueError(f'margin={self.margin}: {self.measure} is a ratio, give one above 0')
+        if self.kind == 'within' and not self.edge > 0: raise ValueError(f'margin={self.margin}: nothing is within it; give one above {1 if self.measure in RATIOS else 0}')
 
     def __str__(self): return f'{self.a} against {self.b}, {self.measure}, {self.budget} %'
 

@@ -183,7 +183,7 @@ def cwcl_table(
     preset:str='study', # paper, eq8, demo, study or smoke
     change:str='', # Other recipe fields for all runs: field=value,field=value
     folds:str='0,1,2', # Which folds
-    seeds:str='0,1', # Which seeds
+    seeds:str='0,1', # Which seeds; of these the ablation takes the first
     per_fold:store_true=False, # Print the table fold by fold too
     jobs:int=1, # Processes
     cluster:str='local', # local, or slurm
@@ -198,7 +198,9 @@ def cwcl_table(
     "The runs behind a table of the paper, its numbers and its verdicts"
     for bad,why in ((table not in (1, 2), f'--table {table}: the paper has Tables 1 and 2'), (jobs < 1, f'--jobs {jobs}: give at least 1')):
         if bad: raise InputError(why)
-    r,name,ours = recipe(preset, **parse_changes(change)),'ablate' if ablate else f'table{table}',preset == 'study' and not (data or change or out)
+    if own := set(changes := parse_changes(change)) & {'method', 'stage', 'budget', 'fold', 'seed'}:
+        raise InputError(f'--change {", ".join(sorted(own))}: the table sets this itself; --folds and --seeds choose among its runs')
+    r,name,ours = recipe(preset, **changes),'ablate' if ablate else f'table{table}',preset == 'study' and not (data or change or out)
     out,home,frames = Path(out or f'runs/{preset}'),published_folder() if ours else None,None
     def get_frames(): return frame_table(data or embedded_frames(preset), phases, min_pixels=r.min_pixels, progress=True)
     which,counts = whole_numbers(folds, 'folds'),frame_counts(home) if home and ablate else {}
@@ -206,8 +208,8 @@ def cwcl_table(
     runs,pairs = wanted_runs(name, r, which, whole_numbers(seeds, 'seeds'), counts)
     results = find_results(runs, folders := [o for o in (home, out) if o])
     if not show and (todo := [o for o in runs if o.key not in results]):
-        device,options = str(check_device(device)),dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)
-        confirm(todo, len(runs), out, get_frames() if frames is None else frames, jobs, device, yes)
+        on,options = str(check_device(device if cluster == 'local' else None)),dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)
+        confirm(todo, len(runs), out, get_frames() if frames is None else frames, jobs, on, yes)
         do_missing(todo, out, data or embedded_frames(preset), phases, jobs, cluster, device, **options)
         results |= find_results(todo, folders)
     if ablate: report_ablation(pairs, results, out)

@@ -28,7 +28,7 @@ def gap_rows(
     if not len(rows): raise InputError(f'claim={claim!r}: no comparison has an estimate, so there is nothing to draw; claims that have: {there}')
     parts = [part.get(o) for o in rows.comparison]
     text = [f'{look(p.a).label} {"over" if p.measure in RATIOS else "−"} {look(p.b).label}\n{p.measure}, {p.budget} %' if p else o for p,o in zip(parts, rows.comparison)]
-    edges = [() if p is None or not p.edge else (-p.margin, p.margin) if p.kind == 'within' else (p.margin,) for p in parts]
+    edges = [() if p is None or not p.edge else (1/p.margin if p.measure in RATIOS else -p.margin, p.margin) if p.kind == 'within' else (p.margin,) for p in parts]
     why = np.where(rows.low.notna(), '', np.where(rows.reason.str.contains('missing runs'), '\nmissing runs', '\nno interval'))
     return rows.assign(text=text, edges=edges, words=rows.verdict + why, ratio=[p is not None and p.measure in RATIOS for p in parts])
 
@@ -70,6 +70,6 @@ def gap_plot(
     for y,o in enumerate(rows.itertuples()): gap_line(ax, y, o)
     ax.set_yticks(range(len(rows)), rows.text, fontsize=8)
     more = '; dotted: the margin'*any(rows.edges.map(len)) + (f'; {lost} more without runs' if lost else '')
-    ax.set_xlabel(f'{"ratio" if ratio else "difference of IoU"}, {100*whole.level:.4g} % interval{more}', fontsize=9)
+    ax.set_xlabel(f'{"ratio" if ratio else "difference"}, {100*whole.level:.4g} % interval{more}', fontsize=9)
     ax.set_title(f'{claim}: {whole.verdict}' + (f' ({whole.comparison} must hold)' if whole.comparisons > 1 else ''), fontsize=9)
     return fig

@@ -71,7 +71,7 @@ def fold_parts(
     folds=(0, 1, 2),
 )->dict: # Fold to (training frames, validation frames)
     "How many frames each fold trains on and validates on"
-    counts = {f: split_frames(table, replace(r, fold=f, budget=1.)).part.value_counts() for f in folds}
+    counts = {f: split_frames(table, replace(r, fold=f, budget=1., budget_of='fold')).part.value_counts() for f in folds}
     return {f: (int(o['train']), int(o['valid'])) for f,o in counts.items()}
 
 def steps_per_epoch(
@@ -98,6 +98,8 @@ def read_result(
     except json.JSONDecodeError as e: raise InputError(f'{file}: half-written or no JSON ({e}); {cure}') from None
     if not isinstance(found, dict) or found.get('kind') != 'cwcl run': raise InputError(f'{file}: not the result of a run of this kit; {cure}')
     if found.get('version') != VERSION: raise InputError(f'{file}: results of version {found.get("version")}, this kit reads {VERSION}; read it with the kit that wrote it ({found.get("kit")})')
+    lack = {'key', 'recipe'} - set(found)
+    if lack: raise InputError(f'{file}: has no {" and no ".join(sorted(lack))}; give the folder that holds the folders of runs, or files that were published')
     return found
 
 def read_results(
@@ -171,7 +173,8 @@ def run_all(
     found,later = {},[]
     def done(run, res):
         found[run.key] = res
-        tell(f'{len(found)}/{len(runs)} {run.key}: mean IoU {res["test"]["mean_iou"]:.3f}, {res["seconds"]:.0f} s')
+        score = f'mean IoU {res["test"]["mean_iou"]:.3f}' if res['test'] else 'no test frames with masks'
+        tell(f'{len(found)}/{len(runs)} {run.key}: {score}, {res["seconds"]:.0f} s')
     for run in runs:
         res = do_run(run, folder, data, phases, device, seen=seen)
         if res is None: later.append(run)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['batch_rows', 'random_batch', 'one_step', 'step_seconds', 'step_flops', 'estimate', 'say_estimate', 'EpochBar',
-           'Worker', 'executor', 'run_jobs']
+           'Worker', 'visible_gpus', 'executor', 'run_jobs']
 
 # %% ../../nbs/51_study.jobs.ipynb #2211db07
-import json, shutil, submitit, time, torch
+import json, os, shutil, submitit, time, torch
 import pandas as pd
 from dataclasses import replace
 from pathlib import Path
@@ -144,17 +144,26 @@ class Worker(submitit.helpers.Checkpointable):
     def __call__(self, runs, folder, data, phases=None, device=None):
         return list(run_all(runs, folder, data, phases, device, tell=print, wait=False))
 
+def visible_gpus()->list: # Numbers, as in CUDA_VISIBLE_DEVICES
+    "The GPUs that this process may use"
+    n,named = torch.cuda.device_count(),os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+    return [int(o) for o in named[:n]] if all(o.strip().isdigit() for o in named) else list(range(n))
+
 def executor(
     folder, # Of the study; logs go to `jobs/` within
     cluster:str='local', # `local`, or `slurm`
     timeout:int=24*60, # Minutes after which a job is stopped
-    gpus:int=0, # Of each job
-    threads:int=1, # Cores of each job
+    gpus:int=0, # Of each job on a cluster
+    threads:int=1, # Cores of each job on a cluster
     partition:str|None=None, # Of the cluster
     resubmit:int=3, # How often a job that ran out of time is submitted again
-)->submitit.AutoExecutor:
+)->submitit.Executor:
     "submitit's executor for this machine or a cluster"
     if cluster not in ('local', 'slurm'): raise InputError(f'cluster={cluster!r}: choose local or slurm')
+    if cluster == 'local':
+        ex,here = submitit.LocalExecutor(Path(folder)/'jobs'),visible_gpus()
+        ex.update_parameters(timeout_min=timeout, gpus_per_node=len(here), visible_gpus=here)
+        return ex
     try: ex = submitit.AutoExecutor(folder=Path(folder)/'jobs', cluster=cluster, slurm_max_num_timeout=resubmit)
     except RuntimeError as e: raise InputError(f'cluster={cluster}: {e}; leave --cluster out on a machine without a scheduler') from None
     own = dict(slurm_partition=partition) if partition else {}

@@ -78,7 +78,7 @@ def run_value(
 )->tuple: # (value, logarithm for ratios, NaN where there is none; whether it is a lower bound)
     "What one run contributes to a comparison"
     r,test = o['recipe'],o['test']
-    if measure == 'seconds a step': return math.log(o['step_seconds']),False
+    if measure == 'seconds a step': return math.log(o['step_seconds'] or math.nan),False
     if measure == 'epochs to level':
         if (r['budget'], r['fold']) not in levels: return math.nan,False
         n,late = epochs_to(o['log'], levels[r['budget'], r['fold']])

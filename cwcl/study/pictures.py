@@ -114,7 +114,7 @@ def choose_frames(
     beside:tuple=('connective tissue', 'gallbladder'), # Half of the frames show both, in a video where any does
 )->pd.DataFrame: # Rows
     "Test frames by a rule that knows no prediction"
-    masked,parts = table[table['mask'] != ''],[]
+    masked,parts = table[table['mask'] != ''].sort_values(['video', 'clip', 'frame']),[]
     for i,v in enumerate(videos):
         rows,k = masked[masked.video == v],(n + len(videos) - 1 - i)//len(videos)
         both = rows[list(beside)].all(axis=1)

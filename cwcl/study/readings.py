@@ -39,7 +39,7 @@ def same_steps(
     base:Recipe, # What it is compared with
     parts:tuple, # (training frames, validation frames) of its fold
 )->Recipe: # With other epochs
-    "As many epochs as make the number of steps of another recipe, to the next whole one"
+    "As many epochs as make the number of steps of another recipe, to the nearest whole number"
     return replace(r, epochs=max(1, round(base.epochs*steps_per_epoch(base, parts)/steps_per_epoch(r, parts))))
 
 # %% ../../nbs/51_study.readings.ipynb #324d95b4

@@ -161,6 +161,7 @@ class PredictionBrowser(Explorer):
         if images is None: images,truths,masks,classes,names = stored_frames().values()
         self.images,self.truths,self.masks,self.classes = images,truths,masks,classes or class_set(8)
         self.names = names or [f'frame {i}' for i in range(len(images))]
+        if truths is None or not masks: raise ValueError(f'{len(images)} frames: give their truths, and masks of at least one method')
         for k,v in dict(truth=truths, **masks).items():
             if [np.shape(o) for o in v] != [np.shape(o)[:2] for o in images]: raise ValueError(f'{k}: masks of {[np.shape(o) for o in v]} for frames of {[np.shape(o) for o in images]}')
         super().__init__(frame=slider('frame', [(k, i) for i,k in enumerate(self.names)], 0), method=choice('method', masks, list(masks)[-1]),

@@ -116,7 +116,7 @@ def draw_batch(
     n:int, # Frames to draw, `B`
     per_clip:int, # 0 for frame by frame, otherwise so many of each clip
     seed:int,
-)->Tensor: # B different numbers of frames, in the order drawn
+)->Tensor: # B different numbers of frames, in the order drawn; fewer where so many of each clip do not make a batch
     "A batch of a pool"
     order = torch.randperm(len(clip), generator=torch.Generator().manual_seed(seed))
     if not per_clip: return order[:n]

@@ -466,6 +466,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cwcl.study.command.report_ablation': ('study.command.html#report_ablation', 'cwcl/study/command.py'),
                                     'cwcl.study.command.report_table': ('study.command.html#report_table', 'cwcl/study/command.py'),
                                     'cwcl.study.command.say_verdicts': ('study.command.html#say_verdicts', 'cwcl/study/command.py'),
+                                    'cwcl.study.command.shared_recipe': ('study.command.html#shared_recipe', 'cwcl/study/command.py'),
                                     'cwcl.study.command.wanted_runs': ('study.command.html#wanted_runs', 'cwcl/study/command.py'),
                                     'cwcl.study.command.whole_numbers': ('study.command.html#whole_numbers', 'cwcl/study/command.py')},
             'cwcl.study.figures': { 'cwcl.study.figures.figure3': ('study.figures.html#figure3', 'cwcl/study/figures.py'),

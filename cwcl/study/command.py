@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FRAMES_PER_CLIP', 'published_folder', 'find_results', 'embedded_frames', 'confirm', 'do_missing', 'claims_of',
-           'say_verdicts', 'report_table', 'report_ablation', 'whole_numbers', 'wanted_runs', 'frame_counts',
-           'cwcl_table']
+           'say_verdicts', 'report_table', 'report_ablation', 'whole_numbers', 'shared_recipe', 'wanted_runs',
+           'frame_counts', 'cwcl_table']
 
 # %% ../../nbs/53_study.command.ipynb #3086b3da
 import json, sys, pandas as pd
@@ -150,6 +150,16 @@ def whole_numbers(
     if min(found) < 0 or len(set(found)) < len(found): raise InputError(f'--{name} {text}: give different numbers from 0')
     return found
 
+def shared_recipe(
+    preset:str,
+    change:str, # As in `--change`
+): # `Recipe`
+    "What all runs of a table have in common"
+    changes = parse_changes(change)
+    own = sorted(set(changes) & {'method', 'stage', 'budget', 'fold', 'seed'})
+    if own: raise InputError(f'--change {", ".join(own)}: the table sets this itself; --folds and --seeds choose among its runs')
+    return recipe(preset, **changes)
+
 def wanted_runs(
     table:str, # `table1`, `table2` or `ablate`
     r, # `Recipe` that all runs share
@@ -198,9 +208,7 @@ def cwcl_table(
     "The runs behind a table of the paper, its numbers and its verdicts"
     for bad,why in ((table not in (1, 2), f'--table {table}: the paper has Tables 1 and 2'), (jobs < 1, f'--jobs {jobs}: give at least 1')):
         if bad: raise InputError(why)
-    if own := set(changes := parse_changes(change)) & {'method', 'stage', 'budget', 'fold', 'seed'}:
-        raise InputError(f'--change {", ".join(sorted(own))}: the table sets this itself; --folds and --seeds choose among its runs')
-    r,name,ours = recipe(preset, **changes),'ablate' if ablate else f'table{table}',preset == 'study' and not (data or change or out)
+    r,name,ours = shared_recipe(preset, change),'ablate' if ablate else f'table{table}',preset == 'study' and not (data or change or out)
     out,home,frames = Path(out or f'runs/{preset}'),published_folder() if ours else None,None
     def get_frames(): return frame_table(data or embedded_frames(preset), phases, min_pixels=r.min_pixels, progress=True)
     which,counts = whole_numbers(folds, 'folds'),frame_counts(home) if home and ablate else {}

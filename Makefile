@@ -9,6 +9,7 @@ export MPLBACKEND := agg
 setup: .venv/.done
 
 .venv/.done: settings.ini setup.py pyproject.toml constraints.txt
+	@echo 'Setting up .venv: a few minutes, and 7 GB with PyTorch for CUDA'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch torchvision
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -44,7 +45,7 @@ docs: setup
 
 # The student's edition of the book: blanks in place of solutions
 exercises: setup
-	$(BIN)/python -c 'from cwcl.check import write_exercises; print(len(write_exercises()), "lessons in exercises/")'
+	$(BIN)/python -c 'from cwcl.check import write_exercises; print(len(write_exercises(tell=print)), "lessons written to exercises/")'
 
 lab: setup
 	$(BIN)/jupyter lab

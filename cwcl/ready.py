@@ -38,7 +38,7 @@ def run_remarks(
     if split == 'none': return ['overfitted on purpose: trained and tested on the same frames']
     said = coverage_warnings(table, class_set(r.class_set, r.left_out))
     if r.valid_labels and tasks(r) & {'dcl', 'cls'}:
-        said.append('class labels of the validation frames are trained on, as in the paper, so validation scores flatter; --change valid_labels=False')
+        said.append('class labels of the validation frames are trained on, as in the paper, so validation scores flatter; --change valid_labels=False leaves them out')
     if r.schedule == 'plateau' and r.lr >= .01:
         said.append(f'a rate of {r.lr:g}, held constant, is at least ten times what AdamW usually gets: if the IoU stays low or a loss turns NaN, try --lr 0.001')
     return said

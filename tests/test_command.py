@@ -2,8 +2,8 @@
 import os, re, subprocess, sys, time, pytest
 from pathlib import Path
 from cwcl.core import InputError, data_file, recipe
-from cwcl.study.claims import CLAIMS
-from cwcl.study.command import claims_of, embedded_frames, published_folder, wanted_runs, whole_numbers
+from cwcl.study.claims import CLAIMS, claims_of
+from cwcl.study.command import embedded_frames, published_folder, wanted_runs, whole_numbers
 
 def command(*args, cwd, **kwargs):
     "Exit code, output, errors"
@@ -23,7 +23,7 @@ def test_published_tables_are_printed_in_seconds(tmp_path, table, rows):
     assert len(body) == rows and 'missing' not in out and 'n/a' not in '\n'.join(body)
     assert time.time() - start < 60 and {o.name for o in (tmp_path/'runs'/'study').iterdir()} == {f'table{table}.{k}' for k in ('md', 'tex', 'csv')}
 
-@pytest.mark.parametrize('args,says', [(['--table', '3'], 'Tables 1 and 2'), (['--folds', '0;1'], 'whole numbers'), (['--seeds', '1,1'], 'different numbers'), (['--jobs', '0'], 'at least 1'),
+@pytest.mark.parametrize('args,says', [(['--table', '3'], 'Tables 1 and 2'), (['--folds', '0;1'], 'whole numbers'), (['--seeds', '1,1'], 'different numbers'), (['--jobs', '0'], 'at least 1'), (['--data', 'nosuch', '--show'], 'nosuch: no such folder'),
     (['--preset', 'tiny'], 'choose one of'), (['--change', 'tmep=1'], 'no field'), (['--change', 'budget=0.5,temp=0.1'], '--change budget: the table sets this itself'), (['--data', 'nowhere', '--preset', 'smoke'], 'nowhere')])
 def test_bad_input_is_one_line(tmp_path, args, says):
     code,_,err = command(*args, cwd=tmp_path, timeout=120)

@@ -1,5 +1,5 @@
 "The student's edition: a blank fails with one friendly line, exactly where it is, and the solution passes."
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pytest
@@ -56,6 +56,15 @@ def test_the_students_edition_holds_no_answer(nb):
 def test_files_of_the_students_edition(tmp_path):
     files = write_exercises(book, tmp_path/'student')
     assert {o.name for o in files} >= {o.name for o in lessons} and all('..."' in o.read_text(encoding='utf-8') for o in files)
+    links = {(o, k) for o in files for k in re.findall(r'\]\(([\w./]*\.ipynb)', o.read_text(encoding='utf-8'))}
+    assert links and not [(o.name, k) for o,k in links if not (o.parent/k).exists()]
+
+def test_answers_are_never_written_over(tmp_path):
+    to,said = tmp_path/'student',[]
+    file = write_exercises(book, to)[0]
+    file.write_text(text := file.read_text(encoding='utf-8').replace('= ...', '= 42', 1), encoding='utf-8')
+    assert len(write_exercises(book, to, said.append)) == len(lessons) - 1 and file.read_text(encoding='utf-8') == text
+    assert len(said) == 1 and file.name in said[0]
 
 def test_blanks_are_told_from_answers():
     def late(x): return x[..., 0]

@@ -3,9 +3,10 @@ import json, os, re, subprocess, sys, time, pytest
 from dataclasses import replace
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
-from cwcl.study.grid import METHODS, Run, do_run, fold_parts, grid, method_recipe, publish, read_result, read_results, run_all, steps_per_epoch
+from cwcl.study.grid import METHODS, Run, do_run, fold_parts, grid, method_recipe, publish, read_result, read_results, run_all
 from cwcl.study.jobs import EpochBar, Worker, batch_rows, estimate, executor, random_batch, say_estimate, visible_gpus
 from cwcl.study.readings import READINGS, ablation, same_steps
+from cwcl.train import steps_per_epoch
 
 def small_runs(smoke):
     "Three kinds of run: joint, joint with two views, two stages"

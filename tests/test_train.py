@@ -101,9 +101,9 @@ def test_simclr_of_the_command_is_the_baseline(monkeypatch, scenes):
         asked.append(r)
         raise InputError('seen')
     monkeypatch.setattr('cwcl.train.train_run', caught)
-    for change in ('', 'scales=3'):
-        with pytest.raises(CliError, match='seen'): cwcl_train(data=str(scenes), preset='smoke', method='simclr', change=change)
-    assert asked[0] == simclr_recipe(recipe('smoke')) and asked[1] == simclr_recipe(recipe('smoke'), scales=3)
+    for method,change in (('simclr', ''), (None, 'method=simclr'), ('simclr', 'scales=3')):
+        with pytest.raises(CliError, match='seen'): cwcl_train(data=str(scenes), preset='smoke', method=method, change=change)
+    assert asked == [simclr_recipe(recipe('smoke'), **o) for o in ({}, {}, dict(scales=3))]
 
 def test_the_command_trains(scenes, tmp_path):
     out = command('cwcl_train', '--data', scenes, '--preset', 'smoke', '--budget', '0.5', '--change', 'threads=1', '--out', tmp_path/'run')

@@ -123,7 +123,7 @@ def byol_recipe(
     r:Recipe, # Any recipe
 )->Recipe:
     "The same recipe, for pre-training by BYOL"
-    return replace(r, method='byol', stage='pretrain', views=2)
+    return replace(r, method='byol', **OWN['byol'])
 
 @delegates(wired_learner, but=['net', 'loss_func'])
 def byol_learner(

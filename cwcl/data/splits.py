@@ -114,5 +114,5 @@ def coverage_warnings(
         if not c.train: res.append(f'{name}: no training frame shows it, so it cannot be learnt{tested}')
         elif not c.labelled: res.append(f'{name}: none of the labelled frames shows it, so its pixels cannot be learnt{tested}')
         elif c.train_videos == 1: res.append(f'{name}: learnt from {only} alone{tested}')
-        if c.train and not c.valid: res.append(f'{name}: no validation frame shows it, so choosing the best epoch ignores it')
+        if c.train and not c.valid: res.append(f'{name}: no validation frame shows it, so validation scores leave it out')
     return res

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from ..core import InputError, Recipe, default_device, set_seed, tasks
 from ..data.streams import has_strong_views
-from .grid import fold_parts, run_all, steps_per_epoch
+from .grid import fold_parts, run_all
 from ..tasks import CWCLLoss, CWCLNet
+from ..train import steps_per_epoch
 
 # %% ../../nbs/51_study.jobs.ipynb #9e6226a9
 def batch_rows(r:Recipe)->tuple: # (rows of the encoder, rows of the decoder)

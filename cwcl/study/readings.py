@@ -8,7 +8,8 @@ __all__ = ['READINGS', 'Reading', 'same_steps', 'ablation']
 # %% ../../nbs/51_study.readings.ipynb #a5982187
 from dataclasses import dataclass, field, replace
 from ..core import Recipe
-from .grid import Run, fold_seed, method_recipe, steps_per_epoch
+from .grid import Run, fold_seed, method_recipe
+from ..train import steps_per_epoch
 
 # %% ../../nbs/51_study.readings.ipynb #244dc9b9
 @dataclass(frozen=True)

@@ -84,9 +84,10 @@ class ScaleExplorer(Explorer):
         if before is None or after is None: before,after = brief_training()
         if images is None: images,shows,videos = small_scenes([50]).values()
         self.images,self.shows,self.videos = images,torch.as_tensor(() if shows is None else shows),np.asarray(videos)
-        free = (self.videos[:,None] != self.videos).sum(1).min() if self.videos.shape == (len(images),) else 0
-        if free < 3 or len(self.shows) != len(images): raise ValueError(f'{len(images)} frames: give shows and videos of each, with at least 3 frames of other videos beside each')
-        self.ids,self.alike = label_set_ids(self.shows),torch.from_numpy(self.videos[:,None] == self.videos)
+        n = len(images)
+        self.alike = torch.from_numpy(self.videos[:,None] == self.videos) if self.videos.shape == (n,) else torch.ones(n, n, dtype=bool)
+        if (~self.alike).sum(1).min() < 3 or len(self.shows) != n: raise ValueError(f'{n} frames: give shows and videos of each, with at least 3 frames of other videos beside each')
+        self.ids = label_set_ids(self.shows)
         self.all_maps,cosine = zip(*(look_through(o, images) for o in (before, after)))
         self.cosine = torch.stack(cosine)
         super().__init__(frame=slider('frame', [(f'{i}: {v}', i) for i,v in enumerate(self.videos)], int((self.ids == self.ids.mode().values).int().argmax())),

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.foundation import L
 from fastcore.meta import delegates
-from ..core import InputError, Recipe, tasks
+from ..core import OWN, InputError, Recipe, tasks
 from ..data.labels import class_set
 from ..losses.contrastive import normalise
 from ..models.heads import mlp_bn

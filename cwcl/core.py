@@ -153,11 +153,11 @@ class Recipe(NetRecipe):
         check_recipe(self)
 
 # %% ../nbs/00_core.ipynb #2efa62ae
-_tiny,_inf = 1e-12,sys.float_info.max # An end that does not belong to the range; no infinity either
+_tiny,_inf = sys.float_info.min,sys.float_info.max # An end that does not belong to the range; no infinity either
 LIMITS = {k: (a, b, said) for a,b,said,names in (
     (1, _inf, 'a number from 1', 'height width widths crop batch labelled dim scales epochs window threads patience pk_frames valid_step'),
     (0, _inf, 'a number from 0', 'seed fold min_pixels gdl_min_pixels skip alpha beta gamma wd'), (_tiny, _inf, 'a number above 0', 'temp lr'),
-    (0, 1, 'a probability from 0 to 1', 'flip'), (0, 1 - _tiny, 'a share from 0 to below 1', 'scale overlap'),
+    (0, 1, 'a probability from 0 to 1', 'flip'), (0, 1 - sys.float_info.epsilon, 'a share from 0 to below 1', 'scale overlap'),
     (_tiny, 1, 'a share above 0 and at most 1, such as 0.05', 'budget factor')) for k in names.split()}
 
 KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text', tuple: 'whole numbers, such as (8, 16, 32)'}

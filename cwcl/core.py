@@ -163,7 +163,8 @@ LIMITS = {k: (a, b, said) for a,b,said,names in (
 KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text', tuple: 'whole numbers, such as (8, 16, 32)'}
 
 def is_kind(v, kind): # A field's value, and the type of its default
-    return isinstance(v, (int, float) if kind is float else kind) and isinstance(v, bool) == (kind is bool) and (kind is not tuple or all(is_kind(o, int) for o in v))
+    if kind is tuple: return isinstance(v, tuple) and all(is_kind(o, int) for o in v)
+    return isinstance(v, (int, float) if kind is float else kind) and isinstance(v, bool) == (kind is bool)
 
 # %% ../nbs/00_core.ipynb #6bade13a
 def check_recipe(r): # `Recipe`

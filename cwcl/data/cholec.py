@@ -13,29 +13,24 @@ from pathlib import Path
 from typing import Annotated
 from fastcore.script import call_parse
 from ..core import InputError, one_line_errors
-from .files import data_root, read_image, read_mask, read_png, scan
+from .files import data_root, read_image, read_mask, scan
+from .files import read_png # chkstyle: ignore
 from .labels import CLASSES, decode_mask
 from .phases import frame_phases, phase_at, phase_files, read_phases
 from .synth import write_scenes
 _all_ = ['read_phases', 'phase_at', 'read_png']
 
 # %% ../../nbs/12_data.cholec.ipynb #14dcd633
-PROBLEMS = {'unreadable': (True, 'fetch the file again'), 'cannot be opened': (True, 'see that you may read it'),
-    'another kind of file': (True, 'export it again, as a PNG with 8 bits a channel'),
-    'a folder of another name': (True, 'name it videoNN/videoNN_SSSSS; if it is a copy, move it elsewhere'),
-    'a second file of a frame': (True, 'keep one of them'),
-    'frames of another video': (True, 'one of the two is a copy, to be trained and tested on: move it elsewhere'),
-    'mask without its frame': (True, 'add the frame, or remove the mask'),
-    'mask of another size': (True, 'fetch both again; masks are resized by nearest neighbour only'),
-    'mask without a class': (True, 'fetch the watershed mask; colour masks hold other values'),
-    'bad phase file': (True, 'fetch it again, or mend the line'),
-    'frame without its mask': (False, 'fetch the mask; without it the classes of the frame are unknown'),
-    'unknown values': (False, 'a few are ignored; many mean that this is no watershed mask'),
-    'alpha channel': (False, 'none needed: it is not read'),
-    'another frame size': (False, 'frames are resized; see that they show the same crop'),
-    'specks': (False, 'none needed: they count as absent'),
-    'clip length': (False, 'fetch the missing frames, or train without them'),
-    'phase missing': (False, 'add the phases; unknown ones find no positives')}
+_stops = {'unreadable': 'fetch the file again', 'cannot be opened': 'see that you may read it', 'a second file of a frame': 'keep one of them',
+    'another kind of file': 'export it again, as a PNG with 8 bits a channel', 'mask without its frame': 'add the frame, or remove the mask',
+    'mask without a class': 'fetch the watershed mask', 'mask of another size': 'fetch both again; masks are resized by nearest neighbour only',
+    'a folder of another name': 'name it videoNN/videoNN_SSSSS; if it is a copy, move it elsewhere', 'bad phase file': 'fetch it again, or mend the line',
+    'frames of another video': 'one of the two is a copy, to be trained and tested on: move it elsewhere'}
+_notes = {'frame without its mask': 'fetch the mask; without it the classes of the frame are unknown', 'alpha channel': 'none needed: it is not read',
+    'unknown values': 'a few are ignored; many mean that this is no watershed mask', 'specks': 'none needed: they count as absent',
+    'another frame size': 'frames are resized; see that they show the same crop', 'phase missing': 'add the phases; unknown ones find no positives',
+    'clip length': 'fetch the missing frames, or train without them'}
+PROBLEMS = {k: (o is _stops, cure) for o in (_stops, _notes) for k,cure in o.items()}
 
 # %% ../../nbs/12_data.cholec.ipynb #dd5378dc
 def _phases(root, phases): # Given place of the data, given place of the phases -> where phases are, or `None`
@@ -163,8 +158,7 @@ def cwcl_data(
 ):
     "Write the embedded data set, or audit or index a folder of CholecSeg8k"
     if command == 'write':
-        if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', size):
-            raise InputError(f'size {size!r}: give width x height, such as 427x240')
+        if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', size): raise InputError(f'size {size!r}: give width x height, such as 427x240')
         write_scenes(root, frames_per_clip, tuple(map(int, size.split('x'))), seed, workers, progress=True)
     if command == 'audit':
         report = audit(root, phases, min_pixels, workers, progress=True)

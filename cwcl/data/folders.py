@@ -77,13 +77,13 @@ def zip_members(
     return found
 
 # %% ../../nbs/10b_data.folders.ipynb #a0074f3d
+_BROKEN = zipfile.BadZipFile,zlib.error,lzma.LZMAError,EOFError,OSError
+
 def _member(z, o):
     "The content of a member; a line that says why not, where it is broken"
     try: return z.read(o)
-    except (NotImplementedError, RuntimeError) as e:
-        raise InputError(f'{z.filename}: {o.filename}: {e}; {_ADVICE}') from None
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError):
-        return f'broken in {Path(z.filename).name}'.encode()
+    except (NotImplementedError, RuntimeError) as e: raise InputError(f'{z.filename}: {e}; {_ADVICE}') from None
+    except _BROKEN: return f'broken in {Path(z.filename).name}'.encode()
 
 @contextmanager
 def fresh_folder(path): # Where the folder shall appear -> context whose value is a folder to fill
@@ -118,8 +118,8 @@ def unpacked(
         if not need: raise InputError(f'{path}: {_NONE}; give the zip of CholecSeg8k')
         with fresh_folder(to) as part:
             free = shutil.disk_usage(part).free
-            if need > free:
-                raise InputError(f'{to.parent}: {need/1e9:.1f} GB to unpack, {free/1e9:.1f} GB free; {_ADVICE}')
+            space = f'{need/1e9:.1f} GB to unpack, {free/1e9:.1f} GB free'
+            if need > free: raise InputError(f'{to.parent}: {space}; {_ADVICE}')
             for name,o in tqdm(members.items(), f'unpacking {path.name}', unit='file', disable=not progress):
                 (part/name).parent.mkdir(parents=True, exist_ok=True)
                 (part/name).write_bytes(_member(z, o))
@@ -132,6 +132,7 @@ def _holds_videos(at): # Folder -> whether a videoNN with a clip lies in it
     videos = (o for o in _folders(at) if _video.fullmatch(o.name))
     return any(CLIP.fullmatch(f'{v.name}/{c.name}') for v in videos for c in _folders(v))
 
+# %% ../../nbs/10b_data.folders.ipynb #1c5f7170
 def _holds_frames(path): # Zip -> whether it is one of CholecSeg8k
     with opened_zip(path) as z: return any(FRAME.fullmatch(o.rsplit('/', 1)[-1]) for o in z.namelist())
 
@@ -145,7 +146,7 @@ def _candidates(root): # Folder -> the data sets in it: itself, or those up to t
         seen += level
     return found or [z for o in seen for z in data_files(o, ('.zip',), deep=False) if _holds_frames(z)]
 
-# %% ../../nbs/10b_data.folders.ipynb #1c5f7170
+# %% ../../nbs/10b_data.folders.ipynb #379d5cab
 _CURE = 'give the folder that holds video01, or the zip'
 
 def data_root(

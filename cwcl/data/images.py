@@ -48,8 +48,8 @@ def plain_png(
             if name[:1].isupper(): raise other_kind(path, f'a PNG with a chunk of its own, {name.decode()}')
             continue
         if len(chunk) < 12 + n: break
-        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], 'big'):
-            raise damaged(path, f'wrong checksum in its chunk {name.decode()}')
+        right = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], 'big')
+        if not right: raise damaged(path, f'wrong checksum in its chunk {name.decode()}')
         kept.append(chunk)
         if name == b'IEND': return b''.join(kept)
     raise damaged(path, f'cut short after {len(data)} bytes')
@@ -71,7 +71,7 @@ def _what_it_is(data:bytes, path): # Content that is no picture -> what to say o
     return damaged(path, f'no picture, it begins with {text!r}' if readable else 'no picture')
 
 # %% ../../nbs/10a_data.images.ipynb #2d536165
-def _bytes(path):
+def _read(path): # A file -> its content, of a PNG only what makes the pixels
     try: data = Path(path).read_bytes()
     except OSError as e: raise picture_error(path, 'cannot be opened', e.strerror or e) from None
     return plain_png(data, path) if data.startswith(PNG) else data
@@ -84,11 +84,12 @@ def _orientation(im): # PIL image -> its tag, 1 where there is none that can be 
     try: return im.getexif().get(0x0112, 1)
     except Exception: return 1
 
+# %% ../../nbs/10a_data.images.ipynb #e01f44d5
 def open_picture(
     path, # A file of any of `FORMATS`, whatever its ending
 )->tuple: # (PIL image, decoded and upright, name of the format)
     "A picture from a file; whatever is wrong with it becomes one line"
-    data = _bytes(path)
+    data = _read(path)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as im:
             kind,n = im.format,getattr(im, 'n_frames', 1)
@@ -100,7 +101,7 @@ def open_picture(
     except Exception as e: raise damaged(path, e) from None
     raise other_kind(path, f'{n} pictures in one {kind}')
 
-# %% ../../nbs/10a_data.images.ipynb #e01f44d5
+# %% ../../nbs/10a_data.images.ipynb #5841d06c
 def rgb(
     im, # PIL image
 )->np.ndarray: # uint8 `(H,W,3)`
@@ -119,7 +120,7 @@ def read_image(
     try: return rgb(im)
     except InputError as e: raise other_kind(path, str(e).split(';')[0]) from None
 
-# %% ../../nbs/10a_data.images.ipynb #40d3343c
+# %% ../../nbs/10a_data.images.ipynb #9504d4bc
 def read_mask(
     path, # PNG, BMP or TIFF
 )->np.ndarray: # uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`; uint16 `(H,W)` where a value is above 255
@@ -137,12 +138,12 @@ def read_mask(
 
 read_png = read_mask # Its older name
 
-# %% ../../nbs/10a_data.images.ipynb #b37f0414
+# %% ../../nbs/10a_data.images.ipynb #97a957e2
 def picture_size(
     path, # A frame or a mask
 )->tuple: # (width, height) of what `read_image` gives
     "Size of a picture that is whole"
-    data = _bytes(path)
+    data = _read(path)
     if not data.startswith(PNG): return open_picture(path)[0].size
     try:
         with Image.open(io.BytesIO(data), formats=['PNG']) as im: size,turned = im.size,_orientation(im)

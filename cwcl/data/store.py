@@ -30,8 +30,8 @@ def load_image(
         item = item.detach().cpu().numpy()
         if item.ndim == 3: item = item.transpose(1, 2, 0)
     if isinstance(item, np.ndarray):
-        if item.dtype.kind == 'f' and item.size and 0 <= item.min() and item.max() <= 1:
-            item = np.round(255*item).astype(np.uint8)
+        share = item.dtype.kind == 'f' and item.size and 0 <= item.min() and item.max() <= 1
+        if share: item = np.round(255*item).astype(np.uint8)
         if item.dtype != np.uint8 or item.ndim not in (2, 3) or item.shape[2:] not in ((), (3,), (4,)):
             raise InputError(f'frame of shape {item.shape} and type {item.dtype}: give uint8, or floats in 0..1, '
                 'with 3 channels')

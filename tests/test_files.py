@@ -30,7 +30,7 @@ def one_line(f, *args):
 def palette(codes):
     "Codes as a program that saves space writes them: numbered in any order, with a palette of the colours"
     values = np.unique(codes)[::-1]
-    im = Image.fromarray(np.searchsorted(-values.astype(int), -codes.astype(int)).astype(np.uint8), 'P')
+    im = Image.fromarray(np.searchsorted(-values.astype(int), -codes.astype(int)).astype(np.uint8))
     im.putpalette(np.repeat(values, 3).tolist())
     return im
 
@@ -105,7 +105,7 @@ def test_frames_of_every_kind_show_the_same(tmp_path):
     for ending in ENDINGS:
         Image.fromarray(np.full((9, 9, 3), 77, np.uint8)).save(tmp_path/f'f{ending}')
         assert abs(read_image(tmp_path/f'f{ending}').astype(int) - 77).max() < 3
-    Image.fromarray(np.full((9, 9, 4), 77, np.uint8), 'CMYK').save(tmp_path/'inks.jpg')
+    Image.new('CMYK', (9, 9), (77, 77, 77, 77)).save(tmp_path/'inks.jpg')
     assert read_image(tmp_path/'inks.jpg').shape == (9, 9, 3)
 
 def test_grey_of_16_bits_is_scaled_and_not_cut(tmp_path):

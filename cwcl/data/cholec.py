@@ -82,7 +82,7 @@ def _frame_notes(t, min_pixels):
         if r.problem: yield r.file,r.problem,r.value
         elif not r.mask: yield r.image,'frame without its mask','no ' + r.image.replace('.png', '_watershed_mask.png')
         if s and s != usual[0]: yield r.image,'another frame size',f'{s}, mostly {usual[0]}'
-        if r.unknown: yield r.mask,'unknown values',f'{r.unknown} pixels ({r.values})'
+        if r.unknown and r.problem != 'mask without a class': yield r.mask,'unknown values',f'{r.unknown} pixels ({r.values})'
         if r.channels == 4: yield r.mask,'alpha channel','RGBA'
     for c in CLASSES.name:
         few = t[(t[c] > 0) & (t[c] < min_pixels)]

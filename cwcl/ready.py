@@ -10,6 +10,7 @@ import shutil, pandas as pd
 from dataclasses import replace
 from pathlib import Path
 from .core import InputError, Recipe, data_file, tasks
+from .data.folders import data_root
 from .data.labels import class_set
 from .data.splits import coverage_warnings, split_frames
 
@@ -74,6 +75,8 @@ def licence_of(
     table:pd.DataFrame, # Its frames
 )->str: # A key of `LICENCES`
     "Whose data a folder holds"
-    if (Path(data)/'scenes.json').exists(): return 'embedded'
+    try: home = data_root(data)
+    except InputError: home = Path(data)
+    if (home/'scenes.json').exists(): return 'embedded'
     known = pd.read_csv(data_file('class_by_video.csv')).video
     return 'cholecseg8k' if table.video.isin(known).all() else 'unknown'

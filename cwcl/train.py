@@ -194,6 +194,7 @@ def report(
     name = 'test' if metrics['test'] else 'valid'
     result = metrics[name]
     for k,v in result['class_iou'].items(): print(f'{k:24}' + ('absent' if v is None else f'{v:.3f}'))
-    print(f'{f"mean IoU, {name}" + " (overfitted)"*metrics["overfit"]:24}{result["mean_iou"]:.3f}   ({result["frames"]} frames, '
+    mean = 'none' if result['mean_iou'] is None else f'{result["mean_iou"]:.3f}'
+    print(f'{f"mean IoU, {name}" + " (overfitted)"*metrics["overfit"]:24}{mean}   ({result["frames"]} frames, '
         f'{result["ignored_share"]:.1%} of their pixels ignored)')
     print(f'{metrics["steps"]} steps, {metrics["seconds"]:.0f} s; results in {out}/')

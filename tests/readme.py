@@ -14,7 +14,7 @@ def render():
         if c.cell_type == 'code': c.outputs = [o for o in c.outputs if 'text/plain' in o.get('data', {})]
     nb.metadata['language_info'] = dict(name='python')
     text,_ = MarkdownExporter().from_notebook_node(nb)
-    text = re.sub(r'\]\((images/|\d\d_|index)', r'](nbs/\1', text)
+    text = re.sub(r'\]\((images/|\d\d[a-z]?_|index)', r'](nbs/\1', text)
     return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
 
 if __name__ == '__main__': (root/'README.md').write_text(render(), encoding='utf-8')

@@ -7,7 +7,7 @@ from pages import cells, root, source
 from readme import render
 
 notebooks = sorted((root/'nbs').glob('*.ipynb'))
-lessons = [o for o in notebooks if re.match(r'\d\d_', o.name)]
+lessons = [o for o in notebooks if re.match(r'\d\d[a-z]?_', o.name)]
 
 def module(nb):
     found = re.search(r'^#\| default_exp (\S+)', '\n'.join(source(c) for c in cells(nb)), flags=re.M)

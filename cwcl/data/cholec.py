@@ -13,41 +13,47 @@ from pathlib import Path
 from typing import Annotated
 from fastcore.script import call_parse
 from ..core import InputError, one_line_errors
-from .files import read_png, scan
+from .files import data_root, read_image, read_mask, scan
+from .files import read_png # chkstyle: ignore
 from .labels import CLASSES, decode_mask
 from .phases import frame_phases, phase_at, phase_files, read_phases
 from .synth import write_scenes
 _all_ = ['read_phases', 'phase_at', 'read_png']
 
 # %% ../../nbs/12_data.cholec.ipynb #14dcd633
-PROBLEMS = {'unreadable': (True, 'fetch the file again'), 'mask without its frame': (True, 'add the frame, or remove the mask'),
-    'mask of another size': (True, 'fetch both again; masks are resized by nearest neighbour only'), 'bad phase file': (True, 'fetch it again, or mend the line'),
-    'frame without its mask': (False, 'fetch the mask; without it the classes of the frame are unknown'),
-    'unknown values': (False, 'a few are ignored; many mean that this is no watershed mask'), 'alpha channel': (False, 'none needed: it is not read'),
-    'another frame size': (False, 'frames are resized; see that they show the same crop'), 'specks': (False, 'none needed: they count as absent'),
-    'clip length': (False, 'fetch the missing frames, or train without them'), 'phase missing': (False, 'add the phases; unknown ones find no positives')}
+_stops = {'unreadable': 'fetch the file again', 'cannot be opened': 'see that you may read it', 'a second file of a frame': 'keep one of them',
+    'another kind of file': 'export it again, as a PNG with 8 bits a channel', 'mask without its frame': 'add the frame, or remove the mask',
+    'mask without a class': 'fetch the watershed mask', 'mask of another size': 'fetch both again; masks are resized by nearest neighbour only',
+    'a folder of another name': 'name it videoNN/videoNN_SSSSS; if it is a copy, move it elsewhere', 'bad phase file': 'fetch it again, or mend the line',
+    'frames of another video': 'one of the two is a copy, to be trained and tested on: move it elsewhere'}
+_notes = {'frame without its mask': 'fetch the mask; without it the classes of the frame are unknown', 'alpha channel': 'none needed: it is not read',
+    'unknown values': 'a few are ignored; many mean that this is no watershed mask', 'specks': 'none needed: they count as absent',
+    'another frame size': 'frames are resized; see that they show the same crop', 'phase missing': 'add the phases; unknown ones find no positives',
+    'clip length': 'fetch the missing frames, or train without them'}
+PROBLEMS = {k: (o is _stops, cure) for o in (_stops, _notes) for k,cure in o.items()}
 
 # %% ../../nbs/12_data.cholec.ipynb #dd5378dc
-def _phases(root, phases): return phases or (root if (Path(root)/'phase_annotations').is_dir() else None)
+def _phases(root, phases): # Given place of the data, given place of the phases -> where phases are, or `None`
+    near = (o for o in (data_root(root), Path(root)) if (o/'phase_annotations').is_dir())
+    return phases or next(near, None)
 
 def frame_table(
-    root, # Folder that holds video01, video09, ...
-    phases=None, # Folder or file of phases; `root/phase_annotations` if it exists
+    root, # Folder that holds video01, video09, ...; or the zip, or a folder a little above or below
+    phases=None, # Folder or file of phases; `phase_annotations` beside the videos if it exists
     min_pixels:int=16, # Fewer pixels do not make a class present
     lag:bool=False, # Correct frame numbers for repeated frames before looking up the phase?
     workers:int|None=None, # Threads; one per core, at most 16, if `None`
     progress:bool=False, # Show a bar with the time left?
 )->pd.DataFrame: # video, clip, frame, image, mask, a bool column per class, phase; sorted
     "One row per frame: its files, the classes it shows, its phase"
-    t = scan(root, workers, progress)
-    bad = t[t.problem != '']
-    if len(bad):
-        r = bad.iloc[0]
-        raise InputError(f'{Path(root)/r.file}: {r.problem} ({r.value}); {PROBLEMS[r.problem][1]}')
-    res = t[['video', 'clip', 'frame']].copy()
-    for k in 'image','mask': res[k] = [str(Path(root)/f) if f else '' for f in t[k]]
+    home = data_root(root, progress)
+    t = scan(home, workers, progress)
+    bad = t.attrs['strays'] + t.loc[t.problem != '', ['file', 'problem', 'value']].values.tolist()
+    for file,problem,value in bad: raise InputError(f'{home/file}: {problem} ({value}); {PROBLEMS[problem][1]}')
+    res = pd.DataFrame(t[['video', 'clip', 'frame']])
+    for k in 'image','mask': res[k] = [str(home/f) if f else '' for f in t[k]]
     for c in CLASSES.name: res[c] = (t[c] >= max(min_pixels, 1)).astype(bool)
-    phases = _phases(root, phases)
+    phases,res.attrs = _phases(root, phases),{}
     res['phase'] = frame_phases(t.video, t.frame, phases, lag) if phases else np.int8(-1)
     return res
 
@@ -56,9 +62,7 @@ def read_frame(
     row, # Row of `frame_table`
 )->tuple: # (frame uint8 `(H,W,3)`, mask of the 13 ids uint8 `(H,W)` or None where there is none)
     "Pixels and class ids of one row"
-    frame = read_png(row['image'])
-    frame = np.repeat(frame[...,None], 3, axis=2) if frame.ndim == 2 else frame[...,:3]
-    return frame,(decode_mask(read_png(row['mask'])) if row['mask'] else None)
+    return read_image(row['image']),(decode_mask(read_mask(row['mask'])) if row['mask'] else None)
 
 # %% ../../nbs/12_data.cholec.ipynb #5339f10b
 def presence(
@@ -73,11 +77,12 @@ def _frame_notes(t, min_pixels):
     "(file, problem, value) for what is wrong with single frames"
     size = (t.width.astype(str) + 'x' + t.height.astype(str)).where(t.width > 0, '')
     usual = size[size != ''].mode()
+    yield from t.attrs['strays']
     for r,s in zip(t.itertuples(), size):
         if r.problem: yield r.file,r.problem,r.value
         elif not r.mask: yield r.image,'frame without its mask','no ' + r.image.replace('.png', '_watershed_mask.png')
         if s and s != usual[0]: yield r.image,'another frame size',f'{s}, mostly {usual[0]}'
-        if r.unknown: yield r.mask,'unknown values',f'{r.unknown} pixels ({r.values})'
+        if r.unknown and r.problem != 'mask without a class': yield r.mask,'unknown values',f'{r.unknown} pixels ({r.values})'
         if r.channels == 4: yield r.mask,'alpha channel','RGBA'
     for c in CLASSES.name:
         few = t[(t[c] > 0) & (t[c] < min_pixels)]
@@ -104,13 +109,14 @@ def _summary(t, report, min_pixels):
     m = t[t.channels > 0]
     res = dict(videos=t.video.nunique(), clips=t['clip'].nunique(), frames=len(t), masks=len(m))
     res |= {p: int(report.file[report.problem == p].nunique()) for p in PROBLEMS if (report.problem == p).any()}
-    res |= {'masks with no white border': int((m.border < .25).sum()), 'masks with contour lines, 255 inside': int((m.contour > 0).sum()),
-        'masks with unsegmented pixels, 0': int((m.zero > 0).sum())}
+    res['masks with no white border'] = int((m.border < .25).sum())
+    res['masks with contour lines, 255 inside'] = int((m.contour > 0).sum())
+    res['masks with unsegmented pixels, 0'] = int((m.zero > 0).sum())
     return res | {c: f'{int((m[c] >= max(min_pixels, 1)).sum())} frames, {int(m[c].sum())} pixels' for c in CLASSES.name}
 
 # %% ../../nbs/12_data.cholec.ipynb #5019c14b
 def audit(
-    root, # Folder that holds video01, video09, ...
+    root, # Folder that holds video01, video09, ...; or the zip, or a folder a little above or below
     phases=None, # Folder or file of phases; `root/phase_annotations` if it exists
     min_pixels:int=16, # Below it a class is a speck
     workers:int|None=None, # Threads; one per core, at most 16, if `None`
@@ -122,7 +128,8 @@ def audit(
     report = pd.DataFrame([(*r, PROBLEMS[r[1]][1]) for r in rows], columns=['file', 'problem', 'value', 'cure'])
     rank = report.problem.map(list(PROBLEMS).index)
     report = report.iloc[rank.argsort(kind='stable')].reset_index(drop=True)
-    report.attrs.update(summary=_summary(t, report, min_pixels), stops=int(report.problem.map(lambda p: PROBLEMS[p][0]).sum()))
+    stops = int(report.problem.map(lambda p: PROBLEMS[p][0]).sum())
+    report.attrs.update(summary=_summary(t, report, min_pixels), stops=stops)
     return report
 
 # %% ../../nbs/12_data.cholec.ipynb #5d29fb3a
@@ -141,8 +148,8 @@ _COMMAND = Annotated[str, 'Write drawn scenes, audit a folder, or index it', dic
 @one_line_errors
 def cwcl_data(
     command:_COMMAND,
-    root:str, # Folder that holds video01, video09, ...; for write, the folder to fill
-    phases:str=None, # Folder or file of phases; ROOT/phase_annotations if it exists
+    root:str, # Folder that holds video01, video09, ..., or the zip; for write, the folder to fill
+    phases:str=None, # Folder or file of phases; phase_annotations beside the videos if it exists
     frames_per_clip:int=8, # write: frames of each of the 101 clips
     size:str='427x240', # write: width x height
     seed:int=0, # write: seed of the scenes

@@ -51,11 +51,12 @@ class OwnClasses:
 
 # %% ../../nbs/09_data.classes.ipynb #d531e7ce
 def pixel_values(
-    pixels:np.ndarray, # A mask as it lies in its file, uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`
-)->np.ndarray: # int64 `(H,W)`: red, green and blue in one number
+    pixels:np.ndarray, # A mask as it lies in its file, uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`, or uint16 `(H,W)`
+)->np.ndarray: # int64 `(H,W)`: red, green and blue in one number; above 2²⁴ for a grey value above 255
     "The colour of each pixel as one number"
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
-        raise InputError(f'mask of shape {pixels.shape} and type {pixels.dtype}: give uint8 (H,W), (H,W,3) or (H,W,4)')
+    shape,kind = pixels.shape,pixels.dtype
+    if (kind, len(shape)) not in ((np.uint8, 2), (np.uint8, 3), (np.uint16, 2)) or shape[2:] not in ((), (3,), (4,)):
+        raise InputError(f'mask of shape {shape} and type {kind}: give uint8 (H,W), (H,W,3) or (H,W,4)')
     if pixels.ndim == 2: return pixels.astype(np.int64)*0x010101
     return (pixels[..., :3].astype(np.int64) << np.array([16, 8, 0])).sum(-1)
 

@@ -27,19 +27,20 @@ _to_code = np.full(256, IGNORE, np.uint8)
 _to_code[CLASSES.index] = CLASSES.code
 
 def _grey(
-    watershed:np.ndarray, # Mask as it lies in the file, uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`
-)->tuple: # (first channel `(H,W)`, bool `(H,W)` or None: where all colour channels agree)
-    "The grey value of a mask, and where it has one"
+    watershed:np.ndarray, # Mask as it lies in the file, uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`, or uint16 `(H,W)`
+)->tuple: # (first channel, uint8 `(H,W)`; bool `(H,W)` or None: where it is the grey value of the pixel)
+    "The grey value of a mask, and where it has one from 0 to 255"
     a = np.asarray(watershed)
-    if a.dtype != np.uint8 or a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[2] not in (3, 4)):
+    if (a.dtype, a.ndim) not in ((np.uint8, 2), (np.uint8, 3), (np.uint16, 2)) or a.shape[2:] not in ((), (3,), (4,)):
         raise InputError(f'mask of shape {a.shape} and type {a.dtype}: give uint8 (H,W), (H,W,3) or (H,W,4)')
+    if a.dtype == np.uint16: return a.astype(np.uint8),a < 256
     if a.ndim == 2: return a,None
     g = a[...,0]
     return g,(a[...,1] == g) & (a[...,2] == g)
 
 # %% ../../nbs/10_data.labels.ipynb #23220a79
 def decode_mask(
-    watershed:np.ndarray, # Mask as it lies in the file, uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`
+    watershed:np.ndarray, # Mask as it lies in the file, uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`, or uint16 `(H,W)`
 )->np.ndarray: # uint8 `(H,W)` of the 13 class ids, 255 where ignored
     "Class ids of a watershed mask"
     grey,same = _grey(watershed)
@@ -64,15 +65,16 @@ def save_png(
 
 # %% ../../nbs/10_data.labels.ipynb #967f250d
 def unknown_values(
-    watershed:np.ndarray, # Mask as it lies in the file, uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`
+    watershed:np.ndarray, # Mask as it lies in the file, uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`, or uint16 `(H,W)`
 )->dict: # value, or (red, green, blue) where the channels differ → number of pixels
     "Values of a mask that are neither a code, nor 0, nor 255"
     grey,same = _grey(watershed)
     count = np.bincount((grey if same is None else grey[same]).ravel(), minlength=256)
     unknown = {v: int(n) for v,n in enumerate(count) if n and v not in (0, IGNORE) and _to_id[v] == IGNORE}
     if same is None or same.all(): return unknown
-    colors,n = np.unique(np.asarray(watershed)[~same][:,:3], axis=0, return_counts=True)
-    return unknown | {tuple(c): int(k) for c,k in zip(colors.tolist(), n)}
+    others = np.asarray(watershed)[~same]
+    values,n = np.unique(others[...,:3] if others.ndim == 2 else others, axis=0, return_counts=True)
+    return unknown | {tuple(v) if others.ndim == 2 else v: int(k) for v,k in zip(values.tolist(), n)}
 
 # %% ../../nbs/10_data.labels.ipynb #26854174
 def present_classes(

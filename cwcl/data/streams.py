@@ -15,7 +15,7 @@ from .augment import SegAugment, TwoViews
 from .frames import FrameDL, Frames, show_grid
 from .labels import class_set
 from .order import label_groups, two_streams
-from .store import FrameStore, channel_stats
+from .store import FrameStore, channel_stats, check_masks
 from .views import StrongViews
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor, Normalize
@@ -144,6 +144,8 @@ def cwcl_dls(
     t,in_pool,in_valid = table[pool | valid],pool[pool | valid].to_numpy(),valid[pool | valid].to_numpy()
     masks = t['mask'].where(t.labelled & ('seg' in tasks(r)) | in_valid | (r.presence_from == 'crop'), '')
     store = FrameStore(t.image.tolist(), masks.tolist(), class_set(r.class_set, r.left_out), (r.height, r.width), cache_dir, progress=progress)
+    check_masks(store, np.flatnonzero(t.labelled), 'to train on')
+    check_masks(store, np.flatnonzero(in_valid), 'to validate on')
     stats = channel_stats(store, np.flatnonzero(t.part == 'train'))
     train,val = [Frames(t[k], store, np.flatnonzero(k), r, stats, i) for i,k in enumerate((in_pool, in_valid))]
     device = torch.device(device) if device else default_device()

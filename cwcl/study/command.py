@@ -183,7 +183,7 @@ def cwcl_table(
     show:store_true=False, # Print what is done, and start nothing
 ):
     "The runs behind a table of the paper, its numbers and its verdicts"
-    for bad,why in ((table not in (1, 2), f'--table {table}: the paper has Tables 1 and 2'), (jobs < 1, f'--jobs {jobs}: give at least 1'), (data and not Path(data).is_dir(), f'--data {data}: no such folder')):
+    for bad,why in ((table not in (1, 2), f'--table {table}: the paper has Tables 1 and 2'), (jobs < 1, f'--jobs {jobs}: give at least 1'), (data and not Path(data).exists(), f'--data {data}: no such folder or zip')):
         if bad: raise InputError(why)
     r,name,ours = shared_recipe(preset, change),'ablate' if ablate else f'table{table}',preset == 'study' and not (data or change or out)
     out,home,frames = Path(out or f'runs/{preset}'),published_folder() if ours else None,None

@@ -9,10 +9,9 @@ __all__ = ['PAPER_PAIRS', 'CAPTIONS', 'alike', 'found_pairs', 'paper_pairs', 'sh
 # %% ../../nbs/51_study.pictures.ipynb #b9bb16d5
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
 from matplotlib.patches import Patch
-from PIL import Image
 from ..core import InputError
-from ..data.cholec import presence
-from ..data.labels import PHASES, class_set, color_mask, decode_mask, show_frame
+from ..data.cholec import presence, read_frame
+from ..data.labels import PHASES, class_set, color_mask, show_frame
 from ..data.splits import TEST_VIDEOS
 from ..pairs import label_set_ids
 
@@ -75,8 +74,9 @@ def show_pair(
     "Two frames and their masks, and the names of all labels below"
     classes = class_set(13)
     for row,(a,b) in zip(pair, fig.subplots(1, 4).reshape(2, 2)):
-        show_frame(np.array(Image.open(row.image).convert('RGB')), ax=a)
-        show_mask(decode_mask(np.array(Image.open(row['mask']))), classes.colors, b)
+        frame,mask = read_frame(row)
+        show_frame(frame, ax=a)
+        show_mask(mask, classes.colors, b)
         a.set_title(f'{row.video}, frame {row.frame}', fontsize=8)
     fig.suptitle(title, fontsize=9)
     there = [i for i,c in enumerate(classes.names) if pair[0][c]]

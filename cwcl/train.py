@@ -153,16 +153,15 @@ def parse_changes(
         except (ValueError, SyntaxError, TypeError): raise InputError(f'--change {o}: {v!r} is no {types[k].__name__}; write {k}=value') from None
     return out
 
-# %% ../nbs/34_train.ipynb #8aaa66f9
+# %% ../nbs/34_train.ipynb #ec4112b0
 def check_own(data, own)->bool: # Folder or '', options of own data -> whether data are own
     "Raise `InputError` where options do not fit together"
     given = [f'--{k}' for k,v in own.items() if v is not None]
-    if not data and not given:
-        raise InputError('no data given: write the embedded set with `cwcl_data write runs/scenes`, '
-            'then give --data runs/scenes; or give your own (--frames, --masks, --classes)')
+    if not data and not given: raise InputError('no data given: write the embedded set with `cwcl_data write runs/scenes` '
+        'and give --data runs/scenes, or give your own (--frames, --masks, --classes)')
     if data and given: raise InputError(f'--data with {given[0]}: give the folder of CholecSeg8k, or data of your own')
-    if given and not (own['frames'] and own['masks']):
-        raise InputError(f'{given[0]}: own data need --frames and --masks')
+    whole = own['frames'] and own['masks']
+    if given and not whole: raise InputError(f'{given[0]}: own data need --frames and --masks')
     return bool(given)
 
 def own_changes(own, phases)->dict: # Options of own data, of phases -> fields of the recipe that follow from them

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RED_GREEN_BLUE', 'read_list', 'class_text', 'find_name', 'rows_of', 'video_names']
 
-# %% ../../nbs/12a_data.lists.ipynb #7fecdbcb
-import codecs, csv, io, json, re, pandas as pd
+# %% ../../nbs/12a_data.lists.ipynb #259545a0
+import codecs, csv, io, json, os, re, pandas as pd
 from pathlib import Path
 from ..core import InputError
 from .classes import OwnClasses, color_number
 
-# %% ../../nbs/12a_data.lists.ipynb #ae06ce69
+# %% ../../nbs/12a_data.lists.ipynb #4457d1a0
 def _text(path, what):
     "The text of a file, whatever marks a spreadsheet puts before it"
     try: raw = Path(path).read_bytes()
@@ -20,7 +20,7 @@ def _text(path, what):
     try: return raw.decode('utf-16' if wide else 'utf-8-sig')
     except UnicodeDecodeError: raise InputError(f'{path}: not in UTF-8; save the {what} as "CSV UTF-8"') from None
 
-# %% ../../nbs/12a_data.lists.ipynb #41d27727
+# %% ../../nbs/12a_data.lists.ipynb #dde9d436
 def read_list(
     path, # CSV file: columns separated by commas, semicolons or tabs
     what:str, # It should be, such as 'table of classes'
@@ -43,13 +43,14 @@ def read_list(
     full = [(row + ['']*len(head))[:len(head)] for row in rows.values()]
     return pd.DataFrame(full, index=list(rows), columns=head, dtype=object)
 
-# %% ../../nbs/12a_data.lists.ipynb #df5ac004
+# %% ../../nbs/12a_data.lists.ipynb #135a7cc8
 def _json_value(c): return '#' + ''.join(f'{int(v):02x}' for v in c['color']) if 'color' in c else str(c['classid'])
 
 def _json_rows(path):
     "Rows (name, value) of the classes in a JSON file, by where they stand"
+    text = _text(path, 'table of classes')
     try:
-        o = json.loads(_text(path, 'table of classes'))
+        o = json.loads(text)
         coco = isinstance(o, dict) and 'categories' in o
         if coco: rows = [('background', '0'), *((c['name'], str(c['id'])) for c in o['categories'])]
         else: rows = [(c['name'], _json_value(c)) for c in o]
@@ -58,7 +59,7 @@ def _json_rows(path):
             'give a CSV file with name and value') from None
     return {f'class {i}': o for i,o in enumerate(rows, 1)}
 
-# %% ../../nbs/12a_data.lists.ipynb #0f893aa0
+# %% ../../nbs/12a_data.lists.ipynb #53b30c4e
 RED_GREEN_BLUE = ('red', 'green', 'blue')
 
 def _list_rows(path):
@@ -73,14 +74,14 @@ def _list_rows(path):
         except InputError as e: raise InputError(f'{path} line {n}, colour of {name!r}: {e}') from None
     return rows
 
-# %% ../../nbs/12a_data.lists.ipynb #0a074d03
+# %% ../../nbs/12a_data.lists.ipynb #f11b3fd4
 def _as_text(v): return f'#{v:06x}' if v % 0x010101 else str(v // 0x010101)
 
 def class_text(
     classes, # CSV file with the columns name and value, or name, red, green and blue; a JSON file; or the text itself
 )->str: # `name=value, name=value|value, ...`
     "A table of classes as a line of text, for `class_set` of a recipe"
-    if isinstance(classes, str) and '=' in classes and not Path(classes).is_file(): return OwnClasses(classes).text
+    if isinstance(classes, str) and '=' in classes and not os.path.isfile(classes): return OwnClasses(classes).text
     found = {}
     for where,(name,value) in (_json_rows if Path(classes).suffix.lower() == '.json' else _list_rows)(classes).items():
         bad = next((f'a {o!r}' for o in ',=|' if o in name), '' if name else 'nothing')
@@ -90,7 +91,7 @@ def class_text(
     try: return OwnClasses(', '.join(f'{n}={"|".join(v)}' for n,v in found.items())).text
     except InputError as e: raise InputError(f'{classes}: {e}') from None
 
-# %% ../../nbs/12a_data.lists.ipynb #a67aee7f
+# %% ../../nbs/12a_data.lists.ipynb #be04698a
 def find_name(
     given:str, # As it is written in a list
     names, # Set or dict of the pictures' names
@@ -103,7 +104,7 @@ def find_name(
         found = next((k for i in range(len(parts)) if (k := '/'.join(parts[i:])) in names), None)
         if found: return found
 
-# %% ../../nbs/12a_data.lists.ipynb #422d4522
+# %% ../../nbs/12a_data.lists.ipynb #12bb84c6
 def rows_of(
     t:pd.DataFrame, # From `read_list`, with a column name
     names, # Of the pictures
@@ -119,7 +120,7 @@ def rows_of(
     if len(twice): raise InputError(f'{path}: {twice[0]} stands twice; give each picture one row')
     return t
 
-# %% ../../nbs/12a_data.lists.ipynb #36674020
+# %% ../../nbs/12a_data.lists.ipynb #454bd1dc
 _HOW = ("give each video a folder of its own, or a CSV file with the columns name and video, "
     "or a rule for the names such as '(.*)_' (videos=, --videos)")
 
@@ -140,14 +141,14 @@ def _by_list(names, path):
     if lost: raise InputError(f'{path}: no video for the picture {lost[0]} ({len(lost)} of {len(names)}); add its row')
     return [of[n] for n in names]
 
-# %% ../../nbs/12a_data.lists.ipynb #5d816831
+# %% ../../nbs/12a_data.lists.ipynb #44145e21
 def video_names(
     names:list, # Names of the pictures
     videos=None, # CSV file with name and video; a rule such as `(op[0-9]+)_`; a function; the first folder if `None`
 )->list: # Video of each picture
     "Which video each picture is from"
     if callable(videos): return [str(videos(n)) for n in names]
-    rule = '(' in str(videos) and not Path(videos).is_file()
+    rule = '(' in str(videos) and not os.path.isfile(videos)
     if videos is not None: return _by_rule(names, str(videos)) if rule else _by_list(names, videos)
     flat = [n for n in names if '/' not in n]
     if flat: raise InputError(f'{flat[0]}: which video is it from? Frames of one video must not be split: {_HOW}')

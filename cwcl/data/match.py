@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['MASKS', 'picture_files', 'pictures', 'has_mask_word', 'bare_name', 'pair_up', 'pair_names']
 
-# %% ../../nbs/12b_data.match.ipynb #9fcc1eb7
-import re
+# %% ../../nbs/12b_data.match.ipynb #7da4b340
+import os, re
 from pathlib import Path
 from ..core import InputError
 from .folders import data_files
 from .images import ENDINGS
 
-# %% ../../nbs/12b_data.match.ipynb #dfdc51dd
+# %% ../../nbs/12b_data.match.ipynb #70c631df
 MASKS = ('.png', '.bmp', '.tif', '.tiff')
 
 def _pattern(
@@ -22,14 +22,14 @@ def _pattern(
     parts = Path(pattern).parts
     k = next((i for i,o in enumerate(parts) if re.search(r'[*?]|\{class\}', o)), len(parts))
     root,rest = Path(*parts[:k]),'/'.join(parts[k:])
-    if k == len(parts) or Path(pattern).is_dir(): return Path(pattern),None,''
+    if k == len(parts) or os.path.isdir(pattern): return Path(pattern),None,''
     ending = re.search(r'\.[A-Za-z]+$', rest)
     rest = rest[:ending.start()] if ending else rest + ('' if rest.endswith('*') else '/*')
     signs = {'**/': '(?:(.*)/)?', '**': '(.*)', '*': '([^/]*)', '?': '([^/])', '{class}': '(?P<cls>[^/]+)'}
     found = re.split(r'(\*\*/|\*\*|\*|\?|\{class\})', rest)
     return root,re.compile(''.join(signs.get(o) or re.escape(o) for o in found)),ending[0].lower() if ending else ''
 
-# %% ../../nbs/12b_data.match.ipynb #a84eb6dc
+# %% ../../nbs/12b_data.match.ipynb #fdcbef22
 _JPEG = 'a mask as JPEG, whose compression changes the values at every edge; export the masks as PNG'
 
 def _nothing(where, root, what, endings):
@@ -55,7 +55,7 @@ def picture_files(
     if not found: raise _nothing(where, root, what, endings)
     return found
 
-# %% ../../nbs/12b_data.match.ipynb #695e6217
+# %% ../../nbs/12b_data.match.ipynb #29bedad4
 def _stars(m): # Match of a pattern -> (name, class or `None`)
     "The name that the stars of a pattern stand for"
     k = m.re.groupindex.get('cls')
@@ -70,7 +70,7 @@ def pictures(where, what='pictures', endings=tuple(ENDINGS))->dict: # As for `pi
         found[name] = path
     return found
 
-# %% ../../nbs/12b_data.match.ipynb #2ec63ecc
+# %% ../../nbs/12b_data.match.ipynb #2ef3f4c2
 _mask = r'masks?|labels?|gt|ground_?truths?|seg(?:mentation)?s?|semseg|annotations?|watershed'
 _frame = r'left_frames?|left_images?|images?|imgs?|frames?|pictures?|raw|rgb'
 
@@ -84,7 +84,7 @@ def bare_name(
     parts = (re.sub(r'[_\W]+', '_', _word(f'{_mask}|{_frame}').sub('', o)).strip('_') for o in name.lower().split('/'))
     return '/'.join(filter(None, parts))
 
-# %% ../../nbs/12b_data.match.ipynb #65ec052a
+# %% ../../nbs/12b_data.match.ipynb #17011e7b
 _SAY = "Patterns say which names belong together, such as 'DIR/*/image*.png' and 'DIR/*/mask*.png'"
 
 def _apart(images, found, frames):
@@ -96,7 +96,7 @@ def _apart(images, found, frames):
     if not masks or not images: raise InputError(f'{frames}: no word in a name tells pictures and masks apart. {_SAY}')
     return images,masks
 
-# %% ../../nbs/12b_data.match.ipynb #461e47c6
+# %% ../../nbs/12b_data.match.ipynb #48b03af2
 def pair_up(
     images:dict, # Name to path of the pictures
     found:dict, # Name to path of the masks
@@ -116,7 +116,7 @@ def pair_up(
         pairs[a] = path
     return pairs
 
-# %% ../../nbs/12b_data.match.ipynb #96d2285b
+# %% ../../nbs/12b_data.match.ipynb #9ccd7632
 def pair_names(
     frames, # Folder or pattern of pictures
     masks, # Folder or pattern of masks

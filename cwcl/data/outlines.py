@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['outline_mask', 'stack_masks', 'coco_masks', 'layer_masks']
 
-# %% ../../nbs/13a_data.outlines.ipynb #e76e89e0
+# %% ../../nbs/13a_data.outlines.ipynb #3f18886a
 import json, numpy as np
 from pathlib import Path
 from PIL import Image, ImageDraw
@@ -16,7 +16,7 @@ from .labels import IGNORE, save_png
 from .lists import find_name
 from .match import MASKS, picture_files
 
-# %% ../../nbs/13a_data.outlines.ipynb #61b4cef6
+# %% ../../nbs/13a_data.outlines.ipynb #977a743b
 def _runs(rle, size):
     "Pixels of run lengths, counted or squeezed into letters"
     if isinstance(rle['counts'], list):
@@ -24,8 +24,7 @@ def _runs(rle, size):
         if (counts < 0).any() or counts.sum() != size[0]*size[1]: raise ValueError(f'runs of {counts.sum()} pixels')
         return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
     try: from pycocotools.mask import decode
-    except ImportError:
-        raise InputError('run lengths squeezed into letters; `pip install pycocotools` reads them') from None
+    except ImportError: raise InputError('run lengths squeezed into letters; pip install pycocotools') from None
     return decode(dict(rle, size=list(size))).astype(bool)
 
 def outline_mask(
@@ -40,7 +39,7 @@ def outline_mask(
     for o in outline: ImageDraw.Draw(canvas).polygon([float(v) for v in o], fill=1)
     return np.asarray(canvas)
 
-# %% ../../nbs/13a_data.outlines.ipynb #70c15095
+# %% ../../nbs/13a_data.outlines.ipynb #5a128fcc
 def stack_masks(
     layers:list, # (number of the class, bool `(H,W)`)
     size:tuple, # (height, width)
@@ -53,7 +52,7 @@ def stack_masks(
 
 def _ground(own): return int(own.read(np.zeros((1, 1), np.uint8))[0, 0])
 
-# %% ../../nbs/13a_data.outlines.ipynb #cd1f9ddb
+# %% ../../nbs/13a_data.outlines.ipynb #94c30997
 def _classes_of(o, own):
     "Number of the class of each category"
     of = {}
@@ -76,7 +75,7 @@ def _layers(o, of):
         layers[a['image_id']].append((of[a['category_id']], outline_mask(outline, sizes[a['image_id']])))
     return {i: (sizes[i], o) for i,o in layers.items()}
 
-# %% ../../nbs/13a_data.outlines.ipynb #b67314b8
+# %% ../../nbs/13a_data.outlines.ipynb #7e53c35c
 def coco_masks(
     file, # JSON file in the COCO format
     images:dict, # Name to path of the pictures
@@ -100,7 +99,7 @@ def coco_masks(
             'categories and annotations') from None
     return out
 
-# %% ../../nbs/13a_data.outlines.ipynb #00829cf7
+# %% ../../nbs/13a_data.outlines.ipynb #1bd53510
 def _one_class(path):
     "Pixels of a black and white mask, bool `(H,W)`"
     pixels = read_mask(path)
@@ -109,7 +108,7 @@ def _one_class(path):
     if n > 2: raise InputError(f'{path}: {n} values; a mask of one class has two, 0 and another')
     return pixels.any(-1) if pixels.ndim == 3 else pixels > 0
 
-# %% ../../nbs/13a_data.outlines.ipynb #1c7deef5
+# %% ../../nbs/13a_data.outlines.ipynb #c70d47a9
 def layer_masks(
     pattern, # Pattern with `{class}` in it, such as `*/mask*_{class}.png`
     own:OwnClasses, # The classes

@@ -6,7 +6,7 @@
 __all__ = ['TAKEN', 'own_pixels', 'is_coco', 'own_classes', 'own_files', 'add_labels', 'own_phases', 'own_table', 'own_folds',
            'own_split', 'own_remarks']
 
-# %% ../../nbs/14a_data.own.ipynb #ae4bfd39
+# %% ../../nbs/14a_data.own.ipynb #2872cfb0
 import re, numpy as np, pandas as pd
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,7 +22,7 @@ from .outlines import coco_masks, layer_masks
 from .phases import phase_at
 from .splits import balanced_parts, label_budget
 
-# %% ../../nbs/14a_data.own.ipynb #8314df41
+# %% ../../nbs/14a_data.own.ipynb #da6a74d6
 def _strange(unknown, own):
     "What to say of values that stand nowhere"
     (value,n),total = next(iter(unknown.items())),sum(unknown.values())
@@ -47,7 +47,7 @@ def own_pixels(
     if unknown: raise InputError(f'{mask}: {_strange(unknown, own)}')
     return np.bincount(own.read(pixels).ravel(), minlength=256)[:len(own)]
 
-# %% ../../nbs/14a_data.own.ipynb #d9b62179
+# %% ../../nbs/14a_data.own.ipynb #7f0e9f38
 def is_coco(masks)->bool: return Path(masks).suffix.lower() == '.json'
 
 def _coco_files(masks):
@@ -64,7 +64,7 @@ def own_classes(
     raise InputError('which value is which class? Give a CSV file with name and value, or a text '
         "such as 'bed=0, tool=5|9' (classes=, --classes)")
 
-# %% ../../nbs/14a_data.own.ipynb #e003f046
+# %% ../../nbs/14a_data.own.ipynb #fedf9fca
 def own_files(
     frames, # Folder or pattern of pictures
     masks, # Folder or pattern of masks, or a COCO file
@@ -80,7 +80,7 @@ def own_files(
     for file in _coco_files(masks): found |= coco_masks(file, images, own, drawn)
     return images,found
 
-# %% ../../nbs/14a_data.own.ipynb #2fa57fc5
+# %% ../../nbs/14a_data.own.ipynb #df8a468c
 def add_labels(
     t:pd.DataFrame, # From `own_table`; changed
     labels, # CSV file: name, and 0 or 1 for each class
@@ -97,7 +97,7 @@ def add_labels(
     rows = t.index[(t['mask'] == '') & t.name.isin(known.index)]
     t.loc[rows, list(own.names)] = known.loc[t.name[rows]].to_numpy() > 0
 
-# %% ../../nbs/14a_data.own.ipynb #d9b01b0b
+# %% ../../nbs/14a_data.own.ipynb #ab5649f3
 def _phase_file(file):
     "Names of phases by the number of the frame"
     given = read_list(file, 'list of phases', 'frame', 'phase')
@@ -114,7 +114,7 @@ def _phase_numbers(names):
     if max(found.values(), default=0) > 127: raise InputError(f'phase {known[-1]}: give numbers up to 127, or names')
     return found | {'': -1, '-1': -1}
 
-# %% ../../nbs/14a_data.own.ipynb #08a0ea6e
+# %% ../../nbs/14a_data.own.ipynb #526c8486
 def own_phases(
     t:pd.DataFrame, # With the columns name and source
     phases, # CSV file with name and phase, or a folder of files `VIDEO.txt` with frame and phase
@@ -135,14 +135,14 @@ def own_phases(
         out[t.source == v] = phase_at(given.map(ids), [int(o[-1]) for o in numbers])
     return out
 
-# %% ../../nbs/14a_data.own.ipynb #a5d5a012
+# %% ../../nbs/14a_data.own.ipynb #dc83f8e2
 def _all_pixels(files, own, progress):
     "Pixels of each class in each frame, `(N,C)`"
     with ThreadPoolExecutor(8) as pool:
         rows = pool.map(partial(own_pixels, own=own), files)
         return np.stack(list(tqdm(rows, 'reading', len(files), unit='frame', disable=not progress)))
 
-# %% ../../nbs/14a_data.own.ipynb #6cb429a6
+# %% ../../nbs/14a_data.own.ipynb #613585cf
 TAKEN = {'video', 'clip', 'frame', 'image', 'mask', 'phase', 'source', 'part', 'labelled', 'name'}
 
 def own_table(
@@ -172,7 +172,7 @@ def own_table(
     phase = np.int8(-1) if phases is None else own_phases(t, phases)
     return t.assign(phase=phase).sort_values(['video', 'frame'], ignore_index=True)
 
-# %% ../../nbs/14a_data.own.ipynb #0b59fd41
+# %% ../../nbs/14a_data.own.ipynb #134e2aeb
 def _names(given, known):
     "Names of videos from a list, or from a line with commas"
     if isinstance(given, str): given = [given] if given in known else given.split(',')
@@ -192,7 +192,7 @@ def own_folds(
         'validation need one each; add videos, or overfit all frames (--split none)')
     return balanced_parts(masks, min(n, len(masks)))
 
-# %% ../../nbs/14a_data.own.ipynb #c6a47d50
+# %% ../../nbs/14a_data.own.ipynb #8d646230
 def own_split(
     table:pd.DataFrame, # From `own_table`
     recipe:Recipe, # fold, budget, budget_unit and seed matter
@@ -213,7 +213,7 @@ def own_split(
     t.loc[draw.index[draw], 'labelled'] = True
     return t
 
-# %% ../../nbs/14a_data.own.ipynb #cb3df325
+# %% ../../nbs/14a_data.own.ipynb #b09dd637
 def own_remarks(
     table:pd.DataFrame, # From `own_split`
     r:Recipe,

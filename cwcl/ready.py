@@ -12,17 +12,19 @@ from pathlib import Path
 from .core import InputError, Recipe, data_file, tasks
 from .data.folders import data_root
 from .data.labels import class_set
+from .data.own import own_remarks, own_split
 from .data.splits import coverage_warnings, split_frames
 
 # %% ../nbs/33_ready.ipynb #54c0c6f7
 def split_table(
-    table:pd.DataFrame, # From `frame_table`
+    table:pd.DataFrame, # From `frame_table` or `own_table`; one from `own_split` keeps its parts
     r:Recipe,
     split:str='fold', # `fold`: by video, as the paper; `none`: train and test on all frames
 )->tuple: # (table with the columns part and labelled, recipe that fits its size)
     "Decide for each frame what it is for"
     if split not in ('fold', 'none'): raise InputError(f'split={split!r}: choose fold or none')
-    if split == 'fold': return split_frames(table, r),r
+    if split == 'fold' and 'part' in table: return table,r
+    if split == 'fold': return (own_split if 'source' in table else split_frames)(table, r),r
     masked = table[table['mask'] != '']
     if not len(masked): raise InputError(f'none of {len(table)} frames has a mask: nothing to overfit')
     n = len(masked)
@@ -38,6 +40,7 @@ def run_remarks(
     "What a reader of the score should know before the training starts"
     if split == 'none': return ['overfitted on purpose: trained and tested on the same frames']
     said = coverage_warnings(table, class_set(r.class_set, r.left_out))
+    if 'source' in table: said += own_remarks(table, r)
     if r.valid_labels and tasks(r) & {'dcl', 'cls'}:
         said.append('class labels of the validation frames are trained on, as in the paper, so validation scores flatter; --change valid_labels=False leaves them out')
     if r.schedule == 'plateau' and r.lr >= .01:
@@ -71,10 +74,12 @@ def claim_folder(
 
 # %% ../nbs/33_ready.ipynb #eae00df4
 def licence_of(
-    data, # Folder of frames
+    data, # Folder of frames, or a table of own ones
     table:pd.DataFrame, # Its frames
 )->str: # A key of `LICENCES`
     "Whose data a folder holds"
+    if 'source' in table: return 'unknown'
+    if isinstance(data, pd.DataFrame): data = Path(table.image.iloc[0]).parents[2]
     try: home = data_root(data)
     except InputError: home = Path(data)
     if (home/'scenes.json').exists(): return 'embedded'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StepTime', 'train_learner', 'run_facts', 'steps_per_epoch', 'train_run', 'finish_run', 'typed', 'parse_changes',
-           'cwcl_train', 'run_key', 'report']
+           'check_own', 'own_changes', 'own_frames', 'cwcl_train', 'run_key', 'report']
 
 # %% ../nbs/34_train.ipynb #7df73423
 import ast, json, re, shutil, time
@@ -16,6 +16,7 @@ from fastcore.script import call_parse, store_true
 from .checkpoint import check_device, load_encoder, save_model
 from .core import CHOICES, InputError, Recipe, atomic_path, default_device, one_line_errors, recipe, set_seed
 from .data.cholec import frame_table
+from .data.own import own_classes, own_split, own_table
 from .data.streams import cwcl_dls
 from .multitask import check_precision, cwcl_learner
 from .ready import check_phases, claim_folder, licence_of, run_remarks, split_table
@@ -70,6 +71,7 @@ def run_facts(
     r = learn.model.recipe
     return dict(kit=cwcl.__version__, kind='cwcl run', version=1, method=r.method, stage=r.stage, steps=len(learn.recorder.losses),
         step_seconds=learn.step_time.median, remarks=remarks, frames=table.part.value_counts().to_dict(), labelled=int(table.labelled.sum()),
+        sources=dict(zip(table.video, table.source)) if 'source' in table else None,
         log=json.loads(log.to_json(orient='records')), device=str(learn.dls.device), threads=torch.get_num_threads(),
         versions=dict(torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__, numpy=np.__version__))
 
@@ -84,7 +86,7 @@ def steps_per_epoch(
 # %% ../nbs/34_train.ipynb #30b73d51
 def train_run(
     r:Recipe, # Every choice
-    data, # Folder of frames in CholecSeg8k's layout
+    data, # Folder of frames in CholecSeg8k's layout, or a table from `own_split` or `own_table`
     phases=None, # Folder of Cholec80 phase files; `phase_annotations` within `data` if `None`
     out='runs/run', # Results folder
     split:str='fold', # `fold`: by video, as the paper; `none`: overfit all frames
@@ -100,7 +102,8 @@ def train_run(
     if r.stage in ('frozen', 'unfrozen') and not init: raise InputError(f"stage={r.stage!r}: needs a pre-trained encoder; cwcl.stages.stages_run trains both")
     if r.stage == 'pretrain': raise InputError("stage='pretrain': leaves an encoder and no score; cwcl.stages.pretrain_run trains it")
     check_precision(r.precision, device)
-    start,table = time.time(),frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
+    start,table = time.time(),data
+    if not isinstance(data, pd.DataFrame): table = frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
     table,r = split_table(table, r, split)
     if steps: r = replace(r, epochs=-(-steps//steps_per_epoch(r, [int((table.part == o).sum()) for o in ('train', 'valid')])))
     check_phases(table, r)
@@ -141,6 +144,8 @@ def parse_changes(
 )->dict: # Field to value
     "Recipe fields from the command line"
     types,out = {f.name: type(f.default) for f in fields(Recipe)},{}
+    if re.search(r'(^|,)\s*class_set\s*=[^,]*=', text):
+        raise InputError('--change class_set: own classes are given with --classes, beside --frames and --masks')
     for o in filter(None, re.split(r',(?![^(]*\))', text)):
         k,_,v = (s.strip() for s in o.partition('='))
         if k not in types: raise InputError(f'--change {o}: {k} is no field of Recipe; the fields are {", ".join(types)}')
@@ -148,12 +153,40 @@ def parse_changes(
         except (ValueError, SyntaxError, TypeError): raise InputError(f'--change {o}: {v!r} is no {types[k].__name__}; write {k}=value') from None
     return out
 
+# %% ../nbs/34_train.ipynb #ec4112b0
+def check_own(data, own)->bool: # Folder or '', options of own data -> whether data are own
+    "Raise `InputError` where options do not fit together"
+    given = [f'--{k}' for k,v in own.items() if v is not None]
+    if not data and not given: raise InputError('no data given: write the embedded set with `cwcl_data write runs/scenes` '
+        'and give --data runs/scenes, or give your own (--frames, --masks, --classes)')
+    if data and given: raise InputError(f'--data with {given[0]}: give the folder of CholecSeg8k, or data of your own')
+    whole = own['frames'] and own['masks']
+    if given and not whole: raise InputError(f'{given[0]}: own data need --frames and --masks')
+    return bool(given)
+
+def own_changes(own, phases)->dict: # Options of own data, of phases -> fields of the recipe that follow from them
+    return dict(class_set=own_classes(own['masks'], own['classes']), use_phase=phases is not None)
+
+def own_frames(own, phases, r, out, split, overwrite)->pd.DataFrame:
+    "The table of own data, parted by video"
+    if (out/'metrics.json').exists() and not overwrite: claim_folder(out)
+    table = own_table(own['frames'], own['masks'], r.class_set, own['videos'], own['labels'], r.min_pixels, phases,
+        out/'masks', True)
+    return table if split == 'none' else own_split(table, r, own['valid'], own['test'] or ())
+
 # %% ../nbs/34_train.ipynb #2033ae9e
 @call_parse
 @one_line_errors
 def cwcl_train(
     data:str='', # Folder of frames in CholecSeg8k's layout; `cwcl_data write` makes one
-    phases:str=None, # Folder of Cholec80 phase files; phase_annotations within data if not given
+    phases:str=None, # Folder of Cholec80 phase files; phase_annotations within data if not given; own: a CSV file
+    frames:str=None, # Own pictures, instead of --data: a folder, or a pattern such as 'op*/left_frames/*.png'
+    masks:str=None, # Own masks: a folder, a pattern such as 'op*/labels/*_{class}.png', or a COCO file
+    classes:str=None, # Own classes: a CSV file with name and value, or a text such as 'bed=0, tool=5|9'
+    videos:str=None, # Own: a CSV file with name and video, or a rule such as '(op[0-9]+)_'; else the first folder
+    labels:str=None, # Own pictures without a mask: a CSV file with name, and 0 or 1 for each class
+    valid:str=None, # Own videos for validation, with commas between; those of the fold if not given
+    test:str=None, # Own videos for the test
     method:str=None, # random, simclr, dcl, cls or dcl+cls
     budget:float=None, # Share of frames whose mask is used, such as 0.05
     fold:int=None, # Which of the three validation sets: 0, 1 or 2
@@ -169,10 +202,13 @@ def cwcl_train(
     overwrite:store_true=False, # Replace a finished run
 ):
     "Train and test one run, and leave its results in a folder"
-    if not data: raise InputError('no data given: write the embedded set with `cwcl_data write runs/scenes`, then give --data runs/scenes')
+    own = dict(frames=frames, masks=masks, classes=classes, videos=videos, labels=labels, valid=valid, test=test)
+    if not check_own(data, own): own = {}
     given = dict(method=method, budget=budget, fold=fold, seed=seed, epochs=epochs, lr=lr, schedule=schedule)
-    r = recipe(preset, **{k: v for k,v in given.items() if v is not None} | parse_changes(change))
-    out = Path(out or f'runs/{run_key(r, split)}')
+    changes = {k: v for k,v in given.items() if v is not None} | parse_changes(change)
+    r = recipe(preset, **(own_changes(own, phases) | changes if own else changes))
+    out = Path(out or f'runs/{"own-" if own else ""}{run_key(r, split)}')
+    if own: data,phases = own_frames(own, phases, r, out, split, overwrite),None
     metrics = train_run(r, data, phases, out, split, check_device(device), overwrite, progress=True, tell=lambda o: print('note:', o),
         steps=1000 if split == 'none' and epochs is None else None)
     report(metrics, out)

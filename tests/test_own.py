@@ -1,5 +1,5 @@
 "Pictures, masks and classes that are not CholecSeg8k's: read right, refused in one line, and trained on"
-import pytest, shutil, torch, numpy as np
+import os, re, pytest, shutil, torch, numpy as np
 from PIL import Image
 from cwcl.checkpoint import load_model, save_model
 from cwcl.core import InputError, Recipe, recipe, set_seed
@@ -52,12 +52,12 @@ def small(**changes):
 @pytest.mark.parametrize('channels', (1, 3, 4))
 def test_reading_is_the_literal_loop(text, channels):
     rng,values = np.random.default_rng(1),class_values(text)
-    pool = [*values.values(), 0xffffff, 0x112233, 0x050505]
+    pool = [*(v for v, in values.values()), 0xffffff, 0x112233, 0x050505]
     v = np.array(pool)[rng.integers(0, len(pool), (9, 11))]
     if channels == 1: v = (v & 255)*0x010101
     rgb = np.stack([v >> 16, v >> 8 & 255, v & 255, v*0 + 77], -1).astype(np.uint8)
     pixels = rgb[..., 0] if channels == 1 else rgb[..., :channels]
-    order = list(values.values())
+    order = [v for v, in values.values()]
     want = [[order.index(o) if o in order else 255 for o in row] for row in v.tolist()]
     own = OwnClasses(text)
     assert own.read(pixels).tolist() == want
@@ -65,10 +65,20 @@ def test_reading_is_the_literal_loop(text, channels):
     assert sum(own.unknown(pixels).values()) == len(strange)
     assert {int(k[1:], 16) if k[0] == '#' else int(k)*0x010101 for k in own.unknown(pixels)} == set(strange)
 
-@pytest.mark.parametrize('text,says', [('a=0', '1 class'), ('a=0, a=1', "'a' stands twice"), ('a=0, b=0', 'another class'), ('a=255, b=#FFFFFF', 'another class'),
-    ('a=0, b=256', "'b=256'"), ('a=0, b', "'b'"), ('a=0, =3', 'give name=value'), ('a=0, b=#12345', '#12345'), (', '.join(f'c{i}={i}' for i in range(51)), '51 class')])
+@pytest.mark.parametrize('text,says', [('a=0', '1 class'), ('a=0, a=1', "'a' stands twice"), ('a=0, b=0', 'another class'),
+    ('a=255, b=#FFFFFF', 'another class'), ('a=0, b=1|0', "the value 0 of another class, 'a'"), ('a=0, b=2|2', "another class, 'b'"),
+    ('a=0, b=256', "'b=256': 256 is above 255"), ('a=0, b', "'b'"), ('a=0, =3', 'give name=value'), ('a=0, b=#12345', '#12345'),
+    ('a=0, b=1.5', "'1.5' is not a whole number"), ('a=0, ignore=1', '1 class'), ('grasper, left=1', "class 'grasper': give name=value; a comma"),
+    (', '.join(f'c{i}={i}' for i in range(51)), '51 class')])
 def test_text_that_cannot_be(text, says):
     with pytest.raises(InputError, match=says): OwnClasses(text)
+
+def test_several_values_are_one_class_and_some_are_none():
+    own = OwnClasses('floor=0, tool=5|#b05a64|9, ignore=7|8')
+    grey = np.array([[0, 5, 9, 7, 8, 255, 11]], np.uint8)
+    assert own.read(grey).tolist() == [[0, 1, 1, 255, 255, 255, 255]] and own.unknown(grey) == {'11': 1}
+    assert own.read(np.array([[[0xb0, 0x5a, 0x64]]], np.uint8)).tolist() == [[1]]
+    assert own.names == ('floor', 'tool') and len(own) == 2 and own.write(np.array([[1, 255]], np.uint8)).tolist() == [[[5]*3, [255]*3]]
 
 def test_a_recipe_carries_its_classes():
     r = small()
@@ -83,6 +93,34 @@ def test_the_sets_of_the_data_set_read_as_before():
 
 def test_tables_of_classes(home):
     assert class_text(home/'grey.csv') == GREY and class_text(home/'colour.csv') == COLOR and class_text(GREY) == GREY
+
+@pytest.mark.parametrize('text', ['name,value\nfloor,0\ntool,5\ntool,9\n', 'Name;Value\r\nfloor; 0\r\ntool;5|9\r\n\r\n',
+    '"name"\t"value"\t""\n"floor"\t0.0\ntool\t5.0|9\t\n', 'value,name\n0 ,floor\n 5,tool\n9,tool'])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_a_table_may_be_saved_in_any_way(tmp_path, text, encoding):
+    (tmp_path/'c.csv').write_text(text, encoding=encoding, newline='')
+    assert class_text(tmp_path/'c.csv') == 'floor=0, tool=5|9'
+
+@pytest.mark.parametrize('text,says', [('name,value\nfloor,0\n"grasper, left",1\n', "c.csv line 3: the name 'grasper, left' of a class holds a ','"),
+    ('name,value\nfloor,0\ngrasper, left,1\n', "line 3: more columns than its header, '1'"), ('name,value\nfloor,0\na=b,1', "holds a '='"),
+    ('name,value\nfloor,0\ntool,1.5', "line 3, class 'tool': '1.5' is not a whole number"), ('name,value\nfloor,0\n,1', "name '' of a class holds nothing"),
+    ('name,red,green,blue\nfloor,0,0,0\ntool,300,0,0', "line 3, colour of 'tool': 300 is above 255"), ('', 'c.csv: columns ;'),
+    ('name,value,value\nfloor,0,1', 'two columns are called value'), ('name,value\nfloor,0\ntool,256', "line 3, class 'tool': 256 is above 255")])
+def test_a_row_that_cannot_be_is_named_with_its_cause(tmp_path, text, says):
+    (tmp_path/'c.csv').write_text(text)
+    with pytest.raises(InputError, match=re.escape(says)) as e: class_text(tmp_path/'c.csv')
+    assert '\n' not in str(e.value)
+
+def test_a_long_text_is_no_file_name():
+    text = ', '.join(f'structure number {i}={i}' for i in range(40))
+    assert len(text) > 800 and class_text(text) == text
+
+def test_a_table_in_another_code_says_how_to_save_it(tmp_path):
+    (tmp_path/'c.csv').write_bytes('name,value\nfloor,0\nÜbergang,1\n'.encode('cp1252'))
+    with pytest.raises(InputError, match='not in UTF-8; save the table of classes as "CSV UTF-8"'): class_text(tmp_path/'c.csv')
+    for text in ('{"a": 1}', '[{"name": "a"}]', 'x'):
+        (tmp_path/'c.json').write_text(text)
+        with pytest.raises(InputError, match='c.json: neither a list of classes'): class_text(tmp_path/'c.json')
 
 @pytest.mark.parametrize('masks,classes', [('masks', 'grey.csv'), ('colours', 'colour.csv')])
 def test_the_table_says_what_the_files_say(home, masks, classes):
@@ -104,7 +142,6 @@ def edit(copy, what):
     if what == 'torn mask': mask.write_bytes(mask.read_bytes()[:60])
     if what == 'two frames': Image.new('RGB', (200, 150)).save(copy/'frames'/'anna'/'01.png')
     if what == 'flat': [(copy/o/'anna'/n).rename(copy/o/n) for o,n in (('frames', '01.jpg'), ('masks', '01.png'))]
-    if what == 'twice': (copy/'grey.csv').write_text('name,value\nfloor,7\nbar,90\nbar,180\n')
     if what == 'same value': (copy/'grey.csv').write_text('name,value\nfloor,7\nbar,90\ndisc,90\n')
     if what == 'columns': (copy/'grey.csv').write_text('class,code\nfloor,7\nbar,90\n')
     if what == 'number': (copy/'grey.csv').write_text('name,red,green,blue\nfloor,7,a,3\nbar,90,1,1\n')
@@ -112,8 +149,8 @@ def edit(copy, what):
 
 @pytest.mark.parametrize('what,says', [('no frame', 'masks/anna/00.png: mask without a frame'), ('size', 'masks/anna/00.png: 100x75, its frame 200x150'),
     ('value', r'masks/anna/00.png: value 91 \(450 pixels\) is in no row of the table'), ('torn frame', 'frames/anna/01.jpg: unreadable'), ('torn mask', 'masks/anna/00.png: unreadable'),
-    ('two frames', 'a second file of the name anna/01'), ('flat', '01: which video is it from'), ('twice', "grey.csv: class 'bar' stands twice"),
-    ('same value', "grey.csv: class 'disc' has the value 90 of another"), ('columns', 'grey.csv: columns class, code; name and value'), ('number', 'no whole number'), ('taken', "'mask': the name is taken")])
+    ('two frames', 'a second file of the name anna/01'), ('flat', '01: which video is it from'),
+    ('same value', "grey.csv: class 'disc' has the value 90 of another"), ('columns', 'grey.csv: columns class, code; name and value'), ('number', "'a' is not a whole number"), ('taken', "'mask': the name is taken")])
 def test_bad_folders_are_one_line(copy, what, says):
     edit(copy, what)
     with pytest.raises(InputError, match=says) as e: own_table(copy/'frames', copy/'masks', copy/'grey.csv')
@@ -121,7 +158,7 @@ def test_bad_folders_are_one_line(copy, what, says):
 
 def test_lost_folders_are_one_line(home, tmp_path):
     for call,says in [(lambda: own_table(home/'frames', home/'nosuch', GREY), 'nosuch: no such folder of masks'), (lambda: own_table(home/'nosuch', home/'masks', GREY), 'folder of pictures'),
-        (lambda: own_table(home/'frames', tmp_path, GREY), 'no masks in it'), (lambda: class_text(home/'nosuch.csv'), 'no such table of classes'), (lambda: class_text(home/'frames'), 'unreadable')]:
+        (lambda: own_table(home/'frames', tmp_path, GREY), 'no masks in it'), (lambda: class_text(home/'nosuch.csv'), 'no such table of classes'), (lambda: class_text(home/'frames'), 'no such table of classes')]:
         with pytest.raises(InputError, match=says) as e: call()
         assert '\n' not in str(e.value)
 
@@ -132,8 +169,99 @@ def test_videos(home, tmp_path):
     assert own_table(home/'frames', home/'masks', GREY, tmp_path/'v.csv').groupby('source').size().to_dict() == dict(x=6, y=9)
     (tmp_path/'short.csv').write_text('name,video\nanna/00,x\n')
     (tmp_path/'hole.csv').write_text((tmp_path/'v.csv').read_text().replace('anna/03,x', 'anna/03,'))
-    for videos,says in ((tmp_path/'short.csv', r'no video for the picture anna/01 \(14 of 15\)'), (tmp_path/'hole.csv', 'no video for the picture anna/03'), (home/'grey.csv', 'no column video'), (tmp_path/'gone.csv', 'unreadable')):
+    for videos,says in ((tmp_path/'short.csv', r'no video for the picture anna/01 \(14 of 15\)'), (tmp_path/'hole.csv', 'no video for the picture anna/03'), (home/'grey.csv', 'no column video'), (tmp_path/'gone.csv', 'no such list of videos'),
+        ('(op.*)_', r"finds no video in the name anna/00 \(15 of 15\)"), ('(op', 'not a regular expression')):
         with pytest.raises(InputError, match=says): video_names(names, videos)
+
+@pytest.mark.parametrize('where', ['frames', 'masks'])
+def test_litter_is_not_data(copy, where):
+    for name in ('anna/._00.png', '__MACOSX/anna/._01.png', '__MACOSX/anna/01.png', '.trash/anna/01.png', 'Thumbs.db', '.DS_Store'):
+        (copy/where/name).parent.mkdir(parents=True, exist_ok=True)
+        (copy/where/name).write_bytes(b'\0\5\x16\7')
+    assert own_table(copy/'frames', copy/'masks', GREY).groupby('source').size().to_dict() == VIDEOS
+
+def test_linked_folders_are_followed(home, copy, tmp_path):
+    for kind in ('frames', 'masks'):
+        shutil.rmtree(copy/kind/'berta')
+        try: os.symlink(home/kind/'berta', copy/kind/'berta')
+        except OSError: pytest.skip('no right to make links')
+    os.symlink(copy/'frames', copy/'frames'/'anna'/'round')
+    assert own_table(copy/'frames', copy/'masks', GREY).groupby('source').size().to_dict() == VIDEOS
+
+@pytest.mark.parametrize('tag', [3, 6, 8])
+def test_a_turned_photograph_lies_as_its_mask_does(copy, tag):
+    "Masks are drawn on what viewers show"
+    bright = np.zeros((150, 200, 3), np.uint8)
+    bright[:60] = 200
+    stored = np.ascontiguousarray(np.rot90(bright, {3: 2, 6: 1, 8: 3}[tag]))
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(stored).save(copy/'frames'/'anna'/'01.jpg', exif=exif, quality=95)
+    Image.fromarray(np.where(np.arange(150)[:, None] < 60, 90, 7).repeat(200, 1).astype(np.uint8)).save(copy/'masks'/'anna'/'01.png')
+    d = cwcl_dls(own_split(own_table(copy/'frames', copy/'masks', GREY), small(), 'anna', 'carla'), small(batch=4), device='cpu')
+    x,mask = d.valid_ds.batch([1])
+    assert x[0].float().mean(0)[mask[0] == 1].mean() > 190 and x[0].float().mean(0)[mask[0] == 0].mean() < 10
+
+def test_smoothed_edges_are_named_as_what_they_are(copy):
+    rng = np.random.default_rng(0)
+    mask = np.where(rng.random((150, 200)) < .5, 7, 90).astype(np.uint8)
+    mask[0, :70] = np.arange(8, 78)
+    mask[1, :9] = 8
+    Image.fromarray(mask).save(copy/'masks'/'anna'/'00.png')
+    with pytest.raises(InputError, match=r'anna/00.png: 70 values \(79 pixels\), the first 8 \(10 pixels\), are in no row .*smoothed edges, or a JPEG'):
+        own_table(copy/'frames', copy/'masks', GREY)
+
+def test_pictures_of_other_kinds(copy):
+    "TIFF, BMP, capitals in an ending; a mask as JPEG is refused with the reason"
+    for name,new in (('01.jpg', '01.TIF'), ('03.jpg', '03.BMP'), ('00.png', '00.PNG')):
+        Image.open(copy/'frames'/'anna'/name).save(copy/'x.png')
+        (copy/'frames'/'anna'/name).unlink()
+        Image.open(copy/'x.png').save(copy/'frames'/'anna'/new)
+    (copy/'masks'/'anna'/'00.png').rename(copy/'masks'/'anna'/'00.PNG')
+    t = own_table(copy/'frames', copy/'masks', GREY)
+    assert t.groupby('source').size().to_dict() == VIDEOS and (t['mask'] != '').all()
+    assert len(cwcl_dls(own_split(t, small(), 'berta', 'carla'), small(batch=6), device='cpu').train_ds.store.data) == 10
+    for path in list((copy/'masks').rglob('*.*')):
+        Image.open(path).save(path.with_suffix('.jpg'))
+        path.unlink()
+    with pytest.raises(InputError, match='anna/00.jpg: a mask as JPEG, whose compression'): own_table(copy/'frames', copy/'masks', GREY)
+    with pytest.raises(InputError, match='a mask as JPEG'): own_table(copy/'frames', copy/'masks'/'*'/'*.jpg', GREY)
+
+def test_empty_folders_are_one_line(home, tmp_path):
+    (tmp_path/'empty'/'a').mkdir(parents=True)
+    frames,masks,empty = home/'frames',home/'masks',tmp_path/'empty'
+    for f,m,says in ((empty, masks, 'empty: no pictures in it'), (frames, empty, 'empty: no masks in it'), (frames/'*'/'*.bmp', masks, r'\*.bmp: no pictures')):
+        with pytest.raises(InputError, match=says): own_table(f, m, GREY)
+
+def test_phases_of_ones_own(home, tmp_path):
+    names = [f'{v}/{k:02d}' for v,n in VIDEOS.items() for k in range(n)]
+    (tmp_path/'p.csv').write_text('\ufeffname;phase\n' + '\n'.join(f'{n.replace("/", chr(92))}.png;{("cut", "enter", "")[i % 3]}' for i,n in enumerate(names)), encoding='utf-8')
+    t = own_table(home/'frames', home/'masks', GREY, phases=tmp_path/'p.csv')
+    assert t.phase.tolist() == [(0, 1, -1)[i % 3] for i in range(15)] and t.phase.dtype == np.int8
+    (tmp_path/'files').mkdir()
+    (tmp_path/'files'/'anna.txt').write_text('frame,phase\n0,enter\n2,cut\n4,close\n')
+    (tmp_path/'files'/'carla-phase.txt').write_text('Frame\tPhase\n1\tcut\n3\tenter\n')
+    t = own_table(home/'frames', home/'masks', GREY, phases=tmp_path/'files')
+    assert t[t.source == 'anna'].phase.tolist() == [2, 2, 1, 1, 0, 0] and (t[t.source == 'berta'].phase == -1).all()
+    assert t[t.source == 'carla'].phase.tolist() == [-1, 1, 1, 2, 2]
+    (tmp_path/'files'/'anna.txt').write_text('frame,phase\n2,cut\n0,enter\n')
+    (tmp_path/'n.csv').write_text('name,phase\nanna/00,200\n')
+    cases = {tmp_path/'files': 'anna.txt: its frames are not in order', tmp_path/'n.csv': 'phase 200: give numbers up to 127',
+        home/'grey.csv': 'no column phase', tmp_path/'gone': 'gone: no such list of phases', home/'frames': 'no file of a video in it'}
+    for phases,says in cases.items():
+        with pytest.raises(InputError, match=says): own_table(home/'frames', home/'masks', GREY, phases=phases)
+
+def test_videos_for_validation_may_be_dealt(home):
+    t = own_table(home/'frames', home/'masks', GREY)
+    dealt = [own_split(t, small(fold=k)) for k in range(3)]
+    assert {s.source[s.part == 'valid'].unique().tolist()[0] for s in dealt} == set(VIDEOS)
+    assert all(s.source[s.part == 'valid'].nunique() == 1 and not (s.part == 'test').any() for s in dealt)
+    kept = [own_split(t, small(fold=k), test='anna') for k in range(2)]
+    assert {s.source[s.part == 'valid'].iloc[0] for s in kept} == {'berta', 'carla'} and all((s.part[s.source == 'anna'] == 'test').all() for s in kept)
+    bare = t.assign(mask=t['mask'].where(t.source != 'berta', ''))
+    assert all((own_split(bare, small(fold=k)).part[t.source == 'berta'] == 'train').all() for k in range(2))
+    for k,valid,test,says in ((2, None, 'anna', 'fold=2: choose 0 to 1'), (0, None, 'anna,berta', '1 video with masks besides'), (0, 'anna, doris', (), "'doris': no video")):
+        with pytest.raises(InputError, match=says): own_split(t, small(fold=k), valid, test)
 
 def test_a_video_plays_one_part(home):
     t = own_table(home/'frames', home/'masks', GREY)
@@ -145,12 +273,12 @@ def test_a_video_plays_one_part(home):
 
 def test_labels_make_class_only_frames(copy):
     for k in range(2, 6): (copy/'masks'/'anna'/f'{k:02d}.png').unlink()
-    (copy/'labels.csv').write_text('name,floor,bar,disc,box\nanna/02,1,1,0,0\nanna/03,1,0,0,1\nanna/00,0,0,0,0\n')
+    (copy/'labels.csv').write_text('\ufeffname;floor;bar;disc;box\nC:\\own\\frames\\anna\\02.png;1;1.0;0;0\nanna/03.jpg;TRUE;0;0;1\n./anna/00;0;0;0;0\n', encoding='utf-8')
     t = own_table(copy/'frames', copy/'masks', GREY, labels=copy/'labels.csv').set_index('name')
     assert t.loc['anna/02', ['floor', 'bar', 'disc', 'box']].tolist() == [True, True, False, False] and t.loc['anna/00', 'floor'] and not t.loc['anna/04', ['floor', 'bar', 'disc', 'box']].any()
     d = cwcl_dls(own_split(t.reset_index(), small(budget=1., batch=4, labelled=2), 'berta', 'carla'), small(budget=1., batch=4, labelled=2), device='cpu')
     assert set(d.train_ds.table.name) == {'anna/00', 'anna/01', 'anna/02', 'anna/03', *(f'berta/0{k}' for k in range(4))} and d.train_ds.table.labelled.sum() == 2
-    for text,says in (('floor,bar\nanna/02,1,1', 'no column disc'), ('floor,bar,disc,box\nanna/02.jpg,1,1,0,0', r'no picture anna/02.jpg \(1 of 1 rows\)'),
+    for text,says in (('floor,bar\nanna/02,1,1', 'no column disc'), ('floor,bar,disc,box\ndoris/02,1,1,0,0', r'line 2: no picture doris/02 \(1 of 1 rows\)'),
         ('floor,bar,disc,box\nanna/02,1,1,0,0\nanna/02,1,0,0,0', 'anna/02 stands twice'), ('floor,bar,disc,box\nanna/02,1,yes,0,0', 'anna/02 has .*yes')):
         (copy/'labels.csv').write_text(f'name,{text}\n')
         with pytest.raises(InputError, match=says): own_table(copy/'frames', copy/'masks', GREY, labels=copy/'labels.csv')

@@ -107,9 +107,9 @@ def coverage_warnings(
     classes, # `ClassSet`
 )->list: # Sentences; empty where nothing is amiss
     "Which classes this split cannot teach, or cannot validate"
-    res = []
+    res,videos = [],table.source if 'source' in table else table.video
     for name,c in class_coverage(table, classes).iterrows():
-        only = ', '.join(table.video[(table.part == 'train') & table[name]].unique())
+        only = ', '.join(videos[(table.part == 'train') & table[name]].unique())
         tested = f'; {c.test} test frames show it' if c.test else ''
         if not c.train: res.append(f'{name}: no training frame shows it, so it cannot be learnt{tested}')
         elif not c.labelled: res.append(f'{name}: none of the labelled frames shows it, so its pixels cannot be learnt{tested}')

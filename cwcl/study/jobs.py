@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from ..core import InputError, Recipe, default_device, set_seed, tasks
+from ..data.labels import class_set
 from ..data.streams import has_strong_views
 from .grid import fold_parts, run_all
 from ..tasks import CWCLLoss, CWCLNet
@@ -33,7 +34,7 @@ def random_batch(
     device=None, # The GPU where there is one, if `None`
 )->tuple: # (frames, masks, presence, ids)
     "A training batch of random numbers"
-    device,(rows,n),c = device or default_device(),batch_rows(r),r.class_set
+    device,(rows,n),c = device or default_device(),batch_rows(r),len(class_set(r.class_set, r.left_out))
     size,frames = (r.crop, r.crop),r.batch*(1 if has_strong_views(r) else r.views)
     x,mask = torch.randn(rows, 3, *size, device=device),torch.randint(c, (n, *size), device=device)
     return x, mask, torch.randint(2, (frames, c), device=device).float(), torch.zeros(frames, 3, dtype=torch.long, device=device)

@@ -693,7 +693,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'cwcl.video.legend_strip': ('video.html#legend_strip', 'cwcl/video.py'),
                             'cwcl.video.legend_text': ('video.html#legend_text', 'cwcl/video.py'),
                             'cwcl.video.list_images': ('video.html#list_images', 'cwcl/video.py'),
-                            'cwcl.video.picture': ('video.html#picture', 'cwcl/video.py'),
                             'cwcl.video.read_images': ('video.html#read_images', 'cwcl/video.py'),
                             'cwcl.video.segment_frames': ('video.html#segment_frames', 'cwcl/video.py'),
                             'cwcl.video.segment_images': ('video.html#segment_images', 'cwcl/video.py'),

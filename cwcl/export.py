@@ -7,7 +7,7 @@ __all__ = ['NEEDED', 'Deployed', 'check_packages', 'write_graph', 'graph_facts',
            'cwcl_export']
 
 # %% ../nbs/61a_export.ipynb #e3f9547b
-import cwcl, json, sys, torch, torch.nn.functional as F
+import cwcl, json, sys, torch, warnings, torch.nn.functional as F
 from fastcore.script import call_parse
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,7 +64,9 @@ def write_graph(
             verbose=False, **names)
     except (RuntimeError, TypeError, AttributeError):
         shapes = dict(frames={0: 'n'}, logits={0: 'n'})
-        torch.onnx.export(net, (frames,), str(path), dynamo=False, dynamic_axes=shapes, **names)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            torch.onnx.export(net, (frames,), str(path), dynamo=False, dynamic_axes=shapes, **names)
 
 # %% ../nbs/61a_export.ipynb #132118fa
 def graph_facts(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'has_glyphs', 'legend_text', 'legend_strip', 'draw_overlay', 'write_mask', 'segment_frames', 'check_options',
-           'segment_video', 'list_images', 'picture', 'read_images', 'segment_images', 'cwcl_predict']
+           'segment_video', 'list_images', 'read_images', 'segment_images', 'cwcl_predict']
 
 # %% ../nbs/61_video.ipynb #5c7c0927
 import numpy as np, re, sys, time
@@ -15,10 +15,12 @@ from math import ceil
 from matplotlib import font_manager, get_data_path
 from matplotlib.ft2font import FT2Font
 from pathlib import Path
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 from .core import InputError, one_line_errors
 from .data.classes import OwnClasses
+from .data.folders import data_files
+from .data.images import ENDINGS, read_image
 from .data.labels import encode_mask, overlay, save_png
 from .film import probe_video, read_film, video_writer
 from .infer import predict_frames
@@ -122,7 +124,7 @@ def segment_video(
     return dict(frames=n, seconds=round(time.perf_counter() - start, 2), path=video)
 
 # %% ../nbs/61_video.ipynb #8f0e20b1
-IMAGES = '.png .jpg .jpeg .bmp .tif .tiff .webp'.split()
+IMAGES = ENDINGS
 
 def list_images(
     path, # Image file or folder
@@ -132,32 +134,17 @@ def list_images(
     path = Path(path)
     if path.is_file(): return [path]
     if not path.exists(): raise InputError(f'{path}: no such file or folder; give a picture, a folder of them or a video')
-    def ours(o): return o.name[0] == '.' or o.stem.endswith(('_mask', '_overlay'))
-    found = [o for o in path.iterdir() if o.suffix.lower() in IMAGES and not ours(o)]
+    found = [o for o in data_files(path, IMAGES, deep=False) if not o.stem.endswith(('_mask', '_overlay'))]
     if not found: raise InputError(f'{path}: holds no image ({", ".join(IMAGES)}); give the folder in which the frames lie')
-    found.sort(key=lambda o: [int(s) if s.isdigit() else s for s in re.split(r'(\d+)', o.name)])
+    found.sort(key=lambda o: [int(s) if s.isdecimal() else s for s in re.split(r'(\d+)', o.name)])
     for a,b in zip(found, found[1:]):
         if a.stem == b.stem: raise InputError(f'{a} and {b.name}: their masks would bear one name; keep one of them')
     return found[::every]
 
 # %% ../nbs/61_video.ipynb #1a5a84af
-def picture(im): # Opened Pillow image -> uint8 `(H,W,3)`
-    "The pixels of a picture as a viewer shows them"
-    im = ImageOps.exif_transpose(im)
-    if im.mode[0] in 'IF':
-        grey = np.asarray(im).astype(np.float64)
-        im = Image.fromarray(np.round(grey/(257 if grey.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8))
-    return np.array(im.convert('RGB'))
-
 def read_images(paths): # Image files -> yields (path, uint8 `(H,W,3)`)
     "Decode images one by one"
-    for path in paths:
-        try:
-            with Image.open(path) as im: frame = picture(im)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            why = 'no known format' if isinstance(e, UnidentifiedImageError) else e
-            raise InputError(f'{path}: not a readable image ({why}); open it in a viewer, or fetch it again') from None
-        yield path,frame
+    for path in paths: yield path,read_image(path)
 
 # %% ../nbs/61_video.ipynb #30b6c2a9
 def segment_images(

@@ -58,15 +58,12 @@ def write_graph(
 ):
     "Write a network as an ONNX graph, the number of frames left open"
     frames,names = torch.rand(2, 3, *net.size),dict(input_names=['frames'], output_names=['logits'])
-    try:
-        shapes = dict(frames={0: torch.export.Dim('n')})
-        torch.onnx.export(net, (frames,), str(path), dynamo=True, dynamic_shapes=shapes, external_data=False,
-            verbose=False, **names)
-    except (RuntimeError, TypeError, AttributeError):
-        shapes = dict(frames={0: 'n'}, logits={0: 'n'})
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            torch.onnx.export(net, (frames,), str(path), dynamo=False, dynamic_axes=shapes, **names)
+    newer = dict(dynamo=True, dynamic_shapes=dict(frames={0: torch.export.Dim('n')}), external_data=False, verbose=False)
+    older = dict(dynamo=False, dynamic_axes=dict(frames={0: 'n'}, logits={0: 'n'}))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: torch.onnx.export(net, (frames,), str(path), **names, **newer)
+        except (RuntimeError, TypeError, AttributeError): torch.onnx.export(net, (frames,), str(path), **names, **older)
 
 # %% ../nbs/61a_export.ipynb #132118fa
 def graph_facts(

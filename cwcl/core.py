@@ -37,7 +37,11 @@ def atomic_path(path): # Where the file shall appear
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{os.getpid()}.{path.name}')
     try:
+        part.touch()
+        mode = part.stat().st_mode
+        part.unlink()
         yield part
+        if part.is_file(): part.chmod(mode & 0o777)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 

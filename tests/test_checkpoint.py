@@ -1,9 +1,14 @@
 "Weights go out and come back to the bit; everything else is refused in one line"
-import pytest, torch
+import os, pytest, torch
+import numpy as np
+from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
-from cwcl.checkpoint import check_device, load_model, load_weights, model_card, save_model
-from cwcl.core import InputError, default_device, recipe
+from cwcl.checkpoint import check_device, find_weights, load_model, load_weights, model_card, save_model
+from cwcl.core import InputError, data_file, default_device, recipe
+from cwcl.data.synth import render_scene
+from cwcl.infer import predict_batch
+from cwcl.metrics import confusion_matrix, mean_iou
 from cwcl.tasks import CWCLNet
 
 @pytest.fixture
@@ -64,3 +69,37 @@ def test_devices(net, tmp_path):
     for bad in ('gpu', 'cuda:99', 'meta'):
         with pytest.raises(InputError, match=f'device {bad}: cannot be used'): check_device(bad)
     with pytest.raises(InputError, match='device tpu9: cannot be used'): load_model(save_model(tmp_path/'m.safetensors', net), 'tpu9')
+
+def test_the_weights_of_the_kit_are_small_licensed_and_whole():
+    path = data_file('demo.safetensors')
+    card = path.with_suffix('.md').read_text(encoding='utf-8')
+    assert path.stat().st_size < 2_100_000
+    assert card.startswith('---\nlicense: apache-2.0\n') and 'Apache-2.0' in card and '| liver |' in card
+    assert not any(o in card for o in (str(Path.home()), '/tmp', '/work', '\\'))
+    r = load_model('demo', 'cpu').recipe
+    assert r.name == 'demo' and r == recipe('demo', **{k: getattr(r, k) for k in ('epochs', 'seed')})
+
+def test_the_weights_of_the_kit_know_drawn_scenes():
+    net = load_model('demo', 'cpu')
+    size = net.recipe.width,net.recipe.height
+    shots = [render_scene('video12', f'video12_{k}', k, size=size) for k in (15750, 19500, 19900)]
+    got = torch.tensor(np.stack(predict_batch(net, [image for image,_ in shots], net.mean, net.std)))
+    truth = torch.tensor(np.stack([net.classes.encode(mask) for _,mask in shots]))
+    assert mean_iou(confusion_matrix(got, truth.long(), len(net.classes))) > .3
+
+def test_weights_are_found_by_file_run_and_name(net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_weights('demo') == data_file('demo.safetensors')
+    assert find_weights('a.safetensors') == Path('a.safetensors')
+    for run in ('mine', 'demo'): save_model(tmp_path/'runs'/run/'model.safetensors', net)
+    assert find_weights('runs/mine') == Path('runs/mine/model.safetensors')
+    assert find_weights('demo') == Path('runs/demo/model.safetensors')
+    assert load_model('demo', 'cpu').recipe == net.recipe
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no umask')
+@pytest.mark.parametrize('umask,mode', [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_others_may_read_what_the_umask_lets_them(net, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try: path = save_model(tmp_path/'m.safetensors', net)
+    finally: os.umask(before)
+    assert [oct(o.stat().st_mode & 0o777) for o in (path, path.with_suffix('.md'))] == [oct(mode)]*2

@@ -1,18 +1,20 @@
 'Videos, folders and broken files through `cwcl_predict`.'
-import gc, subprocess, sys, tracemalloc, types, weakref
+import gc, struct, subprocess, sys, tracemalloc, types, weakref
 import av, numpy as np, pytest, torch
 from fastcore.script import CliError, anno_parser
 from fractions import Fraction
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from cwcl.checkpoint import check_device, save_model
-from cwcl.core import InputError, recipe
+from cwcl.checkpoint import check_device, find_weights, load_model, save_model
+from cwcl.core import InputError, data_file, recipe
+from cwcl.data.classes import OwnClasses
 from cwcl.data.labels import CLASSES, class_set, decode_mask
+from cwcl.film import ends_with_packet, open_video, probe_video, read_film, read_frames, upright, video_writer
 from cwcl.infer import sliding_window
 from cwcl.tasks import CWCLNet
-from cwcl.video import (cwcl_predict, draw_overlay, legend_strip, list_images, probe_video, read_frames, read_images, segment_frames,
-    segment_images, segment_video, video_writer, write_mask)
+from cwcl.video import (cwcl_predict, draw_overlay, legend_strip, legend_text, list_images, read_images, segment_frames,
+    segment_images, segment_video, write_mask)
 
 class Bright(nn.Module):
     "Class 7 (gallbladder of the 8) where red is bright, class 0 elsewhere"
@@ -36,14 +38,49 @@ def frame(i, h=48, w=86):
     f[10:30, 2*i:2*i+20] = 250
     return f
 
-def write(path, n=12, h=48, w=86, rate=25, codec='libx264', **options):
-    "A video written by PyAV alone"
+def write(path, n=12, h=48, w=86, rate=25, codec='libx264', times=None, title='', **options):
+    "A video written by PyAV alone; `times` in thousandths of a second"
     with av.open(str(path), 'w', options=options) as c:
+        c.metadata.update(dict(title=title) if title else {})
         s = c.add_stream(codec, rate=rate)
         s.width,s.height,s.pix_fmt = w,h,'yuv420p'
-        for i in range(n): c.mux(s.encode(av.VideoFrame.from_ndarray(frame(i, h, w), format='rgb24')))
+        if times is not None: s.codec_context.time_base = Fraction(1, 1000)
+        for i in range(n):
+            f = av.VideoFrame.from_ndarray(frame(i % 30, h, w), format='rgb24')
+            if times is not None: f.pts,f.time_base = int(times[i]),Fraction(1, 1000)
+            c.mux(s.encode(f))
         c.mux(s.encode())
     return path
+
+def copy(path, out, sound=0, cover=False):
+    "The packets of a video in another file, with seconds of sound, or a cover, beside them"
+    with av.open(str(path)) as a, av.open(str(out), 'w') as b:
+        film = b.add_stream_from_template(a.streams.video[0])
+        still = b.add_stream('mjpeg', rate=25, width=64, height=64, pix_fmt='yuvj420p') if cover else None
+        if cover: still.disposition = av.stream.Disposition.attached_pic
+        noise = b.add_stream('pcm_s16le', rate=8000, layout='mono') if sound else None
+        packets = [p for p in a.demux(video=0) if p.size]
+        for p in packets: p.stream = film
+        b.mux(packets)
+        black = av.VideoFrame.from_ndarray(np.zeros((64,64,3), np.uint8), format='rgb24')
+        if cover: b.mux(still.encode(black) + still.encode())
+        if sound: b.mux(silence(noise, sound))
+    return out
+
+def silence(stream, seconds):
+    quiet = av.AudioFrame.from_ndarray(np.zeros((1, 8000*seconds), np.int16), format='s16', layout='mono')
+    quiet.sample_rate,quiet.pts,quiet.time_base = 8000,0,Fraction(1, 8000)
+    return [*stream.encode(quiet), *stream.encode()]
+
+def boxes(data):
+    "(kind, content) of the boxes of an mp4, or of one box"
+    while data:
+        n = int.from_bytes(data[:4], 'big')
+        yield data[4:8],data[:n]
+        data = data[n:]
+
+def shown_times(path):
+    with av.open(str(path)) as c: return [float((f.pts*f.time_base)) for f in c.decode(video=0)]
 
 def names(folder): return sorted(o.name for o in folder.iterdir()) if folder.exists() else []
 
@@ -109,8 +146,11 @@ def text(path, content='this is no video\n'*50):
     path.write_text(content)
     return path
 
-BROKEN = dict(text=text, empty=lambda p: text(p, ''), half=lambda p: cut(p, .5), nearly=lambda p: cut(p, .97), front=lambda p: cut(p, .7, movflags='faststart'),
-    matroska=lambda p: cut(p.with_suffix('.mkv'), .6), hole=holed)
+BROKEN = dict(text=text, empty=lambda p: text(p, ''), half=lambda p: cut(p, .5), nearly=lambda p: cut(p, .97),
+    front=lambda p: cut(p, .7, movflags='faststart'), end=lambda p: cut(p, .95, movflags='faststart'),
+    matroska=lambda p: cut(p.with_suffix('.mkv'), .6),
+    late=lambda p: cut(p.with_suffix('.mkv'), .6, times=100_000+40*np.arange(60)),
+    stream=lambda p: cut(p.with_suffix('.ts'), .6), blueray=lambda p: cut(p.with_suffix('.m2ts'), .43), hole=holed)
 
 @pytest.mark.parametrize('kind', BROKEN)
 def test_broken_videos_leave_one_line_and_no_overlay(tmp_path, model, kind):
@@ -120,6 +160,112 @@ def test_broken_videos_leave_one_line_and_no_overlay(tmp_path, model, kind):
     assert all(o.endswith('_mask.png') for o in names(tmp_path/'out'))
     if kind != 'hole': assert names(tmp_path/'out') == []
     else: assert all(Image.open(tmp_path/'out'/o).load() for o in names(tmp_path/'out'))
+
+VARIABLE = np.r_[np.arange(25)*1000//30, 25000//30 + np.arange(25)*100]
+EVEN = 40*np.arange(50)
+WHOLE = dict(sound=lambda p: copy(write(p/'b.mkv', 50), p/'a.mkv', sound=6), live=lambda p: write(p/'a.mkv', 50, live='1'),
+    late=lambda p: write(p/'a.mkv', 50, times=100_000+EVEN), late_mp4=lambda p: write(p/'a.mp4', 50, times=100_000+EVEN),
+    late_ts=lambda p: write(p/'a.ts', 50, times=100_000+EVEN), browser=lambda p: write(p/'a.mkv', 50, rate=1000, times=EVEN),
+    said=lambda p: write(p/'a.mkv', 50, rate=30, times=100*np.arange(50)),
+    variable=lambda p: write(p/'a.mkv', 50, times=VARIABLE), variable_mp4=lambda p: write(p/'a.mp4', 50, times=VARIABLE),
+    last_stays=lambda p: write(p/'a.mkv', 50, times=[*EVEN[:-1], 9000]))
+
+@pytest.mark.parametrize('kind', WHOLE)
+def test_whole_films_are_read_whatever_their_header_says(tmp_path, kind):
+    path = WHOLE[kind](tmp_path)
+    info = probe_video(path)
+    assert info['frames'] == 50 == len(list(read_frames(path)))
+    if 'variable' not in kind and kind != 'last_stays': assert info['rate'] == (10 if kind == 'said' else 25)
+
+def test_a_stream_may_begin_anywhere_and_lose_a_packet(tmp_path):
+    whole = write(tmp_path/'a.ts', 60).read_bytes()
+    for name,data in dict(middle=whole[188*9+77:], lost=whole[:188*20] + whole[188*21:]).items():
+        (tmp_path/f'{name}.ts').write_bytes(data)
+        assert probe_video(tmp_path/f'{name}.ts')['frames'] >= 40 and next(read_frames(tmp_path/f'{name}.ts'))
+
+@pytest.mark.parametrize('size,last', [(188, 188), (192, 188), (204, 204)])
+def test_packets_of_a_stream_are_found_at_its_end(tmp_path, size, last):
+    packet = bytes(size-last) + b'\x47' + bytes(last-1)
+    for cut,want in ((0, True), (5, False), (size, True)):
+        (tmp_path/'a.ts').write_bytes((packet*30)[:30*size-cut])
+        assert ends_with_packet(tmp_path/'a.ts') == want
+
+@pytest.mark.parametrize('every', [1, 5])
+@pytest.mark.parametrize('name', ['a.mp4', 'a.mkv'])
+def test_the_overlay_shows_each_frame_when_the_source_does(tmp_path, model, every, name):
+    source = shown_times(write(tmp_path/name, 50, times=VARIABLE))
+    done = segment_video(model, tmp_path/name, tmp_path/'out', every=every, progress=False)
+    assert shown_times(done['path']) == pytest.approx(source[::every], abs=1e-4)
+    assert [t for (_,t),_ in read_film(tmp_path/name, every)] == pytest.approx(source[::every], abs=1e-6)
+
+def test_time_stamps_that_do_not_advance(tmp_path):
+    with video_writer(tmp_path/'a.mp4', 25) as add:
+        for i,t in enumerate((0, .04, .04, .02, .2)): add(frame(i), t)
+    assert shown_times(tmp_path/'a.mp4') == pytest.approx([0, .04, .04, .04, .2], abs=1e-3)
+    assert np.all(np.diff(shown_times(tmp_path/'a.mp4')) > 0)
+
+def covered(path, order):
+    "A film with a cover, the boxes of its header sorted and chosen"
+    top = list(boxes(copy(write(path.with_name('b.mp4')), path, cover=True).read_bytes()))
+    moov = [o for o in boxes(dict(top)[b'moov'][8:]) if o[0] in order]
+    moov = b''.join(o for _,o in sorted(moov, key=lambda o: order.index(o[0])))
+    path.write_bytes(b''.join((8+len(moov)).to_bytes(4, 'big') + k + moov if k == b'moov' else o for k,o in top))
+    return path
+
+@pytest.mark.parametrize('order,place', [((b'mvhd', b'trak', b'udta'), 0), ((b'mvhd', b'udta', b'trak'), 1)])
+def test_a_cover_is_not_the_film(tmp_path, model, order, place):
+    with open_video(covered(tmp_path/'a.mp4', order)) as (c, film):
+        assert (film.index, film.width, len(c.streams.video)) == (place, 86, 2)
+    assert segment_video(model, tmp_path/'a.mp4', tmp_path/'out', progress=False)['frames'] == 12
+
+def test_a_cover_alone_is_no_film(tmp_path):
+    path = covered(tmp_path/'a.mp4', (b'mvhd', b'udta'))
+    with av.open(str(path)) as c: assert len(c.streams.video) == 1
+    with pytest.raises(InputError, match='has no pictures'): probe_video(path)
+
+def test_the_size_of_pictures_changes_within_a_film(tmp_path, model):
+    small,large = (write(tmp_path/f'{h}.h264', h=h, w=w).read_bytes() for h,w in ((48, 86), (96, 128)))
+    parts = small,large,small
+    (tmp_path/'a.h264').write_bytes(b''.join(parts))
+    said = []
+    done = segment_video(model, tmp_path/'a.h264', tmp_path/'out', progress=False, tell=said.append)
+    assert done['frames'] == 36 and {Image.open(o).size for o in (tmp_path/'out').glob('*.png')} == {(86,48)}
+    assert len(said) == 2 and 'frame 12 is 128x96' in said[0] and '86x48' in said[0] and 'frame 24 is 86x48' in said[1]
+    bright = decode_mask(np.asarray(Image.open(tmp_path/'out'/'a_000014_mask.png'))) == 10
+    want = np.asarray(Image.fromarray(frame(2, 96, 128)).resize((86, 48), Image.BILINEAR))[...,0] > 127
+    assert (bright & want).sum()/(bright | want).sum() > .85
+
+def matrix(a, b, c, d): return struct.pack('>9i', a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+TURNS = [((0, 1, -1, 0), lambda f: np.rot90(f, -1)), ((0, -1, 1, 0), np.rot90), ((-1, 0, 0, -1), lambda f: np.rot90(f, 2)),
+    ((-1, 0, 0, 1), np.fliplr), ((1, 0, 0, -1), np.flipud), ((0, 1, 1, 0), lambda f: f.swapaxes(0, 1))]
+
+@pytest.mark.parametrize('turn,want', TURNS, ids=lambda o: str(o) if isinstance(o, tuple) else '')
+def test_a_turned_film_is_seen_as_a_player_shows_it(tmp_path, model, turn, want):
+    data = bytearray(write(tmp_path/'lying.mp4', n=2).read_bytes())
+    at = data.index(b'tkhd') + 44
+    data[at:at+36] = matrix(*turn)
+    (tmp_path/'a.mp4').write_bytes(data)
+    (_,lying),(_,seen) = (next(read_frames(tmp_path/o)) for o in ('lying.mp4', 'a.mp4'))
+    assert np.array_equal(seen, want(lying))
+    info = probe_video(tmp_path/'a.mp4')
+    assert (info['height'], info['width']) == want(lying).shape[:2]
+
+def test_masks_of_a_turned_film_are_upright(tmp_path, model):
+    data = bytearray(write(tmp_path/'lying.mp4', n=2).read_bytes())
+    at = data.index(b'tkhd') + 44
+    data[at:at+36] = matrix(0, 1, -1, 0)
+    (tmp_path/'a.mp4').write_bytes(data)
+    segment_video(model, tmp_path/'a.mp4', tmp_path/'out', progress=False)
+    bright = decode_mask(np.asarray(Image.open(tmp_path/'out'/'a_000000_mask.png'))) == 10
+    want = np.rot90(frame(0)[...,0] > 127, -1)
+    assert bright.shape == (86, 48) and (bright & want).sum()/(bright | want).sum() > .85
+
+def test_titles_in_an_old_encoding(tmp_path):
+    data = write(tmp_path/'a.avi', codec='mpeg4', title='QQQQ').read_bytes()
+    assert b'QQQQ' in data
+    (tmp_path/'a.avi').write_bytes(data.replace(b'QQQQ', b'\xdcber'))
+    assert probe_video(tmp_path/'a.avi')['frames'] == 12
 
 def test_what_has_no_pictures(tmp_path):
     with av.open(str(tmp_path/'a.wav'), 'w') as c:
@@ -216,7 +362,7 @@ def test_bad_folders_and_images(tmp_path, model):
     whole = (folder/'a.png').read_bytes()
     for content in (b'', b'text', whole[:60], whole[:-40]):
         (folder/'b.png').write_bytes(content)
-        with pytest.raises(InputError, match='b.png: not a readable image') as e: list(read_images([folder/'b.png']))
+        with pytest.raises(InputError, match='b.png: unreadable') as e: list(read_images([folder/'b.png']))
         assert '\n' not in str(e.value)
     with pytest.raises(InputError, match='b.png'): segment_images(model, folder, tmp_path/'out', progress=False)
     assert all(not o.startswith('.') for o in names(tmp_path/'out'))
@@ -243,6 +389,55 @@ def test_masks_in_codes_and_legends(tmp_path, n):
         seen = draw_overlay(np.zeros((h,50,3), np.uint8), np.zeros((h,50), np.uint8), classes, 1.)
         assert seen.shape == (len(strip), 50+strip.shape[1], 3) and (seen[:h,:50] == classes.colors[0]).all()
 
+def label(name): return legend_strip(OwnClasses(f'{name}=1, bg=0'), 240)[:12]
+
+def test_names_in_any_alphabet_can_be_told_apart():
+    plain = ['Übergang', 'Ubergang', 'größe', 'niño', 'печень', 'печенъ', 'ήπαρ', 'žluč']
+    assert all(legend_text(o) == (legend_text('liver')[0], o) for o in plain)
+    odd = ['肝臓', '胆嚢', '间质', 'a\u200bb', 'ab', '\U00100000', '\U00100001']
+    pictures = {(o.shape, o.tobytes()) for o in map(label, plain + odd)}
+    assert len(pictures) == len(plain + odd)
+
+def test_a_font_of_the_machine_serves_where_ours_lacks_a_character(tmp_path, monkeypatch):
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for o in ((0, 700), (500, 700), (500, 0)): pen.lineTo(o)
+    pen.closePath()
+    new = FontBuilder(1000, isTTF=True)
+    new.setupGlyphOrder(['.notdef', 'liver'])
+    new.setupCharacterMap({0x809d: 'liver'})
+    new.setupGlyf({'.notdef': TTGlyphPen(None).glyph(), 'liver': pen.glyph()})
+    new.setupHorizontalMetrics({'.notdef': (500, 0), 'liver': (600, 0)})
+    new.setupHorizontalHeader(ascent=800, descent=-200)
+    new.setupNameTable(dict(familyName='Own', styleName='Regular'))
+    new.setupOS2()
+    new.setupPost()
+    new.save(tmp_path/'own.ttf')
+    file = str(tmp_path/'own.ttf')
+    monkeypatch.setattr(font_manager.fontManager, 'ttflist', [font_manager.FontEntry(file, 'Own')])
+    legend_text.cache_clear()
+    try: assert [legend_text(o) for o in ('\u809d', '\u809dé')] == [(file, '\u809d'), (legend_text('é')[0], '\\u809dé')]
+    finally: legend_text.cache_clear()
+
+def test_pictures_are_read_as_viewers_show_them(tmp_path, model):
+    im,tag = Image.fromarray(frame(3)),Image.Exif()
+    tag[0x0112] = 6
+    im.save(tmp_path/'a.png', exif=tag)
+    Image.fromarray((frame(3)[...,0].astype(np.uint16)*257)).save(tmp_path/'b.png')
+    assert np.array_equal(next(read_images([tmp_path/'a.png']))[1], np.rot90(frame(3), -1))
+    assert np.array_equal(next(read_images([tmp_path/'b.png']))[1], frame(3))
+    segment_images(model, tmp_path/'a.png', tmp_path/'out', progress=False)
+    assert np.asarray(Image.open(tmp_path/'out'/'a_mask.png')).shape == (86, 48, 3)
+
+def test_litter_and_odd_digits_in_a_folder(tmp_path):
+    folder = pictures(tmp_path/'in', 'a10.png', 'a9.png', '\u00b2.png')
+    (folder/'._a9.png').write_bytes(b'macOS')
+    (folder/'a11.png').mkdir()
+    assert [o.name for o in list_images(folder)] == ['a9.png', 'a10.png', '\u00b2.png']
+
 @pytest.fixture
 def weights(tmp_path, monkeypatch, model):
     "Let the command load the stand-in network"
@@ -252,24 +447,28 @@ def weights(tmp_path, monkeypatch, model):
         asked.append((str(path), device))
         return model
     stub = types.ModuleType('cwcl.checkpoint')
-    stub.load_model = load_model
+    stub.load_model,stub.find_weights = load_model,find_weights
     monkeypatch.setitem(sys.modules, 'cwcl.checkpoint', stub)
     return asked
 
 def test_command(tmp_path, weights, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write(tmp_path/'op.mp4')
     pictures(tmp_path/'in', 'a.png', 'b.png')
     cwcl_predict(str(tmp_path/'op.mp4'), 'w.safetensors', str(tmp_path/'out'), every=3)
     cwcl_predict(str(tmp_path/'in'), out=str(tmp_path/'out'), device='cpu')
     cwcl_predict(str(tmp_path/'in'/'b.png'), out=str(tmp_path/'one'), alpha=0.)
-    assert weights == [('w.safetensors', None), ('runs/demo/model.safetensors', 'cpu'), ('runs/demo/model.safetensors', None)]
+    kit = str(data_file('demo.safetensors'))
+    assert weights == [('w.safetensors', None), (kit, 'cpu'), (kit, None)]
     said = capsys.readouterr()
+    assert said.err.count(f'weights of {kit}') == 2
     assert [o.split(' in ')[0] for o in said.out.splitlines()] == ['4 frames', '2 frames', '1 frames'] and 'op: ' in said.err
     assert len(names(tmp_path/'out')) == 5+4 and names(tmp_path/'one') == ['b_mask.png', 'b_overlay.png']
 
 @pytest.mark.parametrize('change,words', [(dict(input='nowhere.mp4'), 'nowhere.mp4: no such file'), (dict(input='nowhere.png'), 'nowhere.png: no such file'),
     (dict(input='empty'), 'holds no image'), (dict(input='notes.mp4'), 'notes.mp4: not a readable video'), (dict(input='notes.txt'), 'notes.txt: has no pictures'),
-    (dict(input='notes.png'), 'notes.png: not a readable image'), (dict(every=0), 'every=0'), (dict(every=-3), 'every=-3'), (dict(alpha=1.5), 'alpha=1.5'),
+    (dict(input='notes.png'), 'notes.png: unreadable'),
+    (dict(every=0), 'every=0'), (dict(every=-3), 'every=-3'), (dict(alpha=1.5), 'alpha=1.5'),
     (dict(device='tpu9'), 'device tpu9'), (dict(out='notes.txt'), 'notes.txt'), (dict(out='notes.txt/deep'), 'notes.txt')])
 def test_bad_input_is_one_line(tmp_path, monkeypatch, weights, change, words):
     monkeypatch.chdir(tmp_path)

@@ -30,7 +30,7 @@ def test_the_dialects_agree(write):
     ('3\t0\n3\t0\n3\t0\n', 'line 2', 'frame 3 follows 3'),
     ('0\t0\n25\t7\n', 'line 2', "unknown phase '7'"),
     ('Frame\tPhase\n0\tPreparing\n', 'line 2', "unknown phase 'Preparing'"),
-    ('0\t0\n2.5\t0\n', 'line 2', "'2.5' is no frame number"),
+    ('0\t0\n2.5\t0\n', 'line 2', "'2.5' is not a frame number"),
     ('0\t0\n25\n', 'line 2', 'has no phase'),
     ('Frame\tGrasper\n0\t0\n', 'line 1', 'lacks frame or phase'),
     ('', '', 'no rows'), ('Frame\tPhase\n', '', 'no rows'), (b'\xff\xfe\x00', '', 'unreadable')])
@@ -40,7 +40,7 @@ def test_bad_files_name_file_line_value_and_cure(write, text, line, value):
     message = str(e.value)
     assert message.startswith(str(p)) and line in message and value in message
     assert len(message.splitlines()) == 1
-    assert any(o in message for o in ('fetch', 'use an id', 'give a phase file'))
+    assert any(o in message for o in ('fetch', 'use an id', 'give a phase file', 'give frame numbers'))
 
 def test_no_file(tmp_path):
     with pytest.raises(InputError, match='nosuch.txt: unreadable'): read_phases(tmp_path/'nosuch.txt')

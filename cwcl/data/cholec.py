@@ -15,7 +15,7 @@ from fastcore.script import call_parse
 from ..core import InputError, one_line_errors
 from .files import read_png, scan
 from .labels import CLASSES, decode_mask
-from .phases import frame_phases, phase_at, phase_files, read_phases
+from .phases import frame_phases, phase_at, phase_files, phase_remark, read_phases
 from .synth import write_scenes
 _all_ = ['read_phases', 'phase_at', 'read_png']
 
@@ -25,19 +25,22 @@ PROBLEMS = {'unreadable': (True, 'fetch the file again'), 'mask without its fram
     'frame without its mask': (False, 'fetch the mask; without it the classes of the frame are unknown'),
     'unknown values': (False, 'a few are ignored; many mean that this is no watershed mask'), 'alpha channel': (False, 'none needed: it is not read'),
     'another frame size': (False, 'frames are resized; see that they show the same crop'), 'specks': (False, 'none needed: they count as absent'),
-    'clip length': (False, 'fetch the missing frames, or train without them'), 'phase missing': (False, 'add the phases; unknown ones find no positives')}
+    'clip length': (False, 'fetch the missing frames, or train without them'), 'phase missing': (False, 'add the phases; unknown ones find no positives'),
+    'odd phases': (False, 'look at the file; where it is right, none is needed')}
 
 # %% ../../nbs/12_data.cholec.ipynb #dd5378dc
-def _phases(root, phases): return phases or (root if (Path(root)/'phase_annotations').is_dir() else None)
+def _phases(root, phases): # Where phases are, `None` if nowhere
+    if phases in (None, '') and (Path(root)/'phase_annotations').is_dir(): return root
+    return phases or None
 
 def frame_table(
     root, # Folder that holds video01, video09, ...
-    phases=None, # Folder or file of phases; `root/phase_annotations` if it exists
+    phases=None, # Folder or file of phases; `root/phase_annotations` if it exists; `False` for none
     min_pixels:int=16, # Fewer pixels do not make a class present
     lag:bool=False, # Correct frame numbers for repeated frames before looking up the phase?
     workers:int|None=None, # Threads; one per core, at most 16, if `None`
     progress:bool=False, # Show a bar with the time left?
-)->pd.DataFrame: # video, clip, frame, image, mask, a bool column per class, phase; sorted
+)->pd.DataFrame: # video, clip, frame, image, mask, a bool column per class, phase; sorted; `remarks` in its `attrs`
     "One row per frame: its files, the classes it shows, its phase"
     t = scan(root, workers, progress)
     bad = t[t.problem != '']
@@ -47,8 +50,9 @@ def frame_table(
     res = t[['video', 'clip', 'frame']].copy()
     for k in 'image','mask': res[k] = [str(Path(root)/f) if f else '' for f in t[k]]
     for c in CLASSES.name: res[c] = (t[c] >= max(min_pixels, 1)).astype(bool)
-    phases = _phases(root, phases)
-    res['phase'] = frame_phases(t.video, t.frame, phases, lag) if phases else np.int8(-1)
+    phases,said = _phases(root, phases),[]
+    res['phase'] = frame_phases(t.video, t.frame, phases, lag, said.append) if phases else np.int8(-1)
+    res.attrs['remarks'] = said
     return res
 
 # %% ../../nbs/12_data.cholec.ipynb #015f7fdc
@@ -93,10 +97,11 @@ def _group_notes(t, root, phases):
     for v,frames in t.groupby('video').frame:
         if v not in files: yield f'{v}-phase.txt','phase missing',f'no phase file for {v}'
         else:
-            try: lost = int((phase_at(read_phases(files[v]), frames) < 0).sum())
+            try: lost = int((phase_at(known := read_phases(files[v]), frames) < 0).sum())
             except InputError as e: yield str(files[v]),'bad phase file',str(e).removeprefix(str(files[v])).lstrip(': ')
             else:
-                if lost: yield str(files[v]),'phase missing',f'{lost} of {len(frames)} frames of {v} lie outside the file'
+                if lost: yield str(files[v]),'phase missing',f'{lost} of {len(frames)} frames of {v} have no phase in it'
+                if said := phase_remark(known, frames): yield str(files[v]),'odd phases',said
 
 # %% ../../nbs/12_data.cholec.ipynb #ba40253c
 def _summary(t, report, min_pixels):

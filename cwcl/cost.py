@@ -11,6 +11,7 @@ __all__ = ['GiB', 'batch_rows', 'random_batch', 'half', 'one_step', 'same_random
 import numpy as np, psutil, random, time, torch
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from fastcore.script import call_parse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -197,6 +198,7 @@ def saved_bytes(
     return sum(o.nbytes() for k,o in kept.items() if k not in own)
 
 # %% ../nbs/32_cost.ipynb #2f02f0c7
+@lru_cache
 def step_bytes(
     r:Recipe,
 )->int: # Bytes: what is kept, weights, gradients, Adam's averages

@@ -30,6 +30,7 @@ def _phase_id(text): # Name or id -> id, `None` if it is neither
 _COLUMNS = dict(frame=r'frames?(id|idx|index|no|nr|num|number)?', phase=r'(surgical)?phases?(id|idx|index|name|label)?')
 _LAYOUT = 'columns frame and phase, parted by tabs, semicolons, commas or blanks'
 _AGAIN = 'fetch the file again'
+_NAMES = 'use an id from 0 to 6 or one of ' + ', '.join(PHASES)
 _TIMES = 'give frame numbers at 25 per second, which are seconds times 25'
 
 def _columns(
@@ -50,11 +51,10 @@ def _phase_rows(
 )->tuple: # Lists of line numbers, frames and phases, the last two as text
     "The rows of a phase file in any of its dialects"
     try: text = path.read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f'{path}: unreadable ({e}); give a phase file in plain text') from None
+    except (OSError, UnicodeDecodeError) as e: raise InputError(f'{path}: unreadable ({e}); give plain text') from None
     lines = [(n, o) for n,o in enumerate(text.splitlines(), 1) if o.strip()]
-    if '\0' in text or not lines or max(len(o) for _,o in lines) > 10_000:
-        raise InputError(f'{path}: no rows of plain text; fetch the file again')
+    odd = '\0' in text or not lines or max(len(o) for _,o in lines) > 10_000
+    if odd: raise InputError(f'{path}: no rows of plain text; {_AGAIN}')
     sep,f,p,rows = next((o for o in '\t;,' if o in lines[0][1]), ' '),0,1,[]
     for n,line in lines:
         r = [o.strip() for o in next(csv.reader([line.strip(' ')], delimiter=sep, skipinitialspace=True))]
@@ -75,9 +75,7 @@ def read_phases(
     for n,f,p in zip(line, frames, phases):
         if ':' in f: raise InputError(f'{path} line {n}: {f!r} is a time; {_TIMES}')
         if not _whole.fullmatch(f): raise InputError(f'{path} line {n}: {f!r} is not a frame number; {_TIMES}')
-        if _phase_id(p) is None:
-            names = ', '.join(PHASES)
-            raise InputError(f'{path} line {n}: unknown phase {p[:40]!r}; use an id from 0 to 6 or one of {names}')
+        if _phase_id(p) is None: raise InputError(f'{path} line {n}: unknown phase {p[:40]!r}; {_NAMES}')
     frames = np.array([int(_whole.fullmatch(f)[1]) for f in frames])
     gaps = np.diff(frames)
     steps,times = np.unique(gaps[gaps > 0], return_counts=True)
@@ -168,16 +166,14 @@ def phase_files(
     path,videos = Path(phases),list(videos)
     if path.is_file():
         found = re.search(_video, path.name, re.IGNORECASE)
-        if not found and len(videos) > 1:
-            raise InputError(f'{path}: which of {len(videos)} videos? name the file videoNN-phase.txt')
+        if not found and len(videos) > 1: raise InputError(f'{path}: which of {len(videos)} videos? name it videoNN-phase.txt')
         return {v: path for v in videos if not found or _number(v) == int(found[1])}
     path = next((path/o for o in ('phase_annotations', 'labels') if (path/o).is_dir()), path)
     if not path.is_dir(): raise InputError(f'{path}: no such folder or file; give the one that holds videoNN-phase.txt')
     files = {}
     for p in sorted(path.iterdir()):
         if m := _phase_name.fullmatch(p.name): files.setdefault(int(m[1]), []).append(p)
-    if not files:
-        raise InputError(f'{path}: no videoNN-phase.txt, videoNN.csv or VIDNN.json in it; give a folder that has them')
+    if not files: raise InputError(f'{path}: no videoNN-phase.txt, videoNN.csv or VIDNN.json in it; give another folder')
     for v in videos:
         if len(two := files.get(_number(v), [])) > 1:
             raise InputError(f'{path}: {two[0].name} and {two[1].name} are both for {v}; leave one of them there')
@@ -193,7 +189,7 @@ def phase_remark(
     if phases.attrs.get('ids') and phases.iloc[0] == phases.min() == 1:
         return f'phase ids from 1 to {phases.max()} and no 0, which is Preparation; if they count from 1, subtract 1'
     late,minutes = (frames > at[-1]).sum(),len(at)/25/60
-    if late and len(at) > 1 and at[1]-at[0] == 1 and minutes < 5 and frames.max() < 25*(at[-1]+1):
+    if late and 300 < len(at) < 7500 and at[1]-at[0] == 1 and frames.max() < 25*(at[-1]+1):
         return (f'{len(at)} rows are {minutes:.1f} minutes at 25 per second, and {late} of {len(frames)} frames '
             'lie behind the last; if they are seconds, multiply them by 25')
     return ''

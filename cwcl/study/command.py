@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from fastcore.script import call_parse, store_true
 from ..checkpoint import check_device
-from ..core import CHOICES, InputError, data_file, one_line_errors, recipe
+from ..core import InputError, data_file, one_line_errors, recipe
 from ..cost import check_memory, free_memory, say_bytes, say_device
 from ..data.cholec import frame_table
 from ..data.synth import write_scenes
@@ -92,8 +92,8 @@ def do_missing(
     "Do runs with a bar, by one process or several"
     bar = EpochBar(todo)
     try:
-        if jobs == 1 and cluster == 'local':
-            return run_all(todo, out, data, phases, device, tell=bar.bar.write, seen=bar, check=False)
+        alone = jobs == 1 and cluster == 'local'
+        if alone: return run_all(todo, out, data, phases, device, tell=bar.bar.write, seen=bar, check=False)
         failed = run_jobs(todo, out, data, phases, jobs, device, seen=bar, cluster=cluster, **kwargs)
     finally: bar.close()
     if failed: raise InputError(f'{len(failed)} of {jobs} jobs failed; what they finished is kept: ' + '; '.join(failed))
@@ -214,8 +214,7 @@ def cwcl_table(
     r,name = shared_recipe(preset, change),'ablate' if ablate else f'table{table}'
     home = published_folder() if preset == 'study' and not (data or change or out) else None
     out,frames = Path(out or f'runs/{preset}'),None
-    def get_frames():
-        return frame_table(data or embedded_frames(preset), phases, min_pixels=r.min_pixels, progress=True)
+    def get_frames(): return frame_table(data or embedded_frames(preset), phases, r.min_pixels, progress=True)
     which,counts = whole_numbers(folds, 'folds'),frame_counts(home) if home and ablate else {}
     if ablate and not set(which) <= set(counts): counts = fold_parts(frames := get_frames(), r, which)
     runs,pairs = wanted_runs(name, r, which, whole_numbers(seeds, 'seeds'), counts, methods)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from tqdm import tqdm
 from ..core import InputError
-from ..cost import batch_rows, run_seconds, say_time, step_bytes, step_seconds, steps_per_epoch
+from ..cost import batch_rows, run_seconds, say_time, step_bytes, step_seconds
 from .grid import fold_parts, run_all
 from ..tasks import CWCLNet
 
@@ -49,8 +49,7 @@ def estimate(
     clocks = {r: step_seconds(r, device) for r in kinds(todo)}
     for run in todo:
         where = run.recipe.fold_scheme,run.recipe.fold
-        if where not in folds:
-            folds.update({(where[0], k): v for k,v in fold_parts(table, run.recipe, (where[1],)).items()})
+        if where not in folds: folds[where] = fold_parts(table, run.recipe, where[1:])[where[1]]
         train,valid = folds[where]
         for r in kinds([run]): seconds += run_seconds(r, (train, valid), len(table) - train - valid, *clocks[r])
         size += 4*sum(p.numel() for p in CWCLNet(run.recipe).parameters())*len(run.stages) + 500_000

@@ -14,7 +14,7 @@ from .checkpoint import save_model
 from .core import InputError, Recipe, atomic_path
 from .data.cholec import frame_table
 from .multitask import check_precision, cwcl_learner
-from .ready import check_phases, claim_folder, licence_of, run_remarks, split_table
+from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, split_table
 from .tasks import CWCLNet
 from .train import run_facts, train_learner, train_run
 
@@ -24,7 +24,7 @@ LEARNERS = dict(byol=byol_learner)
 def pretrain_run(
     r:Recipe, # Every choice; the stage is set here
     data, # Folder of frames in CholecSeg8k's layout
-    phases=None, # Folder of Cholec80 phase files
+    phases=None, # Phases of Cholec80 or CholecT50
     out='runs/pretrain', # Results folder
     device=None, # The GPU where there is one, if `None`
     progress:bool=False, # Show bars and a row per epoch
@@ -40,7 +40,8 @@ def pretrain_run(
     learn,log = train_learner(r, table, out, device, progress, make=LEARNERS.get(r.method, cwcl_learner), cbs=cbs)
     net = CWCLNet(r, *learn.dls.stats)
     net.encoder.load_state_dict(learn.model.encoder.state_dict())
-    save_model(out/'model.safetensors', net, licence_of(data, table), note='A pre-trained encoder; the decoder is untrained.')
+    note = 'A pre-trained encoder; the decoder is untrained. ' + phase_note(r)
+    save_model(out/'model.safetensors', net, licence_of(data, table), note=note)
     metrics = dict(run_facts(learn, log, table, run_remarks(table, r, 'fold')), seconds=round(time.time() - start, 2))
     with atomic_path(out/'metrics.json') as p: p.write_text(json.dumps(metrics, indent=1))
     shutil.rmtree(out/'checkpoint')
@@ -60,7 +61,7 @@ def ready_encoder(
 def stages_run(
     r:Recipe, # Every choice; stage `joint`, `frozen` or `unfrozen`
     data, # Folder of frames in CholecSeg8k's layout
-    phases=None, # Folder of Cholec80 phase files
+    phases=None, # Phases of Cholec80 or CholecT50
     out='runs/run', # Results folder
     device=None, # The GPU where there is one, if `None`
     progress:bool=False, # Show bars and a row per epoch

@@ -303,6 +303,17 @@ def damage(root):
     (p/'video52-phase.txt').write_text('0\t0\n1\t0\n')
     return m,f
 
+def test_phases_that_look_odd_are_listed_and_passed_on(root):
+    p = root/'phase_annotations'
+    (p/'video12-phase.txt').write_text(''.join(f'{25*i}\t{1 + i//300}\n' for i in range(1500)))
+    report = audit(root)
+    odd = report[report.problem == 'odd phases']
+    assert odd.file.tolist() == [str(p/'video12-phase.txt')] and 'ids from 1 to 5 and no 0' in odd.value.iloc[0]
+    assert report.attrs['stops'] == 0 and report.attrs['summary']['odd phases'] == 1
+    remarks = frame_table(root).attrs['remarks']
+    assert len(remarks) == 1 and remarks[0].startswith(f'{p/"video12-phase.txt"}: phase ids from 1 to 5')
+    assert frame_table(root, False).attrs['remarks'] == [] and (frame_table(root, False).phase == -1).all()
+
 def test_audit_lists_everything(root):
     m,f = damage(root)
     report = audit(root)

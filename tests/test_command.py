@@ -1,9 +1,10 @@
 "The command behind the tables, as a user meets it"
-import os, re, subprocess, sys, time, pytest
+import os, re, shutil, subprocess, sys, time, pytest
 from pathlib import Path
+from fastcore.script import CliError
 from cwcl.core import InputError, data_file, recipe
 from cwcl.study.claims import CLAIMS, claims_of
-from cwcl.study.command import embedded_frames, published_folder, wanted_runs, whole_numbers
+from cwcl.study.command import cwcl_table, embedded_frames, published_folder, wanted_runs, whole_numbers
 
 def command(*args, cwd, **kwargs):
     "Exit code, output, errors"
@@ -32,11 +33,46 @@ def test_bad_input_is_one_line(tmp_path, args, says):
 def test_nothing_starts_unasked(tmp_path, scenes):
     code,out,err = command('--data', str(scenes), '--preset', 'smoke', '--change', 'threads=1', '--folds', '0', '--seeds', '0', '--table', '2', cwd=tmp_path, timeout=300)
     assert code == 1 and '4 runs, 0 of them done' in out and 'say --yes to start' in err
+    assert [o.split(':')[0] for o in out.splitlines()[1:]] == ['device', 'memory', 'time']
     assert not list((tmp_path/'runs'/'smoke').glob('table2-*'))
+
+def test_a_table_is_checked_before_anything_is_timed(tmp_path, scenes, monkeypatch, capsys):
+    monkeypatch.setattr('cwcl.study.jobs.step_seconds', lambda *a: pytest.fail('a step was timed'))
+    shutil.copytree(scenes, tmp_path/'d', ignore=shutil.ignore_patterns('phase_annotations'))
+    where = dict(data=str(tmp_path/'d'), out=str(tmp_path/'o'))
+    call = dict(where, table=1, preset='smoke', folds='0', seeds='0', device='cpu', yes=True)
+    with pytest.raises(CliError, match='no phase is known.*--no-phases'): cwcl_table(**call)
+    with pytest.raises(CliError, match='leaves no mask'): cwcl_table(**call, no_phases=True, change='budget_unit=video')
+    assert not capsys.readouterr().out
+    monkeypatch.setattr('cwcl.study.command.free_memory', lambda device: (2**20, 2**30))
+    says = 'simclr needs .* in each of 2 processes, 1.0 MiB are free'
+    with pytest.raises(CliError, match=says): cwcl_table(**call, no_phases=True, jobs=2)
+    assert 'device: cpu' in capsys.readouterr().out and not (tmp_path/'o').exists()
+
+def test_without_phases_a_table_is_that_of_another_recipe(tmp_path, scenes, monkeypatch):
+    def stop(todo, n, *args):
+        assert {(o.recipe.method, o.recipe.use_phase) for o in todo} == {('dcl', False), ('dcl+cls', False)}
+        assert (len(todo), n) == (7, 7)
+        raise InputError('seen')
+    monkeypatch.setattr('cwcl.study.command.confirm', stop)
+    call = dict(data=str(scenes), preset='smoke', out=str(tmp_path), folds='0', seeds='0')
+    with pytest.raises(CliError, match='seen'): cwcl_table(**call, no_phases=True, methods='dcl,dcl+cls')
+    for given in (dict(phases='p'), dict(change='use_phase=True')):
+        with pytest.raises(CliError, match='leave one out'): cwcl_table(**call, no_phases=True, **given)
+    with pytest.raises(CliError, match='choose among random, simclr'): cwcl_table(**call, methods='byol')
+    with pytest.raises(CliError, match='an ablation has its own'): cwcl_table(**call, methods='dcl', ablate=True)
+
+@pytest.mark.skipif(not (published_folder() and complete()), reason='the published results are not complete')
+def test_a_table_of_some_methods(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cwcl_table(table=1, methods='random, dcl+cls', show=True)
+    found = re.findall(r'^\| (Random|SimCLR|DCL\+cls|DCL|cls)[^|]*\|\s+\d+ % ', capsys.readouterr().out, re.M)
+    assert set(found) == {'Random', 'DCL+cls'} and len(found) == 8 + 8
 
 def test_help_names_every_option(tmp_path):
     code,out,_ = command('--help', cwd=tmp_path, timeout=120)
-    assert not code and all(o in out for o in '--table --ablate --data --phases --out --preset --folds --seeds --jobs --cluster --partition --gpus --timeout --resubmit --yes'.split())
+    assert not code and all(o in out for o in '--no-phases --methods'.split())
+    assert all(o in out for o in '--table --ablate --data --phases --out --preset --folds --seeds --jobs --cluster --partition --gpus --timeout --resubmit --yes'.split())
 
 def test_every_claim_belongs_to_one_table():
     one,two = claims_of('table1'),claims_of('table2')

@@ -3,8 +3,11 @@ import json, os, re, subprocess, sys, time, pytest
 from dataclasses import replace
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
-from cwcl.study.grid import METHODS, Run, do_run, fold_parts, grid, method_recipe, publish, read_result, read_results, run_all
-from cwcl.study.jobs import EpochBar, Worker, batch_rows, estimate, executor, random_batch, say_estimate, visible_gpus
+from cwcl.cost import batch_rows, random_batch, step_bytes
+from cwcl.study.grid import METHODS, Run, check_runs, do_run, fold_parts, grid, method_recipe, publish
+from cwcl.study.grid import read_result, read_results, run_all
+from cwcl.study.jobs import EpochBar, Worker, estimate, executor, kinds, largest_step, say_estimate, sharing
+from cwcl.study.jobs import visible_gpus
 from cwcl.study.readings import READINGS, ablation, same_steps
 from cwcl.train import steps_per_epoch
 
@@ -29,7 +32,7 @@ def child():
     pid = os.fork()
     if pid: return pid
     try:
-        g.run_all(runs, folder, data)
+        g.run_all(runs, folder, data, check=False)
         os._exit(0)
     except BaseException as e:
         print(repr(e), file=sys.stderr, flush=True)
@@ -159,6 +162,34 @@ def test_a_failed_run_leaves_the_finished_ones(smoke, scenes, undisturbed, tmp_p
     assert runs[0].result(folder) is None and (folder/runs[0].key/'checkpoint'/'last.safetensors').exists()
     run_all(runs, folder, scenes, device='cpu')
     assert figures(folder)[runs[0].key] == figures(undisturbed)[runs[0].key]
+
+@pytest.mark.parametrize('change,says', [(dict(method='dcl'), 'no phase is known'), (dict(method='cls', budget=1e-4), 'leaves no mask'),
+    (dict(precision='fp16'), 'fp16 needs CUDA'),
+    (dict(method='cls', batch=1000), 'cannot fill a batch of 1000'), (dict(method='dcl', stage='frozen'), 'no phase is known')])
+def test_what_stops_the_last_run_stops_all_before_the_first(smoke, scenes, tmp_path, monkeypatch, change, says):
+    monkeypatch.setattr('cwcl.study.grid.stages_run', lambda *a, **k: pytest.fail('a training was begun'))
+    runs = [Run('table1', method_recipe(smoke, 'random')), Run('table1', replace(smoke, **change))]
+    with pytest.raises(InputError, match=says): run_all(runs, tmp_path/'g', scenes, phases=False, device='cpu')
+    assert not (tmp_path/'g').exists()
+
+def test_runs_that_need_no_phases_are_not_asked_for_them(smoke, scenes):
+    table = frame_table(scenes, False)
+    assert (table.phase == -1).all()
+    check_runs(grid('table2', replace(smoke, use_phase=False)), table, 'cpu')
+    check_runs([o for o in grid('table2', smoke) if 'dcl' not in o.recipe.method], table, 'cpu')
+
+def test_kinds_of_runs_and_the_largest_of_them(smoke, monkeypatch):
+    one,two = kinds(grid('table1', smoke)),kinds(grid('table2', smoke))
+    assert len(one) == 5 and len(two) == 8
+    assert [(o.method, o.stage) for o in two[:3]] == [('simclr', 'pretrain'), ('simclr', 'frozen'), ('byol', 'pretrain')]
+    assert largest_step(grid('table1', smoke)) == max(((step_bytes(o), o) for o in one), key=lambda o: o[0])
+    assert sharing(3, 'cpu') == 3
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    assert (sharing(3, 'cuda'), sharing(2, 'cuda'), sharing(3, 'cpu')) == (2, 1, 3)
+
+def test_a_reading_that_changes_nothing_is_left_out(smoke):
+    without = ablation(replace(smoke, use_phase=False, temp=.2), {0: (60, 20)})
+    assert {o.name for o in READINGS} - {a.reading for a,_ in without} == {'use_phase=no', 'temp=0.2'}
 
 def test_the_estimate_counts_what_is_missing(smoke, scenes, undisturbed, tmp_path):
     runs,table = small_runs(smoke),frame_table(scenes)

@@ -1,8 +1,9 @@
 "Phase files in every dialect, the lag of repeated frames, bad input."
+import json
 import numpy as np, pandas as pd, pytest
 from cwcl.core import InputError, data_file
 from cwcl.data.labels import PHASES
-from cwcl.data.phases import cholec80_frame, frame_phases, phase_at, phase_files, read_phases
+from cwcl.data.phases import cholec80_frame, frame_phases, phase_at, phase_files, phase_remark, read_phases
 
 @pytest.fixture
 def write(tmp_path):
@@ -21,6 +22,91 @@ def test_the_dialects_agree(write):
         s = read_phases(p)
         assert s.index.tolist() == [f for f,_ in rows] and s.tolist() == [p for _,p in rows] and s.dtype == 'int8'
 
+@pytest.mark.parametrize('text', [
+    '"frame","phase"\n"0","Preparation"\n"25","CalotTriangleDissection"\n', '0.0\t0.0\n25.0\t1.0\n',
+    '0  preparation\n25  1\n',
+    'Phase_ID;Frame No\n0;0\n1,0;25,0\n', 'FRAME_IDX , PHASE\n0 , PREPARATION\n25 , calot triangle dissection\n',
+    ',frame,phase\n0,0,preparation\n1,25,carlot-triangle-dissection\n',
+    '\n"Frame" "Surgical phase"\n0 "Preparation"\n25 "Calot-Triangle Dissection"\n',
+    'frame;phase;grasper\n0;Preparation;0.0\n25;CALOTTRIANGLEDISSECTION;1.0\n'])
+def test_what_spreadsheets_write_is_read(write, text): assert read_phases(write(text)).to_dict() == {0: 0, 25: 1}
+
+def test_every_name_of_a_phase_is_known(write):
+    other = ['preparation', 'carlot-triangle-dissection', 'clipping-and-cutting', 'gallbladder-dissection',
+        'gallbladder-packaging', 'cleaning-and-coagulation', 'gallbladder-extraction']
+    for names in (PHASES, other, [o.upper() for o in PHASES], [o.replace('-', ' ').title() for o in other]):
+        assert read_phases(write(''.join(f'{i}\t{o}\n' for i,o in enumerate(names)))).tolist() == list(range(7))
+
+@pytest.mark.parametrize('text,says', [
+    ('frame,phase\n0,Phase 1\n', "unknown phase 'Phase 1'"), ('0\tP3\n', "unknown phase 'P3'"),
+    ('0\t-1\n', "unknown phase '-1'"),
+    ('seconds,phase\n0,0\n', 'seconds times 25'), ('Timestamp;Phase\n00:00:00;0\n', 'seconds times 25'),
+    ('00:00:01\tPreparation\n', "'00:00:01' is a time"),
+    ('frame,phase\n00:01,0\n', "'00:01' is a time"), ('0.04\t0\n', "'0.04' is not a frame number"),
+    ('Frame|Phase\n0|Preparation\n', 'tabs, semicolons, commas or blanks'),
+    ('0|Preparation\n', 'tabs, semicolons, commas or blanks'),
+    ('0\t0\n\0\n', 'plain text'), ('{"annotations": ' + 20_000*'x' + '}', 'plain text')])
+def test_what_could_be_read_in_two_ways_is_refused(write, text, says):
+    with pytest.raises(InputError) as e: read_phases(p := write(text))
+    said = str(e.value)
+    assert said.startswith(str(p)) and says in said and len(said.splitlines()) == 1 and len(said) < 600
+
+def triplets(phases, **changes):
+    "A file of CholecT50: a list of phases, one for each instrument, by frame"
+    def vector(p, i): return [17, i, 1, -1, -1, -1, -1, 1, 0, 1, -1, -1, -1, -1, p]
+    notes = {str(k): [vector(p, i) for i,p in enumerate(v)] for k,v in phases.items()}
+    return json.dumps({**dict(video=12, fps=1, annotations=notes), **changes})
+
+def test_labels_of_cholect50_are_phases(write):
+    s = read_phases(write(triplets({0: [0], 1: [0, 0, 0], 2: [-1], 3: [], 5: [3.0]}), 'VID12.json'))
+    assert s.to_dict() == {0: 0, 25: 0, 50: -1, 75: -1, 100: -1, 125: 3} and s.dtype == 'int8'
+    assert phase_at(s, [0, 49, 50, 124, 125, 149, 150]).tolist() == [0, 0, -1, -1, 3, 3, -1]
+    assert read_phases(write(triplets({0: [1], 5: [2]}, fps=5), 'VID12.json')).index.tolist() == [0, 5, 10, 15, 20, 25]
+
+@pytest.mark.parametrize('box', [lambda o: o, lambda o: [dict(triplet={}), o]])
+def test_the_names_in_a_file_of_cholect50_come_before_its_ids(write, box):
+    names = {'0': 'gallbladder-extraction', '1': 'preparation', '2': 'carlot-triangle-dissection'}
+    s = read_phases(write(triplets({0: [0], 1: [1], 2: [2]}, categories=box(dict(phase=names))), 'VID12.json'))
+    assert s.tolist() == [6, 0, 1]
+
+@pytest.mark.parametrize('text,says', [('{"annotations"', 'unreadable'), ('[]', 'no frames with annotations'),
+    (triplets({}), 'no frames with annotations'), (triplets({'a': [0]}), 'no frames with annotations'),
+    (triplets({0: [0], 4: [1, 2]}), 'frame 4: has the phases 1 and 2'), (triplets({0: [7]}), "unknown phase '7'"),
+    (triplets({0: ['0']}), 'vectors of 15 numbers'), (triplets({}, annotations={'0': [[1, 2]]}), 'vectors of 15 numbers'),
+    (triplets({}, annotations={'0': 3}), 'vectors of 15 numbers'), (triplets({0: [0]}, fps=30), 'fps is 30'),
+    (triplets({0: [0]}, fps='1'), "fps is '1'"), (triplets({0: [-1], 1: []}), 'none of 2 frames has a phase'),
+    (triplets({0: [0]}, categories=dict(phase={'0': 'lunch'})), "unknown phase '0'")])
+def test_bad_files_of_cholect50_are_refused(write, text, says):
+    with pytest.raises(InputError) as e: read_phases(p := write(text, 'VID12.json'))
+    assert str(e.value).startswith(str(p)) and says in str(e.value) and len(str(e.value).splitlines()) == 1
+
+def test_cholect50_stands_where_phases_stand(write, tmp_path):
+    (tmp_path/'labels').mkdir()
+    write(triplets({0: [0], 1: [4]}), 'labels/VID12.json')
+    write(triplets({0: [5]}), 'labels/VID103.json')
+    for phases in (tmp_path, tmp_path/'labels', tmp_path/'labels'/'VID12.json'):
+        assert frame_phases(['video12']*3 + ['video03'], [24, 25, 50, 0], phases).tolist() == [0, 4, -1, -1]
+
+def test_two_files_for_one_video_are_one_too_many(write, tmp_path):
+    write('0\t0\n', 'Video05.TXT')
+    assert frame_phases(['video05'], [0], tmp_path).tolist() == [0]
+    write(triplets({0: [1]}), 'VID05.json')
+    assert frame_phases(['video12'], [0], tmp_path).tolist() == [-1]
+    says = 'VID05.json and Video05.TXT are both for video05'
+    with pytest.raises(InputError, match=says): frame_phases(['video05'], [0], tmp_path)
+
+def test_phases_that_may_be_counted_from_1_or_by_the_second_are_remarked_on(write):
+    ids = lambda *p: read_phases(write(''.join(f'{25*i}\t{o}\n' for i,o in enumerate(p))))
+    assert 'ids from 1 to 6 and no 0' in phase_remark(ids(1, 2, 3, 4, 5, 6), [0])
+    assert not phase_remark(ids(0, 1, 6), [0]) and not phase_remark(ids(2, 1), [0]) and not phase_remark(ids(3, 4), [0])
+    assert not phase_remark(read_phases(write('0\tCalotTriangleDissection\n25\tClippingCutting\n')), [0])
+    assert not phase_remark(read_phases(write(triplets({0: [1], 1: [2]}), 'VID12.json')), [0])
+    seconds = pd.Series(0, index=range(1800))
+    assert 'if they are seconds, multiply them by 25' in phase_remark(seconds, [100, 30_000])
+    assert not phase_remark(seconds, [100, 1799]) and not phase_remark(seconds, [50_000])
+    assert not phase_remark(pd.Series(0, index=range(0, 45_000, 25)), [50_000])
+    assert not phase_remark(seconds[:200], [4000])
+
 @pytest.mark.parametrize('text,line,value', [
     ('0\t0\n25\t0\n75\t1\n100\t1\n125\t1\n', 'line 3', 'frame 75 follows 25'),
     ('Frame\tPhase\n0\tPreparation\n1\tPreparation\n2\tPreparation\n4\tPreparation\n', 'line 5', 'frame 4 follows 2'),
@@ -30,7 +116,7 @@ def test_the_dialects_agree(write):
     ('3\t0\n3\t0\n3\t0\n', 'line 2', 'frame 3 follows 3'),
     ('0\t0\n25\t7\n', 'line 2', "unknown phase '7'"),
     ('Frame\tPhase\n0\tPreparing\n', 'line 2', "unknown phase 'Preparing'"),
-    ('0\t0\n2.5\t0\n', 'line 2', "'2.5' is no frame number"),
+    ('0\t0\n2.5\t0\n', 'line 2', "'2.5' is not a frame number"),
     ('0\t0\n25\n', 'line 2', 'has no phase'),
     ('Frame\tGrasper\n0\t0\n', 'line 1', 'lacks frame or phase'),
     ('', '', 'no rows'), ('Frame\tPhase\n', '', 'no rows'), (b'\xff\xfe\x00', '', 'unreadable')])
@@ -40,7 +126,7 @@ def test_bad_files_name_file_line_value_and_cure(write, text, line, value):
     message = str(e.value)
     assert message.startswith(str(p)) and line in message and value in message
     assert len(message.splitlines()) == 1
-    assert any(o in message for o in ('fetch', 'use an id', 'give a phase file'))
+    assert any(o in message for o in ('fetch', 'use an id', 'give a phase file', 'give frame numbers'))
 
 def test_no_file(tmp_path):
     with pytest.raises(InputError, match='nosuch.txt: unreadable'): read_phases(tmp_path/'nosuch.txt')

@@ -8,8 +8,10 @@ from fastcore.script import CliError
 from cwcl.baselines.simclr import simclr_recipe
 from cwcl.checkpoint import load_model
 from cwcl.core import InputError, Recipe, recipe
+from cwcl.data.cholec import frame_table
 from cwcl.data.streams import cwcl_dls
 from cwcl.metrics import mean_iou
+from cwcl.ready import check_phases, run_remarks, split_table
 from cwcl.results import evaluate
 from cwcl.train import cwcl_train, parse_changes, run_key, train_run
 
@@ -56,7 +58,10 @@ def test_the_weights_are_those_that_were_tested(run, table, smoke):
     assert again['native'] == metrics['test']['native']
 
 def test_same_recipe_same_run(run, scenes, smoke, tmp_path):
-    again = train_run(smoke, scenes, out=tmp_path/'b')
+    "Also where the second run says first what it will cost, which draws random numbers"
+    said = []
+    again = train_run(smoke, scenes, out=tmp_path/'b', announce=said.append)
+    assert [o.split(':')[0] for o in said] == ['device', 'memory', 'time']
     a,b = (load_model(o/'model.safetensors', 'cpu').state_dict() for o in (run[0], tmp_path/'b'))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert again['test'] == run[1]['test']
@@ -77,7 +82,32 @@ def test_no_phase_and_dcl_stops_before_training(scenes, smoke, tmp_path):
     shutil.rmtree(tmp_path/'d'/'phase_annotations')
     with pytest.raises(InputError, match='no phase is known'): train_run(smoke, tmp_path/'d', out=tmp_path/'o')
     assert not (tmp_path/'o').exists()
-    assert train_run(replace(smoke, use_phase=False), tmp_path/'d', out=tmp_path/'o')['steps']
+    without = train_run(replace(smoke, use_phase=False), tmp_path/'d', out=tmp_path/'o')
+    assert without['steps'] and any(o.startswith('Without phases:') for o in without['remarks'])
+    assert 'Without phases: frames are positives' in (tmp_path/'o'/'model.md').read_text()
+
+def test_only_a_run_without_phases_says_so(run):
+    assert not any('phase' in o for o in run[1]['remarks']) and 'Without phases' not in (run[0]/'model.md').read_text()
+
+def test_phases_that_look_odd_are_remarked_on_by_a_training(scenes, smoke, tmp_path):
+    (tmp_path/'p').mkdir()
+    for f in (scenes/'phase_annotations').iterdir(): (tmp_path/'p'/f'{f.name[:7]}.csv').write_text('0,1\n25,2\n')
+    table,_ = split_table(frame_table(scenes, tmp_path/'p'), smoke)
+    said = run_remarks(table, smoke, 'fold')
+    assert sum('no 0, which is Preparation' in o for o in said) == 17
+    assert any('frames have no known phase and so no positives: video01' in o for o in said)
+    assert not any('Preparation' in o for o in run_remarks(table, replace(smoke, method='cls'), 'fold'))
+
+def test_phases_of_the_test_videos_alone_are_no_phases(table, smoke):
+    lost = table.assign(phase=table.phase.where(table.part == 'test', -1))
+    with pytest.raises(InputError, match='no phase is known for any of 83 frames to train on'): check_phases(lost, smoke)
+
+def test_a_run_that_does_not_fit_leaves_nothing(scenes, smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr('cwcl.cost.free_memory', lambda device: (2**20, 2**30))
+    said = []
+    with pytest.raises(InputError, match='needs 7.. MiB, 1.0 MiB are free'):
+        train_run(smoke, scenes, out=tmp_path/'o', device='cpu', announce=said.append)
+    assert len(said) == 1 and not (tmp_path/'o').exists()
 
 def test_nan_keeps_the_last_good_weights(scenes, smoke, tmp_path):
     with pytest.raises(InputError, match='^(loss term|gradient).*before this epoch are back.*last_good.safetensors'): train_run(replace(smoke, lr=1e30, epochs=3), scenes, out=tmp_path/'o')
@@ -105,10 +135,25 @@ def test_simclr_of_the_command_is_the_baseline(monkeypatch, scenes):
         with pytest.raises(CliError, match='seen'): cwcl_train(data=str(scenes), preset='smoke', method=method, change=change)
     assert asked == [simclr_recipe(recipe('smoke'), **o) for o in ({}, {}, dict(scales=3))]
 
+def test_no_phases_is_one_wish(monkeypatch, scenes):
+    asked = []
+    def caught(r, data, phases, *args, **kwargs):
+        asked.append((r.use_phase, phases, r.temp))
+        raise InputError('seen')
+    monkeypatch.setattr('cwcl.train.train_run', caught)
+    for given in (dict(), dict(no_phases=True), dict(no_phases=True, change='temp=0.2'), dict(phases='p')):
+        with pytest.raises(CliError, match='seen'): cwcl_train(data=str(scenes), preset='smoke', **given)
+    assert asked == [(True, None, .07), (False, False, .07), (False, False, .2), (True, 'p', .07)]
+    wrong = dict(phases='p'),dict(change='use_phase=True')
+    for given,says in zip(wrong, ('--phases p and --no-phases', 'use_phase=True and --no-phases')):
+        with pytest.raises(CliError, match=says): cwcl_train(data=str(scenes), no_phases=True, **given)
+
 def test_the_command_trains(scenes, tmp_path):
     out = command('cwcl_train', '--data', scenes, '--preset', 'smoke', '--budget', '0.5', '--change', 'threads=1', '--out', tmp_path/'run')
     assert out.returncode == 0, out.stderr
     assert 'mean IoU, test' in out.stdout
+    places = [out.stdout.index(f'{o}: ') for o in ('device', 'memory', 'time', 'note')]
+    assert places == sorted(places)
     assert {o.name for o in (tmp_path/'run').iterdir()} == FILES
 
 @pytest.mark.parametrize('name', ['cwcl_train', 'cwcl_data', 'cwcl_predict'])

@@ -16,35 +16,41 @@ from ..core import InputError, one_line_errors
 from .files import data_root, read_image, read_mask, scan
 from .files import read_png # chkstyle: ignore
 from .labels import CLASSES, decode_mask
-from .phases import frame_phases, phase_at, phase_files, read_phases
+from .phases import frame_phases, phase_at, phase_files, phase_remark, read_phases
 from .synth import write_scenes
 _all_ = ['read_phases', 'phase_at', 'read_png']
 
 # %% ../../nbs/12_data.cholec.ipynb #14dcd633
-_stops = {'unreadable': 'fetch the file again', 'cannot be opened': 'see that you may read it', 'a second file of a frame': 'keep one of them',
-    'another kind of file': 'export it again, as a PNG with 8 bits a channel', 'mask without its frame': 'add the frame, or remove the mask',
-    'mask without a class': 'fetch the watershed mask', 'mask of another size': 'fetch both again; masks are resized by nearest neighbour only',
-    'a folder of another name': 'name it videoNN/videoNN_SSSSS; if it is a copy, move it elsewhere', 'bad phase file': 'fetch it again, or mend the line',
+_stops = {'unreadable': 'fetch the file again', 'cannot be opened': 'see that you may read it',
+    'a second file of a frame': 'keep one of them',
+    'another kind of file': 'export it again, as a PNG with 8 bits a channel',
+    'mask without its frame': 'add the frame, or remove the mask', 'mask without a class': 'fetch the watershed mask',
+    'mask of another size': 'fetch both again; masks are resized by nearest neighbor only',
+    'a folder of another name': 'name it videoNN/videoNN_SSSSS; if it is a copy, move it elsewhere',
+    'bad phase file': 'fetch it again, or mend the line',
     'frames of another video': 'one of the two is a copy, to be trained and tested on: move it elsewhere'}
-_notes = {'frame without its mask': 'fetch the mask; without it the classes of the frame are unknown', 'alpha channel': 'none needed: it is not read',
-    'unknown values': 'a few are ignored; many mean that this is no watershed mask', 'specks': 'none needed: they count as absent',
-    'another frame size': 'frames are resized; see that they show the same crop', 'phase missing': 'add the phases; unknown ones find no positives',
-    'clip length': 'fetch the missing frames, or train without them'}
+_notes = {'frame without its mask': 'fetch the mask; without it the classes of the frame are unknown',
+    'alpha channel': 'none needed: it is not read', 'specks': 'none needed: they count as absent',
+    'unknown values': 'a few are ignored; many mean that this is no watershed mask',
+    'another frame size': 'frames are resized; see that they show the same crop',
+    'phase missing': 'add the phases; unknown ones find no positives',
+    'clip length': 'fetch the missing frames, or train without them',
+    'odd phases': 'look at the file; where it is right, none is needed'}
 PROBLEMS = {k: (o is _stops, cure) for o in (_stops, _notes) for k,cure in o.items()}
 
 # %% ../../nbs/12_data.cholec.ipynb #dd5378dc
 def _phases(root, phases): # Given place of the data, given place of the phases -> where phases are, or `None`
-    near = (o for o in (data_root(root), Path(root)) if (o/'phase_annotations').is_dir())
-    return phases or next(near, None)
+    if phases not in (None, ''): return phases or None
+    return next((o for o in (data_root(root), Path(root)) if (o/'phase_annotations').is_dir()), None)
 
 def frame_table(
     root, # Folder that holds video01, video09, ...; or the zip, or a folder a little above or below
-    phases=None, # Folder or file of phases; `phase_annotations` beside the videos if it exists
+    phases=None, # Folder or file of phases; `phase_annotations` beside the videos if it exists; `False` for none
     min_pixels:int=16, # Fewer pixels do not make a class present
     lag:bool=False, # Correct frame numbers for repeated frames before looking up the phase?
     workers:int|None=None, # Threads; one per core, at most 16, if `None`
     progress:bool=False, # Show a bar with the time left?
-)->pd.DataFrame: # video, clip, frame, image, mask, a bool column per class, phase; sorted
+)->pd.DataFrame: # video, clip, frame, image, mask, a bool column per class, phase; sorted; `remarks` in its `attrs`
     "One row per frame: its files, the classes it shows, its phase"
     home = data_root(root, progress)
     t = scan(home, workers, progress)
@@ -53,8 +59,9 @@ def frame_table(
     res = pd.DataFrame(t[['video', 'clip', 'frame']])
     for k in 'image','mask': res[k] = [str(home/f) if f else '' for f in t[k]]
     for c in CLASSES.name: res[c] = (t[c] >= max(min_pixels, 1)).astype(bool)
-    phases,res.attrs = _phases(root, phases),{}
-    res['phase'] = frame_phases(t.video, t.frame, phases, lag) if phases else np.int8(-1)
+    phases,said = _phases(root, phases),[]
+    res['phase'] = frame_phases(t.video, t.frame, phases, lag, said.append) if phases else np.int8(-1)
+    res.attrs = dict(remarks=said)
     return res
 
 # %% ../../nbs/12_data.cholec.ipynb #015f7fdc
@@ -98,10 +105,11 @@ def _group_notes(t, root, phases):
     for v,frames in t.groupby('video').frame:
         if v not in files: yield f'{v}-phase.txt','phase missing',f'no phase file for {v}'
         else:
-            try: lost = int((phase_at(read_phases(files[v]), frames) < 0).sum())
+            try: lost = int((phase_at(known := read_phases(files[v]), frames) < 0).sum())
             except InputError as e: yield str(files[v]),'bad phase file',str(e).removeprefix(str(files[v])).lstrip(': ')
             else:
-                if lost: yield str(files[v]),'phase missing',f'{lost} of {len(frames)} frames of {v} lie outside the file'
+                if lost: yield str(files[v]),'phase missing',f'{lost} of {len(frames)} frames of {v} have no phase in it'
+                if said := phase_remark(known, frames): yield str(files[v]),'odd phases',said
 
 # %% ../../nbs/12_data.cholec.ipynb #ba40253c
 def _summary(t, report, min_pixels):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FRAMES_PER_CLIP', 'published_folder', 'find_results', 'embedded_frames', 'confirm', 'do_missing', 'say_verdicts',
-           'report_table', 'whole_numbers', 'shared_recipe', 'wanted_runs', 'frame_counts', 'cwcl_table']
+           'report_table', 'whole_numbers', 'shared_recipe', 'some_methods', 'wanted_runs', 'frame_counts',
+           'cwcl_table']
 
 # %% ../../nbs/53_study.command.ipynb #3086b3da
 import json, sys, pandas as pd
@@ -13,16 +14,17 @@ from pathlib import Path
 from fastcore.script import call_parse, store_true
 from ..checkpoint import check_device
 from ..core import InputError, data_file, one_line_errors, recipe
+from ..cost import check_memory, free_memory, say_bytes, say_device
 from ..data.cholec import frame_table
 from ..data.synth import write_scenes
 from .ablation import report_ablation
 from .claims import claims_of
-from .grid import fold_parts, grid, run_all
-from .jobs import EpochBar, estimate, run_jobs, say_estimate
+from .grid import check_runs, fold_parts, grid, run_all
+from .jobs import EpochBar, estimate, largest_step, run_jobs, say_estimate, sharing
 from .readings import ablation
 from .tables import fold_table, frame_markdown, save_table, table1, table2, table_markdown, table_notes
 from .verdicts import verdicts
-from ..train import parse_changes
+from ..train import parse_changes, without_phases
 
 # %% ../../nbs/53_study.command.ipynb #d2b31fa2
 def published_folder()->Path|None:
@@ -62,11 +64,16 @@ def confirm(
     jobs:int=1, # Processes that share the work
     device:str='cpu', # To measure a step on
     yes:bool=False, # Do not ask
+    here:bool=True, # Whether the work is done on this machine
 ):
     "Say what is going to happen, and go on if that is wanted"
     print(f'{len(todo)} of {n} runs are missing; timing one step of each kind of run', flush=True)
+    need,r = largest_step(todo)
+    print(say_device(device, r.threads))
+    if here: check_memory(r, need, free_memory(device)[0], device, sharing(jobs, device))
+    print(f'memory: at least {say_bytes(need)} for the largest step, of {r.method}', flush=True)
     cost = dict(estimate(todo, out, table, jobs, device), runs=n, done=n-len(todo))
-    print(say_estimate(cost, out))
+    print('time:', say_estimate(cost, out))
     if yes: return
     if not sys.stdin.isatty(): raise InputError('nobody is here to answer: say --yes to start')
     if input('Start? [y/N] ').strip().lower() not in ('y', 'yes'): raise InputError('not started; what has been done stays')
@@ -76,7 +83,7 @@ def do_missing(
     todo:list, # Of `Run`
     out:Path, # Where they go
     data, # Folder of frames
-    phases=None, # Folder of Cholec80 phase files
+    phases=None, # Phases of Cholec80 or CholecT50; `False` for none
     jobs:int=1, # Processes
     cluster:str='local', # `local`, or `slurm`
     device=None, # The GPU where there is one, if `None`
@@ -85,7 +92,8 @@ def do_missing(
     "Do runs with a bar, by one process or several"
     bar = EpochBar(todo)
     try:
-        if jobs == 1 and cluster == 'local': return run_all(todo, out, data, phases, device, tell=bar.bar.write, seen=bar)
+        alone = jobs == 1 and cluster == 'local'
+        if alone: return run_all(todo, out, data, phases, device, tell=bar.bar.write, seen=bar, check=False)
         failed = run_jobs(todo, out, data, phases, jobs, device, seen=bar, cluster=cluster, **kwargs)
     finally: bar.close()
     if failed: raise InputError(f'{len(failed)} of {jobs} jobs failed; what they finished is kept: ' + '; '.join(failed))
@@ -137,15 +145,29 @@ def shared_recipe(
     if own: raise InputError(f'--change {", ".join(own)}: the table sets this itself; --folds and --seeds choose among its runs')
     return recipe(preset, **changes)
 
+def some_methods(
+    runs:list, # Of `Run`
+    methods:str, # As in `--methods`
+)->list: # Of `Run`
+    "The runs of some methods, or all"
+    wanted = [o.strip() for o in methods.split(',') if o.strip()]
+    there = list(dict.fromkeys(o.recipe.method for o in runs))
+    for o in wanted:
+        if o not in there: raise InputError(f'--methods {o}: choose among {", ".join(there)}, with commas between them')
+    return [o for o in runs if o.recipe.method in (wanted or there)]
+
+# %% ../../nbs/53_study.command.ipynb #87c76c3f
 def wanted_runs(
     table:str, # `table1`, `table2` or `ablate`
     r, # `Recipe` that all runs share
     folds:tuple,
     seeds:tuple,
     counts:dict, # Fold to frames, from `fold_parts`; for the ablation
+    methods:str='', # Some of the table's, such as `random,dcl+cls`; all if empty
 )->tuple: # (runs, pairs of an ablation)
     "What there is to do"
-    if table != 'ablate': return grid(table, r, folds, seeds),[]
+    if table != 'ablate': return some_methods(grid(table, r, folds, seeds), methods),[]
+    if methods: raise InputError(f'--methods {methods}: an ablation has its own; leave it out')
     pairs = ablation(r, {f: counts[f] for f in folds}, seeds=seeds[:1])
     runs = {o.key: o for pair in pairs for o in pair[::-1]}
     return list(runs.values()),pairs
@@ -165,12 +187,14 @@ def cwcl_table(
     table:int=1, # 1: one stage; 2: two stages
     ablate:store_true=False, # The readings of the paper instead of a table
     data:str=None, # Folder of frames in CholecSeg8k's layout; the embedded set if not given
-    phases:str=None, # Folder of Cholec80 phase files; phase_annotations within data if not given
+    phases:str=None, # Folder or file of phases, Cholec80's or CholecT50's; phase_annotations within data if not given
+    no_phases:store_true=False, # Do without phases: frames are positives when they show the same classes
     out:str=None, # Folder of the runs; runs/ and the preset if not given
     preset:str='study', # paper, eq8, demo, study or smoke
     change:str='', # Other recipe fields for all runs: field=value,field=value
     folds:str='0,1,2', # Which folds
     seeds:str='0,1', # Which seeds; of these the ablation takes the first
+    methods:str='', # Which methods, such as random,dcl+cls; all of the table if not given
     per_fold:store_true=False, # Print the table fold by fold too
     jobs:int=1, # Processes
     cluster:str='local', # local, or slurm
@@ -183,18 +207,24 @@ def cwcl_table(
     show:store_true=False, # Print what is done, and start nothing
 ):
     "The runs behind a table of the paper, its numbers and its verdicts"
-    for bad,why in ((table not in (1, 2), f'--table {table}: the paper has Tables 1 and 2'), (jobs < 1, f'--jobs {jobs}: give at least 1'), (data and not Path(data).exists(), f'--data {data}: no such folder or zip')):
-        if bad: raise InputError(why)
-    r,name,ours = shared_recipe(preset, change),'ablate' if ablate else f'table{table}',preset == 'study' and not (data or change or out)
-    out,home,frames = Path(out or f'runs/{preset}'),published_folder() if ours else None,None
-    def get_frames(): return frame_table(data or embedded_frames(preset), phases, min_pixels=r.min_pixels, progress=True)
+    wrong = {f'--table {table}: the paper has Tables 1 and 2': table not in (1, 2),
+        f'--jobs {jobs}: give at least 1': jobs < 1,
+        f'--data {data}: no such folder or zip': data and not Path(data).exists()}
+    for why in (k for k,v in wrong.items() if v): raise InputError(why)
+    if no_phases: phases,change = without_phases(phases, change)
+    r,name = shared_recipe(preset, change),'ablate' if ablate else f'table{table}'
+    home = published_folder() if preset == 'study' and not (data or change or out) else None
+    out,frames = Path(out or f'runs/{preset}'),None
+    def get_frames(): return frame_table(data or embedded_frames(preset), phases, r.min_pixels, progress=True)
     which,counts = whole_numbers(folds, 'folds'),frame_counts(home) if home and ablate else {}
     if ablate and not set(which) <= set(counts): counts = fold_parts(frames := get_frames(), r, which)
-    runs,pairs = wanted_runs(name, r, which, whole_numbers(seeds, 'seeds'), counts)
+    runs,pairs = wanted_runs(name, r, which, whole_numbers(seeds, 'seeds'), counts, methods)
     results = find_results(runs, folders := [o for o in (home, out) if o])
     if not show and (todo := [o for o in runs if o.key not in results]):
-        on,options = str(check_device(device if cluster == 'local' else None)),dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)
-        confirm(todo, len(runs), out, get_frames() if frames is None else frames, jobs, on, yes)
+        here,options = cluster == 'local',dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)
+        on,frames = str(check_device(device if here else None)),get_frames() if frames is None else frames
+        check_runs(todo, frames, on if here else 'cuda')
+        confirm(todo, len(runs), out, frames, jobs, on, yes, here)
         do_missing(todo, out, data or embedded_frames(preset), phases, jobs, cluster, device, **options)
         results |= find_results(todo, folders)
     if ablate: report_ablation(pairs, results, out)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BUDGETS', 'VERSION', 'Run', 'method_recipe', 'fold_seed', 'grid', 'fold_parts', 'read_result',
-           'read_results', 'Watch', 'do_run', 'run_all', 'publish']
+           'read_results', 'Watch', 'do_run', 'check_runs', 'run_all', 'publish']
 
 # %% ../../nbs/50_study.grid.ipynb #fe093fc4
 import json, pandas as pd
@@ -14,7 +14,9 @@ from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from ..core import OWN, InputError, Recipe, atomic_path
+from ..data.cholec import frame_table
 from ..data.splits import split_frames
+from ..ready import check_run
 from ..stages import stages_run
 
 # %% ../../nbs/50_study.grid.ipynb #6b29871f
@@ -132,7 +134,7 @@ def do_run(
     run:Run,
     folder, # Of the study
     data, # Folder of frames in CholecSeg8k's layout
-    phases=None, # Folder of Cholec80 phase files
+    phases=None, # Phases of Cholec80 or CholecT50; `False` for none
     device=None, # The GPU where there is one, if `None`
     wait:bool=False, # Until another process has done with it
     seen=None, # Called after every epoch with what `Watch` writes down
@@ -148,19 +150,31 @@ def do_run(
             return found
     except Timeout: return
 
+# %% ../../nbs/50_study.grid.ipynb #21113f40
+def check_runs(
+    runs:list, # Of `Run`, those that are missing
+    table:pd.DataFrame, # From `frame_table`
+    device=None, # Where they will run; the GPU where there is one, if `None`
+):
+    "Stop where one of several runs would stop before its first step"
+    different = dict.fromkeys(replace(o.recipe, name='', stage=stage, seed=0) for o in runs for stage in o.stages)
+    for r in different: check_run(table, r, device)
+
 # %% ../../nbs/50_study.grid.ipynb #bc828c03
 def run_all(
     runs:list, # Of `Run`
     folder, # Of the study
     data, # Folder of frames in CholecSeg8k's layout
-    phases=None, # Folder of Cholec80 phase files
+    phases=None, # Phases of Cholec80 or CholecT50; `False` for none
     device=None, # The GPU where there is one, if `None`
     tell=lambda s: None, # Called with a line after each run, such as `print`
     seen=None, # Called after every epoch
     wait:bool=True, # At the end, for runs that another process is doing
+    check:bool=True, # All of them before the first is done
 )->dict: # Key to result
     "Do every run that is missing, and none twice"
-    found,later = {},[]
+    found,later,todo = {},[],[o for o in runs if check and o.result(folder) is None]
+    if todo: check_runs(todo, frame_table(data, phases, min_pixels=todo[0].recipe.min_pixels), device)
     def done(run, res):
         found[run.key] = res
         score = f'mean IoU {res["test"]["mean_iou"]:.3f}' if res['test'] else 'no test frames with masks'

@@ -8,8 +8,8 @@ __all__ = ['READINGS', 'Reading', 'same_steps', 'ablation']
 # %% ../../nbs/51_study.readings.ipynb #a5982187
 from dataclasses import dataclass, field, replace
 from ..core import Recipe
+from ..cost import steps_per_epoch
 from .grid import Run, fold_seed, method_recipe
-from ..train import steps_per_epoch
 
 # %% ../../nbs/51_study.readings.ipynb #244dc9b9
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def ablation(
     pairs = []
     for f,s,o in ((f, s, o) for s in seeds for f in parts for o in readings):
         base = method_recipe(r, o.base, budget=budget, fold=f, seed=fold_seed(f, s))
+        if replace(base, **o.changes) == base: continue
         changed = same_steps(replace(base, **o.changes), base, parts[f])
         pairs.append((Run('ablate', changed, o.name), Run('table1', base)))
     return pairs

@@ -1,0 +1,118 @@
+"What a run costs: pretended tensors against real ones, cards of three sizes, and nothing changed by looking"
+import random, re, numpy as np, pytest, torch
+from dataclasses import replace
+from torch.profiler import ProfilerActivity, profile
+from cwcl.baselines.byol import BYOLLoss, BYOLNet
+from cwcl.core import InputError, recipe
+from cwcl.cost import GiB, check_memory, one_step, random_batch, run_cost, run_seconds, sample, saved_bytes, say_device
+from cwcl.cost import step_bytes, step_seconds
+from pages import root
+
+def real_bytes(r):
+    "What a real step keeps and has beside it"
+    net,forward,_ = one_step(r, 'cpu')
+    return saved_bytes(forward, net) + sum(o.nbytes*(4 if o.requires_grad else 1) for o in net.parameters())
+
+@pytest.mark.parametrize('change', [dict(), dict(precision='bf16'), dict(method='simclr'), dict(stage='pretrain'),
+    dict(stage='frozen'), dict(norm='group', up='bilinear')])
+def test_pretended_tensors_keep_what_real_ones_keep(change):
+    "Two percent for other backends, which keep other small things"
+    r = recipe('smoke', **change)
+    assert step_bytes(r) == pytest.approx(real_bytes(r), rel=.02)
+
+@pytest.mark.parametrize('change', [dict(), dict(method='random')])
+def test_what_is_kept_is_what_was_allocated(change):
+    "The allocator's own account of a forward pass; frames and masks were there before"
+    r = recipe('smoke', **change)
+    net,forward,_ = one_step(r, 'cpu')
+    forward().backward()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: loss = forward()
+    allocated = sum(o.self_cpu_memory_usage for o in p.key_averages())
+    before,kept = sum(o.nbytes for o in random_batch(r, 'cpu')),saved_bytes(forward, net)
+    assert loss.requires_grad and kept - before <= allocated*1.02 and allocated <= kept*1.02
+
+def test_byol_keeps_what_simclr_keeps_without_masks():
+    r = recipe('smoke', method='byol')
+    net,loss,x = BYOLNet(r).train(),BYOLLoss(),random_batch(r, 'cpu')[0]
+    weights = sum(o.nbytes*(4 if o.requires_grad else 1) for o in net.parameters())
+    assert saved_bytes(lambda: loss(net(x)), net) + weights == pytest.approx(step_bytes(r), rel=.1)
+
+def test_memory_grows_with_frames_and_falls_with_precision():
+    "The paper's step, as counted by hand elsewhere: 20 GiB, half of it in half precision"
+    paper = step_bytes(recipe('paper'))
+    assert paper/GiB == pytest.approx(20, rel=.05)
+    assert step_bytes(recipe('paper', precision='bf16'))/paper == pytest.approx(.55, abs=.03)
+    assert step_bytes(recipe('paper', batch=100, labelled=30))/paper == pytest.approx(.5, abs=.01)
+    assert step_bytes(recipe('smoke', class_set='a=0, b=1')) < step_bytes(recipe('smoke'))
+
+def lines(monkeypatch, r, free, device='cpu'):
+    "What is said on a device with so much free memory"
+    monkeypatch.setattr('cwcl.cost.free_memory', lambda device: (free*GiB, 80*GiB))
+    monkeypatch.setattr('cwcl.cost.step_seconds', lambda r, device: (2., .01))
+    said = []
+    try: said += run_cost(r, (5600, 1000), 1440, device)
+    except InputError as e: said.append(str(e))
+    return said
+
+@pytest.mark.parametrize('change,free,says', [(dict(), 80, ''), (dict(), 24, ''),
+    (dict(), 16, r'--change precision=bf16 needs 11\.. GiB and leaves the batch'),
+    (dict(), 8, r'precision=bf16,batch=\d+,labelled=\d+ would fit, but a smaller batch is another contrast'),
+    (dict(method='simclr'), 80, ''), (dict(method='simclr'), 24, r'simclr needs 39\.. GiB, 24\.0 GiB are free; --change prec'),
+    (dict(method='simclr'), 8, r'batch='), (dict(precision='bf16'), 8, 'precision=bf16,batch=')])
+def test_a_card_of_8_24_or_80_gib(monkeypatch, change, free, says):
+    said = lines(monkeypatch, r := recipe('paper', **change), free)
+    assert said[0].startswith('device: cpu')
+    assert len(said) == (2 if says else 3) and re.search(says or '^memory: at least', said[1]) and '\n' not in said[1]
+    if not says: assert said[2] == 'time: about 4 h 14 min, 200 epochs of 33 steps of 2 s'
+    if found := re.search(r'precision=(\w+),batch=(\d+),labelled=(\d+)', said[-1]):
+        smaller = replace(r, precision=found[1], batch=int(found[2]), labelled=int(found[3]))
+        assert .8*free*GiB < step_bytes(smaller) <= free*GiB
+
+def test_processes_share_a_card():
+    r = recipe('smoke')
+    check_memory(r, 5*GiB, 10*GiB, jobs=2)
+    says = 'cuda:0: a step of dcl.cls needs 5.0 GiB in each of 3 processes, 10.0 GiB are free'
+    with pytest.raises(InputError, match=says): check_memory(r, 5*GiB, 10*GiB, 'cuda:0', 3)
+
+def test_a_step_that_runs_out_of_memory_gets_the_same_advice(monkeypatch):
+    def full(*args): raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+    monkeypatch.setattr('cwcl.cost.timed', full)
+    monkeypatch.setattr('cwcl.cost.free_memory', lambda device: (21*GiB, 24*GiB))
+    says = 'out of memory in a step of dcl.cls, with 21.0 GiB free; --change precision=bf16 needs 11'
+    with pytest.raises(InputError, match=says): step_seconds(recipe('paper'), 'cpu')
+
+def test_a_device_is_named(monkeypatch):
+    monkeypatch.setattr('cwcl.cost.free_memory', lambda device: (20*GiB, 24*GiB))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert say_device('cpu', 2) == 'device: cpu, 2 threads, as PyTorch sees no GPU; 20.0 GiB of 24.0 GiB free'
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.get_device_name', lambda device: 'NVIDIA A10G')
+    assert 'cpu, 1 thread, although there is a GPU (--device cuda)' in say_device('cpu', 1)
+    assert say_device('cuda:1', 2) == 'device: cuda:1, NVIDIA A10G; 20.0 GiB of 24.0 GiB free'
+
+def test_looking_changes_nothing():
+    "Neither generators nor threads, also where the recipe asks for others"
+    def state(): return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist(),torch.get_num_threads()
+    before = state()
+    assert len(list(run_cost(recipe('smoke', threads=before[3] + 1), (60, 20), 18, 'cpu'))) == 3 and state() == before
+
+def test_a_large_step_is_timed_on_a_fraction_of_its_batch(monkeypatch):
+    r = recipe('paper')
+    assert sample(r, 'cpu').batch < 20 and sample(r, 'cuda') == r and sample(recipe('demo'), 'cpu') == recipe('demo')
+    monkeypatch.setattr('cwcl.cost.timed', lambda r, device, repeat: (1., .5))
+    monkeypatch.setattr('cwcl.cost.step_flops', lambda r: r.batch)
+    assert step_seconds(r, 'cpu') == (200/sample(r, 'cpu').batch, .5)
+    assert step_seconds(recipe('demo'), 'cpu') == (1., .5)
+
+def test_the_time_of_a_run_is_that_of_its_steps_and_frames():
+    r = recipe('demo', epochs=10, valid_step=2)
+    assert run_seconds(r, (60, 20), 30, 3., 0.) == 10*(80//12)*3
+    assert run_seconds(r, (60, 20), 30, 0., 1.) == 10*20/2 + 20 + 3*30
+    assert run_seconds(replace(r, stage='pretrain'), (60, 20), 30, 0., 1.) == 0
+
+@pytest.mark.parametrize('method', ['random', 'simclr', 'dcl+cls'])
+def test_the_table_of_the_readme_is_what_the_command_prints(method):
+    text = (root/'README.md').read_text(encoding='utf-8')
+    found = re.search(rf'^\| {re.escape(method)} \| ([\d.]+) \| ([\d.]+) \|$', text, re.M)
+    counted = [step_bytes(recipe('paper', method=method, precision=p))/GiB for p in ('fp32', 'bf16')]
+    assert [float(o) for o in found.groups()] == pytest.approx(counted, abs=.11)

@@ -8,7 +8,7 @@ __all__ = ['IMAGES', 'open_video', 'probe_video', 'read_frames', 'video_writer',
            'cwcl_predict']
 
 # %% ../nbs/61_video.ipynb #5c7c0927
-import av, numpy as np, re, sys, time
+import numpy as np, re, sys, time
 from collections import deque
 from contextlib import contextmanager
 from fastcore.script import call_parse
@@ -16,10 +16,13 @@ from fractions import Fraction
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from tqdm import tqdm
-from .core import InputError, atomic_path, one_line_errors
+from .core import InputError, atomic_path, need, one_line_errors
 from .data.classes import OwnClasses
 from .data.labels import encode_mask, overlay, save_png
 from .infer import predict_frames
+
+# %% ../nbs/61_video.ipynb #b2c29e13
+av = need('av', 'video')
 
 # %% ../nbs/61_video.ipynb #71ba6c74
 @contextmanager

@@ -1,20 +1,33 @@
-"Run by an installed wheel outside any checkout: import all of it, write scenes, train a few steps."
+"Run by an installed wheel outside any checkout, with extras or without: import all of it, write scenes, train, predict."
 import importlib, pkgutil, tempfile
 from pathlib import Path
 import cwcl
-from cwcl.core import recipe
+from cwcl.checkpoint import load_model
+from cwcl.core import MissingExtra, recipe
 from cwcl.data.synth import write_scenes
 from cwcl.train import train_run
+from cwcl.video import segment_images
+
+def import_all():
+    "Modules that can be imported, and those that want an extra"
+    names,lacking = [m.name for m in pkgutil.walk_packages(cwcl.__path__, 'cwcl.')],{}
+    for name in names:
+        try: importlib.import_module(name)
+        except MissingExtra as e: lacking[name] = str(e)
+    return set(names) - set(lacking), lacking
 
 def main():
     assert not (Path(cwcl.__file__).parent.parent/'nbs').exists(), f'{cwcl.__file__} is a checkout'
-    names = [m.name for m in pkgutil.walk_packages(cwcl.__path__, 'cwcl.')]
-    for name in names: importlib.import_module(name)
-    assert {'cwcl.core', 'cwcl.data.synth', 'cwcl.losses.contrastive', 'cwcl.models.unet', 'cwcl.train'} <= set(names)
+    found,lacking = import_all()
+    assert {'cwcl.core', 'cwcl.data.synth', 'cwcl.losses.contrastive', 'cwcl.models.unet', 'cwcl.train'} <= found
+    assert all(o.startswith('cwcl.widgets.') for o in lacking), lacking
     with tempfile.TemporaryDirectory() as tmp:
         data = write_scenes(Path(tmp)/'scenes', frames_per_clip=1, size=(107, 60), progress=False)
         metrics = train_run(recipe('smoke'), data, out=Path(tmp)/'run')
-        assert (Path(tmp)/'run'/'model.safetensors').exists() and metrics['steps'] > 0
-    print(f'{len(names)} modules imported, {metrics["steps"]} steps trained')
+        weights,frames = Path(tmp)/'run'/'model.safetensors',next(data.glob('video12/*'))
+        assert metrics['steps'] > 0 and metrics['test']['class_iou']
+        done = segment_images(load_model(weights, device='cpu'), next(frames.glob('*_endo.png')), Path(tmp)/'masks', progress=False)
+        assert done['frames'] == 1 and len(list((Path(tmp)/'masks').iterdir())) == 2
+    print(f'{len(found)} modules imported, {len(lacking)} want an extra, {metrics["steps"]} steps trained, a frame predicted')
 
 if __name__ == '__main__': main()

@@ -9,13 +9,15 @@ __all__ = ['METHODS', 'BUDGETS', 'VERSION', 'Run', 'method_recipe', 'fold_seed',
 # %% ../../nbs/50_study.grid.ipynb #fe093fc4
 import json, pandas as pd
 from dataclasses import asdict, dataclass, replace
-from filelock import FileLock, Timeout
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import OWN, InputError, Recipe, atomic_path
+from ..core import OWN, InputError, Recipe, atomic_path, need
 from ..data.splits import split_frames
 from ..stages import stages_run
+
+# %% ../../nbs/50_study.grid.ipynb #6dc4fc2e
+filelock = need('filelock', 'study')
 
 # %% ../../nbs/50_study.grid.ipynb #6b29871f
 @dataclass(frozen=True)
@@ -141,12 +143,12 @@ def do_run(
     folder = Path(folder)
     (folder/'locks').mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder/'locks'/f'{run.key}.lock', timeout=-1 if wait else 0):
+        with filelock.FileLock(folder/'locks'/f'{run.key}.lock', timeout=-1 if wait else 0):
             if (found := run.result(folder)) is None:
                 stages_run(run.recipe, data, phases, folder/run.key, device, cbs=[Watch(folder/'locks'/f'{run.key}.json', seen)])
                 found = run.result(folder)
             return found
-    except Timeout: return
+    except filelock.Timeout: return
 
 # %% ../../nbs/50_study.grid.ipynb #bc828c03
 def run_all(

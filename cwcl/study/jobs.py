@@ -7,18 +7,21 @@ __all__ = ['batch_rows', 'random_batch', 'one_step', 'step_seconds', 'step_flops
            'Worker', 'visible_gpus', 'executor', 'run_jobs']
 
 # %% ../../nbs/51_study.jobs.ipynb #2211db07
-import json, os, shutil, submitit, time, torch
+import json, os, shutil, time, torch
 import pandas as pd
 from dataclasses import replace
 from pathlib import Path
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from ..core import InputError, Recipe, default_device, set_seed, tasks
+from ..core import InputError, Recipe, default_device, need, set_seed, tasks
 from ..data.streams import has_strong_views
 from .grid import fold_parts, run_all
 from ..tasks import CWCLLoss, CWCLNet
 from ..train import steps_per_epoch
+
+# %% ../../nbs/51_study.jobs.ipynb #fde9f3fd
+submitit = need('submitit', 'study')
 
 # %% ../../nbs/51_study.jobs.ipynb #9e6226a9
 def batch_rows(r:Recipe)->tuple: # (rows of the encoder, rows of the decoder)
@@ -140,8 +143,9 @@ class EpochBar:
     def close(self): self.bar.close()
 
 # %% ../../nbs/51_study.jobs.ipynb #21688757
-class Worker(submitit.helpers.Checkpointable):
+class Worker:
     "A process that does what is missing; submitted again, it goes on where it was stopped"
+    def checkpoint(self, *args): return submitit.helpers.DelayedSubmission(self, *args)
     def __call__(self, runs, folder, data, phases=None, device=None):
         return list(run_all(runs, folder, data, phases, device, tell=print, wait=False))
 
@@ -158,8 +162,9 @@ def executor(
     threads:int=1, # Cores of each job on a cluster
     partition:str|None=None, # Of the cluster
     resubmit:int=3, # How often a job that ran out of time is submitted again
-)->submitit.Executor:
+): # `submitit.Executor`
     "submitit's executor for this machine or a cluster"
+    if os.name == 'nt': raise InputError('submitit needs Linux or macOS; on Windows leave --jobs and --cluster out')
     if cluster not in ('local', 'slurm'): raise InputError(f'cluster={cluster!r}: choose local or slurm')
     if cluster == 'local':
         ex,here = submitit.LocalExecutor(Path(folder)/'jobs'),visible_gpus()

@@ -9,9 +9,10 @@ __all__ = ['pair_codes', 'confusion_matrix', 'class_iou', 'class_dice', 'mean_io
 # %% ../nbs/25_metrics.ipynb #7e051714
 import torch, numpy as np
 from torch import Tensor
-from .core import need
 
 # %% ../nbs/25_metrics.ipynb #4ceec069
+from cwcl.core import need
+
 ndimage = need('scipy.ndimage')
 
 # %% ../nbs/25_metrics.ipynb #d9b84115

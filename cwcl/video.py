@@ -16,12 +16,14 @@ from fractions import Fraction
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from tqdm import tqdm
-from .core import InputError, atomic_path, need, one_line_errors
+from .core import InputError, atomic_path, one_line_errors
 from .data.classes import OwnClasses
 from .data.labels import encode_mask, overlay, save_png
 from .infer import predict_frames
 
 # %% ../nbs/61_video.ipynb #b2c29e13
+from cwcl.core import need
+
 av = need('av', 'video')
 
 # %% ../nbs/61_video.ipynb #71ba6c74

@@ -5,11 +5,12 @@ from binder import badges, binder_files, name_of, open_in, root, settings, user_
 from pages import source
 
 @pytest.mark.parametrize('name,text', binder_files().items())
-def test_files_are_in_step(name, text): assert (root/'binder'/name).read_text(encoding='utf-8') == text, 'run python tests/binder.py'
+def test_files_are_in_step(name, text): assert (root/'binder'/name).read_text('utf-8') == text, 'run python tests/binder.py'
 
 def test_every_requirement_is_there_at_one_version():
     lines = binder_files()['requirements.txt'].splitlines()[2:]
-    assert {name_of(o) for o in user_requirements()} <= {name_of(o) for o in lines} and all(o.count('==') == 1 for o in lines)
+    assert {name_of(o) for o in user_requirements()} <= {name_of(o) for o in lines}
+    assert all(o.count('==') == 1 for o in lines)
     assert len(lines) == len({name_of(o) for o in lines})
 
 def test_torch_is_the_small_build():
@@ -17,11 +18,14 @@ def test_torch_is_the_small_build():
     assert '--extra-index-url https://download.pytorch.org/whl/cpu' in lines
     assert [name_of(o) for o in lines if o.endswith('+cpu')] == ['torch', 'torchvision']
 
-def test_the_kit_is_installed_last(): assert os.access(root/'binder'/'postBuild', os.X_OK) and '--no-deps -e .' in binder_files()['postBuild']
+def test_the_kit_is_installed_last():
+    assert os.access(root/'binder'/'postBuild', os.X_OK)
+    assert '--no-deps -e .' in binder_files()['postBuild']
 
 def test_badges():
     text = badges('https://github.com/some/kit.git')
-    assert 'colab.research.google.com/github/some/kit/blob/main/nbs/index.ipynb' in text and 'mybinder.org/v2/gh/some/kit/main' in text
+    assert 'colab.research.google.com/github/some/kit/blob/main/nbs/index.ipynb' in text
+    assert 'mybinder.org/v2/gh/some/kit/main' in text
     assert badges('') == badges(None) == badges('https://example.org/kit') == ''
 
 pages = sorted((root/'nbs').glob('*.ipynb'))
@@ -62,7 +66,8 @@ def test_on_colab_the_cell_installs_the_kit_and_keeps_what_is_there(colab, monke
     monkeypatch.setitem(sys.modules, 'google.colab', sys)
     assert colab() == ["pip install -q -c kept.txt 'cwcl[all] @ git+https://github.com/some/kit.git'"]
     kept = [o.partition('==') for o in Path('kept.txt').read_text().splitlines()]
-    assert {k: v for k,_,v in kept} == {o: importlib.metadata.version(o) for o in ('torch', 'torchvision', 'numpy', 'pandas', 'ipywidgets')}
+    assert [k for k,*_ in kept] == ['torch', 'torchvision', 'numpy', 'pandas', 'ipywidgets']
+    assert all(v == importlib.metadata.version(k) for k,_,v in kept)
 
 def test_the_cell_asks_for_a_restart_when_a_loaded_library_has_changed(colab, monkeypatch):
     monkeypatch.setitem(sys.modules, 'google.colab', sys)

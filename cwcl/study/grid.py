@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import OWN, InputError, Recipe, atomic_path, need
+from ..core import OWN, InputError, Recipe, atomic_path
 from ..data.splits import split_frames
 from ..stages import stages_run
 
 # %% ../../nbs/50_study.grid.ipynb #6dc4fc2e
+from cwcl.core import need
+
 filelock = need('filelock', 'study')
 
 # %% ../../nbs/50_study.grid.ipynb #6b29871f

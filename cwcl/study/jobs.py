@@ -14,13 +14,15 @@ from pathlib import Path
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from ..core import InputError, Recipe, default_device, need, set_seed, tasks
+from ..core import InputError, Recipe, default_device, set_seed, tasks
 from ..data.streams import has_strong_views
 from .grid import fold_parts, run_all
 from ..tasks import CWCLLoss, CWCLNet
 from ..train import steps_per_epoch
 
 # %% ../../nbs/51_study.jobs.ipynb #fde9f3fd
+from cwcl.core import need
+
 submitit = need('submitit', 'study')
 
 # %% ../../nbs/51_study.jobs.ipynb #9e6226a9

@@ -11,11 +11,13 @@ import textwrap, numpy as np, pandas as pd, matplotlib.pyplot as plt
 from itertools import product
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from ..core import InputError, need
+from ..core import InputError
 from .measures import LABELS, NAMES, method_name, published_cells, run_table
 from .stats import fold_interval
 
 # %% ../../nbs/51_study.panels.ipynb #8228ee89
+from cwcl.core import need
+
 sns = need('seaborn', 'study')
 
 # %% ../../nbs/51_study.panels.ipynb #b1641a06

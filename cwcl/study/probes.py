@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch, warnings
 from functools import cache
 from torch import Tensor
 from ..checkpoint import load_model
-from ..core import need, set_seed
+from ..core import set_seed
 from ..data.cholec import frame_table
 from ..data.splits import split_frames
 from ..data.streams import cwcl_dls
@@ -20,6 +20,8 @@ from ..pairs import label_set_ids, positive_mask
 from ..tasks import CWCLLoss, excluded_group, gradient_norms
 
 # %% ../../nbs/51_study.probes.ipynb #1fed2060
+from cwcl.core import need
+
 models,scale,pipeline = need('sklearn.linear_model', 'study'),need('sklearn.preprocessing', 'study'),need('sklearn.pipeline', 'study')
 metrics,exceptions = need('sklearn.metrics', 'study'),need('sklearn.exceptions', 'study')
 

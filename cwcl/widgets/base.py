@@ -12,9 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from types import SimpleNamespace
-from ..core import need
 
 # %% ../../nbs/59_widgets.base.ipynb #ab325803
+from cwcl.core import need
+
 W = need('ipywidgets', 'widgets')
 
 # %% ../../nbs/59_widgets.base.ipynb #5d957a33
@@ -85,7 +86,7 @@ def small_png(
 @patch
 def _repr_mimebundle_(self:Explorer, **kwargs):
     "The live view, a picture for where nothing is alive, and a sentence"
-    view = {'version_major': 2, 'version_minor': 0, 'model_id': self.view.model_id}
+    view = dict(version_major=2, version_minor=0, model_id=self.view.model_id)
     picture = base64.b64encode(small_png(self.png(), self.kept)).decode()
     return {'application/vnd.jupyter.widget-view+json': view, 'text/plain': self.summary(), 'image/png': picture}
 

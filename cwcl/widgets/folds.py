@@ -8,11 +8,13 @@ __all__ = ['class_counts', 'split_counts', 'VideoPicker']
 # %% ../../nbs/59_widgets.folds.ipynb #0ff95a3f
 import numpy as np, pandas as pd
 from scipy.stats import hypergeom
-from ..core import InputError, data_file, need
+from ..core import InputError, data_file
 from ..data.labels import CLASSES
 from ..data.splits import TEST_VIDEOS
 
 # %% ../../nbs/59_widgets.folds.ipynb #3ae125b8
+from cwcl.core import need
+
 W,traitlets = need('ipywidgets', 'widgets'),need('traitlets', 'widgets')
 
 # %% ../../nbs/59_widgets.folds.ipynb #fb408870

@@ -11,7 +11,6 @@ import numpy as np, textwrap, torch
 from fastcore.basics import patch
 from matplotlib.collections import PolyCollection
 from PIL import Image
-from ..core import need
 from ..data.labels import CLASSES, PHASES, class_set
 from ..losses.contrastive import normalise
 from ..pairs import label_set_ids, positive_mask
@@ -19,6 +18,8 @@ from .base import Explorer, choice, slider, switch
 from .pools import POOLS, SIZES, Frames, draw_batch, drawn_frames, pool_ids
 
 # %% ../../nbs/60_widgets.pairs.ipynb #e283ba5f
+from cwcl.core import need
+
 W = need('ipywidgets', 'widgets')
 
 # %% ../../nbs/60_widgets.pairs.ipynb #b00af5dc

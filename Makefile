@@ -1,5 +1,11 @@
 # Each target sets up what it needs. Fresh machine with Python 3.11: `make demo`, `make test`.
+# Without an NVIDIA GPU: `make demo TORCH=cpu` takes PyTorch's small build. PYTHON=python3.13 chooses another Python, and
+# PINS= leaves the choice of versions to pip.
 PYTHON ?= python3.11
+PINS ?= constraints.txt
+TORCH ?=
+TORCH_INDEX ?= $(if $(filter cpu,$(TORCH)),https://download.pytorch.org/whl/cpu)
+PIP := .venv/bin/python -m pip install -q --disable-pip-version-check
 BIN := .venv/bin
 REPORT ?= runs/demo
 export PYTHONHASHSEED := 0
@@ -8,11 +14,13 @@ export MPLBACKEND := agg
 .PHONY: setup demo test test-notebooks test-python test-slow bench docs exercises lab readme hooks clean
 setup: .venv/.done
 
-.venv/.done: settings.ini setup.py pyproject.toml constraints.txt
-	@echo 'Setting up .venv: a few minutes, and 7 GB with PyTorch for CUDA'
+.venv/.done: settings.ini setup.py pyproject.toml $(PINS)
+	@echo 'Setting up .venv: a few minutes, and $(if $(TORCH_INDEX),2,7) GB'
+	@test -n '$(TORCH_INDEX)' || command -v nvidia-smi > /dev/null || \
+		echo 'No NVIDIA GPU is seen here: TORCH=cpu behind the command would take the small build of PyTorch instead'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) $(addprefix -c ,$(PINS)) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --no-deps) torch torchvision
+	$(PIP) $(addprefix -c ,$(PINS)) -e '.[dev]'
 	touch $@
 
 # Writes the embedded data set, trains DCL+cls, tests on the two test videos, leaves $(REPORT)/

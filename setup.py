@@ -8,10 +8,26 @@ parser = ConfigParser(delimiters=['='])
 parser.read(root/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 
-setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'], keywords=cfg['keywords'],
-    license='Apache-2.0', long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(),
-    extras_require=dict(dev=cfg['dev_requirements'].split(), export=cfg['export_requirements'].split()),
-    packages=find_packages(include=['cwcl', 'cwcl.*']) + ['cwcl._data'],
-    package_dir={'cwcl._data': 'data'}, package_data={'cwcl._data': ['*.csv', '*.json', 'results/*.json', 'results/figure3/*', 'demo.*']},
-    entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]))
+# `video_requirements` is the extra `video`, and so on; `all` is every extra for users, and `dev` that and the tools
+extras = {k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')}
+extras['all'] = sorted({o for k,v in extras.items() if k != 'dev' for o in v})
+extras['dev'] += extras['all']
+
+classifiers = ['Development Status :: 4 - Beta', 'Intended Audience :: Education',
+    'Intended Audience :: Science/Research', 'Operating System :: OS Independent', 'Typing :: Typed',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Topic :: Scientific/Engineering :: Medical Science Apps.']
+classifiers += [f'Programming Language :: Python :: {o}' for o in cfg['pythons'].split()]
+url = cfg.get('git_url', '').removesuffix('.git').rstrip('/')
+pages = dict(Source=url, Issues=f'{url}/issues', Changelog=f'{url}/blob/main/CHANGELOG.md') if url else {}
+
+setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
+    keywords=cfg['keywords'], license='Apache-2.0', long_description_content_type='text/markdown',
+    long_description=(root/'README.md').read_text(encoding='utf-8'),
+    python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
+    classifiers=classifiers, project_urls=pages, packages=find_packages(include=['cwcl', 'cwcl.*']) + ['cwcl._data'],
+    package_dir={'cwcl._data': 'data'},
+    package_data={'cwcl': ['py.typed'],
+        'cwcl._data': ['*.csv', '*.json', 'results/*.json', 'results/figure3/*', 'demo.*']},
+    entry_points=dict(console_scripts=cfg['console_scripts'].split(),
+        nbdev=[f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]))

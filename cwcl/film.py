@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from PIL import Image
-from .core import InputError, atomic_path
+from .core import InputError, atomic_path, need
 
 # %% ../nbs/60a_film.ipynb #7181fc74
 def pyav(): # The module `av`
-    "PyAV, or `InputError` with what to install"
-    try: import av, av.stream, av.format
-    except ImportError: raise InputError('films need PyAV, which is not installed: pip install "cwcl[video]"') from None
+    "PyAV, or `MissingExtra` with what to install"
+    need('av', 'video').open
+    import av, av.stream, av.format
     return av
 
 # %% ../nbs/60a_film.ipynb #30974626

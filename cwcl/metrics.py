@@ -9,7 +9,11 @@ __all__ = ['pair_codes', 'confusion_matrix', 'class_iou', 'class_dice', 'mean_io
 # %% ../nbs/25_metrics.ipynb #7e051714
 import torch, numpy as np
 from torch import Tensor
-from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
+
+# %% ../nbs/25_metrics.ipynb #4ceec069
+from cwcl.core import need
+
+ndimage = need('scipy.ndimage')
 
 # %% ../nbs/25_metrics.ipynb #d9b84115
 def pair_codes(
@@ -85,7 +89,7 @@ def class_edges(
 ): # bool array `(H,W)`
     "Pixels of class `c` beside a pixel of another class; the end of the frame is no edge"
     m = mask == c
-    return m & ~binary_erosion(m, border_value=1)
+    return m & ~ndimage.binary_erosion(m, border_value=1)
 
 # %% ../nbs/25_metrics.ipynb #d575ba69
 def fill_ignored(
@@ -93,7 +97,7 @@ def fill_ignored(
     ignored, # bool array `(H,W)`
 ): # Array `(H,W)`
     "Give each ignored pixel the class of the nearest other one"
-    return mask[tuple(distance_transform_edt(ignored, return_distances=False, return_indices=True))]
+    return mask[tuple(ndimage.distance_transform_edt(ignored, return_distances=False, return_indices=True))]
 
 # %% ../nbs/25_metrics.ipynb #34d42071
 def surface_dice(
@@ -111,14 +115,14 @@ def surface_dice(
         p,t = (np.asarray(torch.as_tensor(o).cpu()) for o in (p, t))
         filled = [fill_ignored(o, t == 255) for o in (p, t)]
         for c in (cm.sum(0) + cm.sum(1)).nonzero().flatten().tolist():
-            scores[i,c] = _edge_agreement(*filled, binary_dilation(t != 255), c, tolerance)
+            scores[i,c] = _edge_agreement(*filled, ndimage.binary_dilation(t != 255), c, tolerance)
     return scores.to(torch.as_tensor(pred).device)
 
 # %% ../nbs/25_metrics.ipynb #a7b46a4d
 def _edge_agreement(p, t, scored, c, tolerance): # Two filled masks and a bool array, all `(H,W)` -> float
     "Share of the scored edge pixels of class `c` that lie near an edge of the other mask"
     edges = [class_edges(o, c) for o in (p, t)]
-    far = [distance_transform_edt(~e) if e.any() else np.full(e.shape, np.inf) for e in edges]
+    far = [ndimage.distance_transform_edt(~e) if e.any() else np.full(e.shape, np.inf) for e in edges]
     near = sum((d[e & scored] <= tolerance).sum() for d,e in zip(far[::-1], edges))
     total = sum((e & scored).sum() for e in edges)
     return near/total if total else np.nan

@@ -1,21 +1,31 @@
 "The environment for Binder is the one of settings.ini; badges stand where a repository is known, and nowhere else"
-import json, os, sys, pytest
-from binder import badges, binder_files, name_of, open_in, root, settings
+import importlib.metadata, json, os, sys, pytest
+from pathlib import Path
+from binder import badges, binder_files, name_of, open_in, root, settings, user_requirements
 from pages import source
 
 @pytest.mark.parametrize('name,text', binder_files().items())
-def test_files_are_in_step(name, text): assert (root/'binder'/name).read_text(encoding='utf-8') == text, 'run python tests/binder.py'
+def test_files_are_in_step(name, text): assert (root/'binder'/name).read_text('utf-8') == text, 'run python tests/binder.py'
 
 def test_every_requirement_is_there_at_one_version():
-    lines = binder_files()['requirements.txt'].splitlines()[1:]
-    assert {name_of(o) for o in settings()['requirements'].split()} <= {name_of(o) for o in lines} and all(o.count('==') == 1 for o in lines)
+    lines = binder_files()['requirements.txt'].splitlines()[2:]
+    assert {name_of(o) for o in user_requirements()} <= {name_of(o) for o in lines}
+    assert all(o.count('==') == 1 for o in lines)
     assert len(lines) == len({name_of(o) for o in lines})
 
-def test_the_kit_is_installed_last(): assert os.access(root/'binder'/'postBuild', os.X_OK) and '--no-deps -e .' in binder_files()['postBuild']
+def test_torch_is_the_small_build():
+    lines = binder_files()['requirements.txt'].splitlines()
+    assert '--extra-index-url https://download.pytorch.org/whl/cpu' in lines
+    assert [name_of(o) for o in lines if o.endswith('+cpu')] == ['torch', 'torchvision']
+
+def test_the_kit_is_installed_last():
+    assert os.access(root/'binder'/'postBuild', os.X_OK)
+    assert '--no-deps -e .' in binder_files()['postBuild']
 
 def test_badges():
     text = badges('https://github.com/some/kit.git')
-    assert 'colab.research.google.com/github/some/kit/blob/main/nbs/index.ipynb' in text and 'mybinder.org/v2/gh/some/kit/main' in text
+    assert 'colab.research.google.com/github/some/kit/blob/main/nbs/index.ipynb' in text
+    assert 'mybinder.org/v2/gh/some/kit/main' in text
     assert badges('') == badges(None) == badges('https://example.org/kit') == ''
 
 pages = sorted((root/'nbs').glob('*.ipynb'))
@@ -33,12 +43,33 @@ def test_badges_come_and_go():
     assert source(new['cells'][1]).count(page) == 2
     assert open_in(new, 'https://github.com/some/kit', page) == new and open_in(new, None, page) == nb
 
-def test_the_cell_installs_on_colab_and_nowhere_else(monkeypatch):
-    url,calls = 'https://github.com/some/kit.git',[]
-    shell = type('Shell', (), {'system': lambda self, s: calls.append(s)})()
-    def run(): exec(source(open_in({'cells': [{}]}, url, 'nbs/a.ipynb')['cells'][2]), {'get_ipython': lambda: shell})
-    run()
-    assert calls == []
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    "Runs the cell: commands given to the shell, and the versions that these change"
+    calls,url = [],'https://github.com/some/kit.git'
+    code = source(open_in({'cells': [{}]}, url, 'nbs/a.ipynb')['cells'][2])
+    monkeypatch.chdir(tmp_path)
+    old = importlib.metadata.version
+    def run(**changes):
+        new = {}
+        monkeypatch.setattr(importlib.metadata, 'version', lambda o: new.get(o) or old(o))
+        def system(self, s):
+            calls.append(s)
+            new.update(changes)
+        exec(code, {'get_ipython': lambda: type('Shell', (), {'system': system})()})
+        return calls
+    return run
+
+def test_elsewhere_the_cell_does_nothing(colab): assert colab() == []
+
+def test_on_colab_the_cell_installs_the_kit_and_keeps_what_is_there(colab, monkeypatch):
     monkeypatch.setitem(sys.modules, 'google.colab', sys)
-    run()
-    assert calls == [f'pip install -q git+{url}']
+    assert colab() == ["pip install -q -c kept.txt 'cwcl[all] @ git+https://github.com/some/kit.git'"]
+    kept = [o.partition('==') for o in Path('kept.txt').read_text().splitlines()]
+    assert [k for k,*_ in kept] == ['torch', 'torchvision', 'numpy', 'pandas', 'ipywidgets']
+    assert all(v == importlib.metadata.version(k) for k,_,v in kept)
+
+def test_the_cell_asks_for_a_restart_when_a_loaded_library_has_changed(colab, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'google.colab', sys)
+    with pytest.raises(SystemExit, match='Restart session, then run again: pytest changed'): colab(pytest='99')
+    assert colab(voila='99')

@@ -1,6 +1,7 @@
 "The explorers in a browser: JupyterLab and Voila, moved by keyboard alone."
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 import pytest
@@ -10,7 +11,8 @@ names = 'pairs', 'batch', 'temperature', 'scale', 'window', 'split', 'prediction
 browser = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 pytestmark = [pytest.mark.skipif(not browser, reason='no chromium on this machine'),
-    pytest.mark.skipif(not find_spec('playwright'), reason='playwright is not installed')]
+    pytest.mark.skipif(not find_spec('playwright'), reason='playwright is not installed'),
+    pytest.mark.skipif(version('ipywidgets') < '8', reason='JupyterLab 4 shows the widgets of ipywidgets 8')]
 
 def free_port():
     with socket.socket() as s:

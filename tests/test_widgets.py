@@ -3,9 +3,10 @@ import base64, io, itertools, json, re
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastcore.nbio import dict2nb
+from IPython.core.formatters import DisplayFormatter
+from ipywidgets import Widget
 from nbdev.clean import clean_nb
 from PIL import Image
-from smalldocs.notebook import output_html
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import class_set
@@ -165,7 +166,20 @@ def test_a_kept_picture_is_small_and_looks_alike():
     Image.fromarray(flat).save(file, 'PNG')
     assert (np.asarray(Image.open(io.BytesIO(small_png(file.getvalue(), 1000))).convert('RGB')) == flat).all()
 
+def test_an_explorer_shows_itself_under_ipywidgets_7(temperature, monkeypatch):
+    "Whose widgets have no bundle to be asked for; as on Colab"
+    shown = []
+    monkeypatch.delattr(Widget, '_repr_mimebundle_', raising=False)
+    monkeypatch.setattr('IPython.display.display', lambda data, raw: shown.append(data))
+    assert DisplayFormatter().format(temperature) == ({}, {})
+    assert shown == [temperature._repr_mimebundle_()]
+
+def test_an_explorer_is_asked_for_its_bundle_under_ipywidgets_8(temperature, monkeypatch):
+    monkeypatch.setattr(Widget, '_repr_mimebundle_', lambda self: None, raising=False)
+    assert DisplayFormatter().format(temperature)[0] == temperature._repr_mimebundle_()
+
 def test_cleaning_and_the_site_keep_the_picture(temperature):
+    output_html = pytest.importorskip('smalldocs.notebook').output_html
     data = temperature._repr_mimebundle_()
     out = dict(output_type='execute_result', execution_count=3, data=dict(data), metadata={'a': 1})
     nb = dict2nb(dict(cells=[dict(cell_type='code', source='t', outputs=[out], execution_count=3, metadata={})], metadata={}, nbformat=4, nbformat_minor=5))

@@ -76,6 +76,7 @@ def mapped_array(
             out = np.lib.format.open_memmap(p, mode='w+', dtype=np.uint8, shape=shape)
             fill(out)
             out.flush()
+            del out # Windows renames no file that is open
     return np.load(path, mmap_mode='c')
 
 # %% ../../nbs/13_data.store.ipynb #57bcf81e

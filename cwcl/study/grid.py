@@ -9,7 +9,6 @@ __all__ = ['METHODS', 'BUDGETS', 'VERSION', 'Run', 'method_recipe', 'fold_seed',
 # %% ../../nbs/50_study.grid.ipynb #fe093fc4
 import json, pandas as pd
 from dataclasses import asdict, dataclass, replace
-from filelock import FileLock, Timeout
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import patch
@@ -18,6 +17,11 @@ from ..data.cholec import frame_table
 from ..data.splits import split_frames
 from ..ready import check_run
 from ..stages import stages_run
+
+# %% ../../nbs/50_study.grid.ipynb #6dc4fc2e
+from cwcl.core import need
+
+filelock = need('filelock', 'study')
 
 # %% ../../nbs/50_study.grid.ipynb #6b29871f
 @dataclass(frozen=True)
@@ -143,12 +147,12 @@ def do_run(
     folder = Path(folder)
     (folder/'locks').mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder/'locks'/f'{run.key}.lock', timeout=-1 if wait else 0):
+        with filelock.FileLock(folder/'locks'/f'{run.key}.lock', timeout=-1 if wait else 0):
             if (found := run.result(folder)) is None:
                 stages_run(run.recipe, data, phases, folder/run.key, device, cbs=[Watch(folder/'locks'/f'{run.key}.json', seen)])
                 found = run.result(folder)
             return found
-    except Timeout: return
+    except filelock.Timeout: return
 
 # %% ../../nbs/50_study.grid.ipynb #21113f40
 def check_runs(

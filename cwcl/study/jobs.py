@@ -7,7 +7,7 @@ __all__ = ['kinds', 'largest_step', 'sharing', 'estimate', 'say_estimate', 'Epoc
            'run_jobs']
 
 # %% ../../nbs/51_study.jobs.ipynb #2211db07
-import json, os, shutil, submitit, time, torch
+import json, os, shutil, time, torch
 import pandas as pd
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,11 @@ from ..core import InputError
 from ..cost import batch_rows, run_seconds, say_time, step_bytes, step_seconds
 from .grid import fold_parts, run_all
 from ..tasks import CWCLNet
+
+# %% ../../nbs/51_study.jobs.ipynb #fde9f3fd
+from cwcl.core import need
+
+submitit = need('submitit', 'study')
 
 # %% ../../nbs/51_study.jobs.ipynb #a0bbef8c
 def kinds(
@@ -88,8 +93,9 @@ class EpochBar:
     def close(self): self.bar.close()
 
 # %% ../../nbs/51_study.jobs.ipynb #21688757
-class Worker(submitit.helpers.Checkpointable):
+class Worker:
     "A process that does what is missing; submitted again, it goes on where it was stopped"
+    def checkpoint(self, *args): return submitit.helpers.DelayedSubmission(self, *args)
     def __call__(self, runs, folder, data, phases=None, device=None):
         return list(run_all(runs, folder, data, phases, device, tell=print, wait=False, check=False))
 
@@ -106,8 +112,9 @@ def executor(
     threads:int=1, # Cores of each job on a cluster
     partition:str|None=None, # Of the cluster
     resubmit:int=3, # How often a job that ran out of time is submitted again
-)->submitit.Executor:
+): # `submitit.Executor`
     "submitit's executor for this machine or a cluster"
+    if os.name == 'nt': raise InputError('submitit needs Linux or macOS; on Windows leave --jobs and --cluster out')
     if cluster not in ('local', 'slurm'): raise InputError(f'cluster={cluster!r}: choose local or slurm')
     if cluster == 'local':
         ex,here = submitit.LocalExecutor(Path(folder)/'jobs'),visible_gpus()

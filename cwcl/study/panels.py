@@ -7,13 +7,18 @@ __all__ = ['LOOK', 'look', 'method_label', 'in_order', 'chart_runs', 'at_budget'
            'line_handles', 'curve', 'learning_curves', 'published_scores', 'class_bars', 'budget_curve']
 
 # %% ../../nbs/51_study.panels.ipynb #3b078588
-import textwrap, numpy as np, pandas as pd, matplotlib.pyplot as plt, seaborn as sns
+import textwrap, numpy as np, pandas as pd, matplotlib.pyplot as plt
 from itertools import product
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from ..core import InputError
 from .measures import LABELS, NAMES, method_name, published_cells, run_table
 from .stats import fold_interval
+
+# %% ../../nbs/51_study.panels.ipynb #8228ee89
+from cwcl.core import need
+
+sns = need('seaborn', 'study')
 
 # %% ../../nbs/51_study.panels.ipynb #b1641a06
 LOOK = pd.DataFrame.from_dict({'random': ('#999999', 'o', (1, 1.2), '--'), 'simclr': ('#E69F00', 's', (5, 1.5), '///'),

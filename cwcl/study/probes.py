@@ -9,11 +9,6 @@ __all__ = ['alignment', 'uniformity', 'pooled_maps', 'linear_probe', 'probe', 'g
 # %% ../../nbs/51_study.probes.ipynb #b1a45182
 import numpy as np, pandas as pd, torch, warnings
 from functools import cache
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from ..checkpoint import load_model
 from ..core import set_seed
@@ -23,6 +18,12 @@ from ..data.streams import cwcl_dls
 from ..losses.contrastive import lonely_share, normalise
 from ..pairs import label_set_ids, positive_mask
 from ..tasks import CWCLLoss, excluded_group, gradient_norms
+
+# %% ../../nbs/51_study.probes.ipynb #1fed2060
+from cwcl.core import need
+
+models,scale,pipeline = need('sklearn.linear_model', 'study'),need('sklearn.preprocessing', 'study'),need('sklearn.pipeline', 'study')
+metrics,exceptions = need('sklearn.metrics', 'study'),need('sklearn.exceptions', 'study')
 
 # %% ../../nbs/51_study.probes.ipynb #16ae3d51
 def alignment(
@@ -62,10 +63,10 @@ def linear_probe(
     for c in range(len(auc)):
         a,b = y_train[:,c].numpy() > .5,y_test[:,c].numpy() > .5
         if min(a.sum(), (~a).sum(), b.sum(), (~b).sum()) < 2: continue
-        reader = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, C=0.1))
+        reader = pipeline.make_pipeline(scale.StandardScaler(), models.LogisticRegression(max_iter=200, C=0.1))
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', ConvergenceWarning)
-            auc[c] = roc_auc_score(b, reader.fit(train.numpy(), a).decision_function(test.numpy()))
+            warnings.simplefilter('ignore', exceptions.ConvergenceWarning)
+            auc[c] = metrics.roc_auc_score(b, reader.fit(train.numpy(), a).decision_function(test.numpy()))
     return auc
 
 # %% ../../nbs/51_study.probes.ipynb #17fd4825

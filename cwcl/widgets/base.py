@@ -6,12 +6,17 @@
 __all__ = ['Explorer', 'small_png', 'slider', 'choice', 'switch', 'step', 'update_ms']
 
 # %% ../../nbs/59_widgets.base.ipynb #57fbc101
-import base64, gc, html, io, time, ipywidgets as W, matplotlib as mpl, numpy as np
+import base64, gc, html, io, time, matplotlib as mpl, numpy as np
 from fastcore.basics import patch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from types import SimpleNamespace
+
+# %% ../../nbs/59_widgets.base.ipynb #ab325803
+from cwcl.core import need
+
+W = need('ipywidgets', 'widgets')
 
 # %% ../../nbs/59_widgets.base.ipynb #5d957a33
 class Explorer:
@@ -81,8 +86,15 @@ def small_png(
 @patch
 def _repr_mimebundle_(self:Explorer, **kwargs):
     "The live view, a picture for where nothing is alive, and a sentence"
-    data = self.view._repr_mimebundle_(**kwargs) or {}
-    return data | {'text/plain': self.summary(), 'image/png': base64.b64encode(small_png(self.png(), self.kept)).decode()}
+    view = dict(version_major=2, version_minor=0, model_id=self.view.model_id)
+    picture = base64.b64encode(small_png(self.png(), self.kept)).decode()
+    return {'application/vnd.jupyter.widget-view+json': view, 'text/plain': self.summary(), 'image/png': picture}
+
+@patch
+def _ipython_display_(self:Explorer):
+    "Show itself where widgets do so, which they did up to ipywidgets 7; later a bundle is asked for"
+    if hasattr(W.Widget, '_repr_mimebundle_'): raise NotImplementedError
+    need('IPython.display', 'widgets').display(self._repr_mimebundle_(), raw=True)
 
 # %% ../../nbs/59_widgets.base.ipynb #7839f226
 _wide = dict(style=dict(description_width='initial'), layout=W.Layout(width='320px'))

@@ -6,12 +6,16 @@
 __all__ = ['class_counts', 'split_counts', 'VideoPicker']
 
 # %% ../../nbs/59_widgets.folds.ipynb #0ff95a3f
-import numpy as np, pandas as pd, ipywidgets as W
+import numpy as np, pandas as pd
 from scipy.stats import hypergeom
-from traitlets import Tuple
 from ..core import InputError, data_file
 from ..data.labels import CLASSES
 from ..data.splits import TEST_VIDEOS
+
+# %% ../../nbs/59_widgets.folds.ipynb #3ae125b8
+from cwcl.core import need
+
+W,traitlets = need('ipywidgets', 'widgets'),need('traitlets', 'widgets')
 
 # %% ../../nbs/59_widgets.folds.ipynb #fb408870
 def class_counts()->pd.DataFrame: # A row per video: its frames, then those that show each of the 13 classes
@@ -39,7 +43,7 @@ def split_counts(
 # %% ../../nbs/59_widgets.folds.ipynb #8118bda3
 class VideoPicker(W.Box):
     "A button for each video, pressed where it validates, and folds to start from"
-    value = Tuple()
+    value = traitlets.Tuple()
     options = property(lambda self: self.start.options)
     index = property(lambda self: self.start.index, lambda self, i: self.start.set_trait('index', i))
     def __init__(self, videos, folds): # Names; name of a fold to tuple of videos

@@ -7,7 +7,7 @@ __all__ = ['SETS', 'KINDS', 'TEMPS', 'PairExplorer', 'class_name', 'spread', 'pa
            'bars']
 
 # %% ../../nbs/60_widgets.pairs.ipynb #34b4111d
-import ipywidgets as W, numpy as np, textwrap, torch
+import numpy as np, textwrap, torch
 from fastcore.basics import patch
 from matplotlib.collections import PolyCollection
 from PIL import Image
@@ -16,6 +16,11 @@ from ..losses.contrastive import normalise
 from ..pairs import label_set_ids, positive_mask
 from .base import Explorer, choice, slider, switch
 from .pools import POOLS, SIZES, Frames, draw_batch, drawn_frames, pool_ids
+
+# %% ../../nbs/60_widgets.pairs.ipynb #e283ba5f
+from cwcl.core import need
+
+W = need('ipywidgets', 'widgets')
 
 # %% ../../nbs/60_widgets.pairs.ipynb #b00af5dc
 SETS = [('8 of Table 1', 8), ('10 of 3.1', 10), ('all 13', 13)]

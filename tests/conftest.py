@@ -1,5 +1,5 @@
 "What the tests share."
-import os, matplotlib, pytest
+import os, matplotlib, pytest, torch
 from pathlib import Path
 from cwcl.core import recipe, set_seed
 from cwcl.data.cholec import frame_table
@@ -8,6 +8,19 @@ from cwcl.data.streams import cwcl_dls
 from cwcl.data.synth import write_scenes
 
 matplotlib.use('agg')
+
+# Files that take longest: begun first, so that of two processes neither waits long for the other
+LONG = 'grid browser resume byol multitask simclr stages_net train command ground own docs streams'.split()
+threads = torch.get_num_threads()
+
+def pytest_collection_modifyitems(items):
+    def place(o): return LONG.index(name) if (name := o.path.stem.removeprefix('test_')) in LONG else len(LONG)
+    items.sort(key=place)
+
+@pytest.fixture(autouse=True)
+def own_threads():
+    "Each test begins with the threads that PyTorch began with, whatever the one before has set"
+    torch.set_num_threads(threads)
 
 @pytest.fixture(scope='session')
 def real():

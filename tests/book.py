@@ -29,8 +29,9 @@ def run_lesson(file):
         if (e := run(c.source)) is not None: return found + [''.join(traceback.format_exception(e)) + c.source]
     return found
 
-def child(file, out):
-    "Run a lesson and send what went wrong"
+def child(file, out, start_method):
+    "Run a lesson, as if its process had been started by hand, and send what went wrong"
+    multiprocessing.set_start_method(start_method, force=True)
     os.environ.update(IN_TEST='1', MPLBACKEND='agg')
     try: out.send(run_lesson(file))
     except BaseException as e: out.send([repr(e)])
@@ -38,7 +39,7 @@ def child(file, out):
 def in_own_process(file, context, minutes=60):
     "(file, seconds, what went wrong) of a lesson that has Python to itself"
     start,(here,there) = time.perf_counter(),context.Pipe(False)
-    p = context.Process(target=child, args=(file, there))
+    p = context.Process(target=child, args=(file, there, multiprocessing.get_start_method()))
     p.start()
     there.close()
     try: found = here.recv() if here.poll(60*minutes) else [f'no end after {minutes} minutes']

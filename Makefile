@@ -11,7 +11,7 @@ REPORT ?= runs/demo
 export PYTHONHASHSEED := 0
 export MPLBACKEND := agg
 
-.PHONY: setup demo test test-notebooks test-python test-slow bench docs exercises lab readme hooks clean
+.PHONY: setup demo test test-notebooks test-python test-slow mutants bench docs exercises lab readme hooks clean
 setup: .venv/.done
 
 .venv/.done: settings.ini setup.py pyproject.toml $(PINS)
@@ -30,13 +30,18 @@ demo: setup
 
 test: test-notebooks test-python
 
-# FILES='^1' runs one decade of the book
+# Two processes of one thread; FILES='^1' runs one decade of the book
 FILES ?= .
+ONE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 test-notebooks: setup
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n-workers 2 --timing --file-re '$(FILES)'
+	$(ONE) $(BIN)/python tests/book.py --files '$(FILES)'
 
 test-python: setup
-	$(BIN)/python -m pytest
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Takes the effect of every field of a recipe out of the library; each must turn a test red
+mutants: setup
+	$(ONE) $(BIN)/python tools/recipe_walk.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -10,14 +10,29 @@ from cwcl.data.synth import write_scenes
 
 matplotlib.use('agg')
 
-def pytest_collection_modifyitems(items):
+# Files that take longest: begun first, so that of two processes neither waits long for the other
+LONG = 'grid browser resume byol multitask simclr stages_net train command ground own docs streams'.split()
+threads = torch.get_num_threads()
+
+def pretends():
     "PyTorch 2.6 for CUDA cannot index on a pretended GPU where there is no driver"
     try:
         with FakeTensorMode(), torch.device('cuda'): torch.ones(2)[torch.arange(2)]
-    except RuntimeError:
-        skip = pytest.mark.skip(reason=f'PyTorch {torch.__version__} cannot pretend a GPU here')
-        for o in items:
-            if 'pretended' in o.name: o.add_marker(skip)
+    except RuntimeError: return False
+    return True
+
+def pytest_collection_modifyitems(items):
+    def place(o): return LONG.index(name) if (name := o.path.stem.removeprefix('test_')) in LONG else len(LONG)
+    items.sort(key=place)
+    if pretends(): return
+    skip = pytest.mark.skip(reason=f'PyTorch {torch.__version__} cannot pretend a GPU here')
+    for o in items:
+        if 'pretended' in o.name: o.add_marker(skip)
+
+@pytest.fixture(autouse=True)
+def own_threads():
+    "Each test begins with the threads that PyTorch began with, whatever the one before has set"
+    torch.set_num_threads(threads)
 
 @pytest.fixture(scope='session')
 def real():

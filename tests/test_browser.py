@@ -20,8 +20,10 @@ def free_port():
         return s.getsockname()[1]
 
 @contextmanager
-def server(args, home, url):
-    "A server of our own, with settings of its own, that ends with the block"
+def server(home, url, *args):
+    "A server of our own, with settings of its own, that ends with the block; in both, PORT stands for a free one"
+    port = str(free_port())
+    url,args = url.replace('PORT', port),[str(o).replace('PORT', port) for o in args]
     folders = {k: str(home/k.lower()) for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
     for name,value in {'notebook-extension/tracker': {'windowingMode': 'none'}, 'apputils-extension/notification': {'fetchNews': 'false'}}.items():
         file = Path(folders['JUPYTERLAB_SETTINGS_DIR'])/'@jupyterlab'/f'{name}.jupyterlab-settings'
@@ -30,12 +32,12 @@ def server(args, home, url):
     env = {**os.environ, **folders, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(book.parent)}
     with (home/'server.log').open('w') as log: held = subprocess.Popen([sys.executable, '-m', *args], env=env, stdout=log, stderr=log, cwd=home)
     try:
-        for _ in range(240):
+        for _ in range(1200): # Ten minutes, as a busy machine may need them
             assert held.poll() is None, (home/'server.log').read_text()[-2000:]
-            try: urllib.request.urlopen(url, timeout=2)
+            try: urllib.request.urlopen(url, timeout=30)
             except OSError: time.sleep(.5)
             else: break
-        yield
+        yield f'http://127.0.0.1:{port}'
     finally:
         held.terminate()
         try: held.wait(20)
@@ -54,14 +56,14 @@ def page(chromium):
     "A page of desktop width that can reach nothing but this machine"
     opened = chromium.new_page(viewport=dict(width=1280, height=900))
     opened.route('**/*', lambda r: r.continue_() if r.request.url.split(':')[0] in ('data', 'blob') or '//127.0.0.1' in r.request.url else r.abort())
-    opened.set_default_timeout(120_000)
+    opened.set_default_timeout(600_000)
     yield opened
     opened.close()
 
 def wait_for(page, what, why):
     "Seven of something"
     found = page.locator(what)
-    for _ in range(480):
+    for _ in range(1200):
         if found.count() == len(names): return found
         page.wait_for_timeout(500)
     raise AssertionError(f'{why}; {found.count()} on {page.inner_text("body")[-2000:]}')
@@ -81,7 +83,7 @@ def moves(page, explorer, control='.noUi-handle, button:not(.mod-active)'):
     before,control = shown(explorer)[0],explorer.locator(control).first
     control.focus()
     page.keyboard.press('ArrowRight' if control.evaluate('o => o.tagName') == 'DIV' else 'Space')
-    for _ in range(300):
+    for _ in range(3000):
         page.wait_for_timeout(100)
         if shown(explorer)[0] != before: return
     raise AssertionError(f'nothing moved: {shown(explorer)[1]!r}')
@@ -94,13 +96,14 @@ def lies_well(page, explorer):
     assert size['width'] >= 500 and abs(size['width']/size['height'] - natural[0]/natural[1]) < .05
 
 def test_jupyterlab(page, tmp_path):
-    port,work = free_port(),tmp_path/'book'
+    work = tmp_path/'book'
     work.mkdir()
     shutil.copy(book/'63_explorers.ipynb', work)
-    args = f'jupyterlab --no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token}'.split() + [
-        f'--ServerApp.root_dir={work}', '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
-    with server(args, tmp_path, f'http://127.0.0.1:{port}/api/status?token={token}'):
-        page.goto(f'http://127.0.0.1:{port}/lab/tree/63_explorers.ipynb?token={token}&reset')
+    args = ['jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', '--port=PORT', '--ServerApp.port_retries=0',
+        f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={work}', '--LabApp.news_url=None',
+        '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    with server(tmp_path, f'http://127.0.0.1:PORT/api/status?token={token}', *args) as home:
+        page.goto(f'{home}/lab/tree/63_explorers.ipynb?token={token}&reset')
         wait_for(page, '.jp-OutputArea-output img', 'a notebook not run shows its pictures')
         assert page.locator('.widget-vbox').count() == 0
         page.screenshot(path=tmp_path/'before.png')
@@ -119,12 +122,12 @@ def test_jupyterlab(page, tmp_path):
 
 @pytest.mark.skipif(not find_spec('voila'), reason='voila is not installed')
 def test_voila(page, tmp_path):
-    port,work = free_port(),tmp_path/'book'
+    work = tmp_path/'book'
     work.mkdir()
     shutil.copy(book/'63_explorers.ipynb', work)
-    args = ['voila', str(work/'63_explorers.ipynb'), '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1']
-    with server(args, tmp_path, f'http://127.0.0.1:{port}/voila/static/voila.js'):
-        page.goto(f'http://127.0.0.1:{port}/', timeout=240_000)
+    args = ['voila', work/'63_explorers.ipynb', '--no-browser', '--port=PORT', '--Voila.ip=127.0.0.1']
+    with server(tmp_path, 'http://127.0.0.1:PORT/voila/static/voila.js', *args) as home:
+        page.goto(f'{home}/')
         seen = explorers(page)
         for name in ('pairs', 'batch', 'temperature'):
             lies_well(page, seen[name])

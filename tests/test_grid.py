@@ -1,5 +1,5 @@
 "A grid that is killed, shared and looked at"
-import json, os, re, subprocess, sys, time, pytest
+import json, os, re, subprocess, sys, pytest
 from dataclasses import replace
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
@@ -16,9 +16,10 @@ def small_runs(smoke):
     a = method_recipe(smoke, 'dcl+cls', epochs=3, fold=0)
     return [Run('table1', a), Run('table1', method_recipe(smoke, 'simclr', epochs=2, fold=1)), Run('table2', method_recipe(smoke, 'byol', epochs=2, stage='frozen', fold=2))]
 
-# One interpreter imports everything once and forks a process for each attempt, which is then killed or left alone.
+# One interpreter imports everything once and forks a process for each attempt, which is left alone or dies at a moment
+# that is counted and not timed: before its n-th backward pass or renaming of a finished file.
 ZYGOTE = '''
-import os, random, signal, sys, time, json, cwcl.study.grid as g
+import os, signal, sys, json, torch, cwcl.study.grid as g
 from pathlib import Path
 from cwcl.core import Recipe
 folder,data,plan,spec = Path(sys.argv[1]),sys.argv[2],json.loads(sys.argv[3]),json.loads(sys.argv[4])
@@ -28,25 +29,28 @@ def logged(r, data, phases, out, *args, **kwargs):
     with open(folder/'journal.txt', 'a') as f: f.write(f'{Path(out).name} {os.getpid()}\\n')
     return real(r, data, phases, out, *args, **kwargs)
 g.stages_run = logged
-def child():
+def doom(n):
+    left = [n]
+    def counted(f):
+        def wrapped(*args, **kwargs):
+            left[0] -= 1
+            if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
+            return f(*args, **kwargs)
+        return wrapped
+    torch.Tensor.backward,os.replace = counted(torch.Tensor.backward),counted(os.replace)
+def child(n=None):
     pid = os.fork()
     if pid: return pid
+    if n: doom(n)
     try:
         g.run_all(runs, folder, data, check=False)
         os._exit(0)
     except BaseException as e:
         print(repr(e), file=sys.stderr, flush=True)
         os._exit(1)
-if plan['kind'] == 'kill':
-    rng,died = random.Random(plan['seed']),[]
-    while len(died) < plan['kills']:
-        pid = child()
-        time.sleep(rng.uniform(*plan['delay']))
-        os.kill(pid, signal.SIGKILL)
-        died.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    pid = child()
-    print(json.dumps(died + [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]))
-else: print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in [child(), child()]]))
+def code(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+if plan['kind'] == 'kill': print(json.dumps([code(child(n)) for n in [*plan['after'], None]]))
+else: print(json.dumps([code(pid) for pid in [child(), child()]]))
 '''
 
 def attempt(folder, data, plan, runs):
@@ -54,7 +58,7 @@ def attempt(folder, data, plan, runs):
     folder.mkdir(parents=True, exist_ok=True)
     spec = json.dumps([(o.table, vars(o.recipe)) for o in runs])
     env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    p = subprocess.run([sys.executable, '-c', ZYGOTE, str(folder), str(data), json.dumps(plan), spec], capture_output=True, text=True, env=env, timeout=900)
+    p = subprocess.run([sys.executable, '-c', ZYGOTE, str(folder), str(data), json.dumps(plan), spec], capture_output=True, text=True, env=env, timeout=1800)
     assert not p.returncode, p.stderr[-2000:]
     return json.loads(p.stdout.splitlines()[-1]),p.stderr
 
@@ -62,14 +66,12 @@ def figures(folder): return {k: (o['test'], o['valid'], o['log'], o['steps'], o[
 
 @pytest.fixture(scope='module')
 def undisturbed(smoke, scenes, tmp_path_factory):
-    folder,start = tmp_path_factory.mktemp('grid'),time.time()
+    folder = tmp_path_factory.mktemp('grid')
     run_all(small_runs(smoke), folder, scenes, device='cpu')
-    (folder/'seconds').write_text(str(time.time() - start))
     return folder
 
 def test_a_grid_killed_five_times_gives_what_an_undisturbed_one_does(smoke, scenes, undisturbed, tmp_path):
-    whole = float((undisturbed/'seconds').read_text())
-    codes,err = attempt(tmp_path/'g', scenes, dict(kind='kill', seed=3, kills=5, delay=(.04*whole, .18*whole)), small_runs(smoke))
+    codes,err = attempt(tmp_path/'g', scenes, dict(kind='kill', after=(9, 22, 17, 58, 40)), small_runs(smoke))
     assert codes == [-9]*5 + [0], err
     assert figures(tmp_path/'g') == figures(undisturbed)
     assert not list((tmp_path/'g').glob('*/checkpoint'))
@@ -191,10 +193,14 @@ def test_a_reading_that_changes_nothing_is_left_out(smoke):
     without = ablation(replace(smoke, use_phase=False, temp=.2), {0: (60, 20)})
     assert {o.name for o in READINGS} - {a.reading for a,_ in without} == {'use_phase=no', 'temp=0.2'}
 
-def test_the_estimate_counts_what_is_missing(smoke, scenes, undisturbed, tmp_path):
+def test_the_estimate_counts_what_is_missing(smoke, scenes, undisturbed, tmp_path, monkeypatch):
     runs,table = small_runs(smoke),frame_table(scenes)
     none,some = estimate(runs, tmp_path, table, device='cpu'),estimate(runs, undisturbed, table, device='cpu')
     assert (none['runs'], none['done'], some['done']) == (3, 0, 3) and none['seconds'] > 0 == some['seconds'] == some['bytes']
+    monkeypatch.setattr('cwcl.study.jobs.step_seconds', lambda r, device: (2., .5))
+    one,three = (estimate(runs, tmp_path, table, jobs=n, device='cpu')['seconds'] for n in (1, 3))
+    steps = sum(o.recipe.epochs*len(o.stages)*steps_per_epoch(o.recipe, fold_parts(table, o.recipe)[o.recipe.fold]) for o in runs)
+    assert one == pytest.approx(3*three) and one > 2.*steps
     assert '3 runs, 0 of them done' in say_estimate(none, tmp_path/'not'/'there')
 
 @pytest.mark.parametrize('method', ['random', 'simclr', 'byol', 'dcl', 'dcl+cls'])

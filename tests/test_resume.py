@@ -63,10 +63,16 @@ def equal(a, b):
     assert a.dls.train.epoch == b.dls.train.epoch
     assert a.train_iter == b.train_iter
 
+@pytest.fixture(scope='module')
+def wholes():
+    "Undisturbed trainings by name, each done once"
+    return {}
+
 @pytest.mark.parametrize('name,after', SHORT)
-def test_a_stop_leaves_no_trace(table, small, falling, tmp_path, name, after):
+def test_a_stop_leaves_no_trace(table, small, falling, tmp_path, wholes, name, after):
     r = replace(small, **RUNS[name])
-    whole = quiet(learner(table, r), lambda o: o.fit_recipe())
+    if name not in wholes: wholes[name] = quiet(learner(table, r), lambda o: o.fit_recipe())
+    whole = wholes[name]
     stop(table, r, after, tmp_path)
     resumed = quiet(learner(table, r, seed=1), lambda o: o.fit_resumed(tmp_path))
     equal(resumed, whole)

@@ -21,7 +21,8 @@ def command(*args, cwd=None):
     "Run a console script of this environment as a user does"
     env = {**os.environ, 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1'}
     script,*rest = map(str, args)
-    return subprocess.run([Path(sys.executable).with_name(script), *rest], capture_output=True, text=True, cwd=cwd, env=env, timeout=600)
+    return subprocess.run([Path(sys.executable).with_name(script), *rest], capture_output=True, text=True, cwd=cwd, env=env,
+        timeout=900)
 
 def one_line(out, *says):
     "The command failed with one line that says these things, and without a traceback"

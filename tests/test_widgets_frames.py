@@ -261,10 +261,6 @@ def test_default_networks_learn_something():
 
 # All of them
 
-def test_a_step_is_answered_soon(explorer):
-    torch.set_num_threads(1)
-    for name in explorer.controls: assert update_ms(explorer, name, 3) < 1000, name
-
 def test_static_fallback_is_a_png(explorer):
     bundle = explorer._repr_mimebundle_()
     image = Image.open(io.BytesIO(base64.b64decode(bundle['image/png'])))

@@ -34,7 +34,7 @@ def strong_views(
     f = strong_transform(size)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return torch.stack([f(x) for x in image])
+        return torch.stack([f(x) for x in image]).clamp(0, 1)
 
 # %% ../../nbs/14_data.views.ipynb #1977ea85
 class StrongViews(ItemTransform):

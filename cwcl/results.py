@@ -11,6 +11,7 @@ import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt, torch.nn.func
 from .core import atomic_path
 from .data.images import read_mask
 from .data.labels import color_mask, show_frame
+from .infer import mirrored
 from .metrics import class_dice, class_iou, confusion_matrix, image_iou, mean_iou, surface_dice
 
 # %% ../nbs/31_results.ipynb #278ce58b
@@ -48,12 +49,13 @@ def evaluate(
     dls, # `DataLoaders` from `cwcl_dls`
     rows:pd.DataFrame, # Frames to test on, with masks
     native:bool=True, # Also at the size of the masks on disk
+    flip:bool=False, # With the mirror image of each frame too, as `predict_frames` does
 )->dict: # `scores`, confusion of each clip, per-image IoU and surface Dice, share of ignored pixels, and `native`
     "Class-wise IoU of a network on frames, by sliding windows, streamed"
-    net.eval()
+    segment = mirrored(net.eval()) if flip else net.eval()
     n,ignored,per_image,surface,big,seen,clips = len(net.classes),[],[],[],0,0,{}
     for x,mask in dls.test_dl(rows):
-        logits,mask = net(x).float(),torch.as_tensor(mask)
+        logits,mask = segment(x).float(),torch.as_tensor(mask)
         pred = logits.argmax(1)
         for p,m,clip in zip(pred, mask, rows['clip'].iloc[seen:seen+len(x)]):
             clips[clip] = clips.get(clip, 0) + confusion_matrix(p[None], m[None], n).cpu()

@@ -84,7 +84,7 @@ def load_state(
     learn.recorder.values,learn.train_iter = [L(o) for o in learn.recorder.values],len(learn.recorder.losses)
 
 # %% ../nbs/33_resume.ipynb #38a2514e
-FORMAT = '1'
+FORMAT = '2'
 
 def save_checkpoint(
     path, # File to write

@@ -13,7 +13,8 @@ from .baselines.byol import byol_learner
 from .checkpoint import save_model
 from .core import InputError, Recipe, atomic_path
 from .data.cholec import frame_table
-from .multitask import check_precision, cwcl_learner
+from .learner import check_precision
+from .multitask import cwcl_learner
 from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, split_table
 from .tasks import CWCLNet
 from .train import run_facts, train_learner, train_run

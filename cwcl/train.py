@@ -19,7 +19,8 @@ from .cost import run_cost, steps_per_epoch
 from .data.cholec import frame_table
 from .data.own import own_classes, own_split, own_table
 from .data.streams import cwcl_dls
-from .multitask import check_precision, cwcl_learner
+from .learner import check_precision
+from .multitask import cwcl_learner
 from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, split_table
 from .resume import read_checkpoint
 from .results import epoch_log, evaluate, plot_curves, plot_iou, plot_segmentation, save_figure

@@ -9,7 +9,7 @@ __all__ = ['IMAGES', 'has_glyphs', 'legend_text', 'legend_strip', 'draw_overlay'
 # %% ../nbs/61_video.ipynb #5c7c0927
 import numpy as np, re, sys, time
 from collections import deque
-from fastcore.script import call_parse
+from fastcore.script import call_parse, store_true
 from functools import lru_cache
 from math import ceil
 from matplotlib import font_manager, get_data_path
@@ -83,6 +83,7 @@ def segment_frames(
     model, # Network from `load_model`, in eval mode
     frames, # Iterable of (key, uint8 `(H,W,3)`)
     batch:int=4, # Frames in one forward pass
+    flip:bool=False, # Look at the mirror image of each frame too? Twice the time
 ): # Yields (key, frame, mask), the mask with ids of `model.classes`, in order
     "Segment a stream of frames and keep each beside its mask"
     waiting = deque()
@@ -91,7 +92,7 @@ def segment_frames(
             waiting.append((key, frame))
             yield frame
     size = model.recipe.height,model.recipe.width
-    for mask in predict_frames(model, ahead(), model.mean, model.std, size, batch): yield *waiting.popleft(),mask
+    for mask in predict_frames(model, ahead(), model.mean, model.std, size, batch, flip=flip): yield *waiting.popleft(),mask
 
 # %% ../nbs/61_video.ipynb #47b16b6e
 def check_options(every, alpha): # As in `segment_video`
@@ -109,13 +110,14 @@ def segment_video(
     batch:int=4, # Frames in one forward pass
     progress:bool=True, # Show progress and the time left?
     tell=lambda s: None, # Called with a remark, such as `print`
+    flip:bool=False, # Look at the mirror image of each frame too?
 )->dict: # frames (how many), seconds (of work), path (of the overlay video)
     "Masks and an overlay video; memory does not grow with the length of the video"
     check_options(every, alpha)
     info,start,out,name = probe_video(path),time.perf_counter(),Path(out),Path(path).stem
     strip,video = legend_strip(model.classes, info['height']),out/f'{name}_overlay.mp4'
     if video.resolve() == Path(path).resolve(): raise InputError(f'{path}: would be overwritten; choose another folder')
-    film,n = segment_frames(model, read_film(path, every, tell), batch),0
+    film,n = segment_frames(model, read_film(path, every, tell), batch, flip),0
     with video_writer(video, info['rate']/every) as add:
         for (i,second),frame,mask in tqdm(film, total=-(-info['frames']//every), desc=name, disable=not progress):
             write_mask(out/f'{name}_{i:06d}_mask.png', mask, model.classes)
@@ -155,13 +157,14 @@ def segment_images(
     alpha:float=.5, # Opacity of the colours, 0 to 1
     batch:int=4, # Images in one forward pass
     progress:bool=True, # Show progress and the time left?
+    flip:bool=False, # Look at the mirror image of each frame too?
 )->dict: # frames (how many), seconds (of work), path (of the folder)
     "A mask and an overlay beside a legend, for each image"
     check_options(every, alpha)
     paths,start,out = list_images(path, every),time.perf_counter(),Path(out)
     if out.resolve() == paths[0].parent.resolve():
         raise InputError(f'{out}: holds the images themselves; choose another folder for the masks')
-    frames = segment_frames(model, read_images(paths), batch)
+    frames = segment_frames(model, read_images(paths), batch, flip)
     for file,frame,mask in tqdm(frames, total=len(paths), desc=Path(path).name, disable=not progress):
         write_mask(out/f'{file.stem}_mask.png', mask, model.classes)
         save_png(out/f'{file.stem}_overlay.png', draw_overlay(frame, mask, model.classes, alpha))
@@ -177,6 +180,7 @@ def cwcl_predict(
     device:str=None, # Such as cpu or cuda; a GPU if there is one
     alpha:float=.5, # Opacity of the colours, 0 to 1
     every:int=1, # Segment one frame in this many
+    flip:store_true=False, # Look at the mirror image of each frame too; twice the time
 ):
     "Masks in CholecSeg8k's codes, and overlays with a legend, for an image, a folder or a video"
     check_options(every, alpha)
@@ -186,5 +190,5 @@ def cwcl_predict(
     def tell(o): tqdm.write(f'note: {o}', file=sys.stderr)
     net,options = load_model(weights := find_weights(model), device=device),(input, out, every, alpha)
     if model == 'demo': tell(f'with the weights of {weights}, which know drawn scenes')
-    done = segment_images(net, *options) if pictures else segment_video(net, *options, tell=tell)
+    done = segment_images(net, *options, flip=flip) if pictures else segment_video(net, *options, tell=tell, flip=flip)
     sys.stdout.write('{frames} frames in {seconds} s: {path}\n'.format(**done))

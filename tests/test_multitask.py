@@ -165,8 +165,7 @@ def test_bfloat16_runs_the_convolutions_in_bfloat16(dls, smoke):
     assert seen == {torch.bfloat16}
 
 def test_fp16_needs_cuda(dls, smoke):
-    learn = cwcl_learner(dls, recipe=replace(smoke, precision='fp16'))
-    with pytest.raises(InputError, match='fp16 needs CUDA'): quiet(learn, lambda o: o.fit(1, 1e-3))
+    with pytest.raises(InputError, match='fp16 needs CUDA'): cwcl_learner(dls, recipe=replace(smoke, precision='fp16'))
 
 def test_it_is_an_ordinary_learner(dls, smoke, tmp_path):
     learn = cwcl_learner(dls, recipe=smoke, path=tmp_path)

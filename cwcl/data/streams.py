@@ -83,14 +83,15 @@ def after_iter(self:TwoStreamDL):
 @patch
 def new(self:TwoStreamDL, dataset=None, cls=None, **kwargs):
     if dataset is None and 'shuffle' in kwargs: return super(TwoStreamDL, self).new(self.dataset.part(self.labelled), FrameDL, **kwargs)
+    if 'get_idxs' in kwargs: raise InputError('a training loader draws and crops its frames: predict on dls.train.new(shuffle=False), or with ds_idx=0')
     return super(TwoStreamDL, self).new(dataset, cls, n_labelled=self.n_labelled, epoch=self.epoch, **kwargs)
 
 # %% ../../nbs/15_data.streams.ipynb #9237ce81
 @patch
-def show_batch(self:TwoStreamDL, b=None, max_n=8, ctxs=None, show=True, **kwargs):
+def show_batch(self:TwoStreamDL, b=None, max_n=8, ctxs=None, show=True, unique=False, **kwargs):
     "Labelled frames under their masks, class-only frames with the names of their classes; as many of each where possible"
+    if b is None: b = self.peek(unique)
     if not show: return super(TwoStreamDL, self).show_batch(b, max_n, ctxs, show)
-    b = self.one_batch() if b is None else b
     images,masks = self.frames_of(b)
     n = max(min(len(masks), -(-max_n//2)), max_n - (len(images)-len(masks)))
     first = [(*o, 'mask') for o in zip(images[:n], masks)]

@@ -21,22 +21,27 @@ from .synth import write_scenes
 _all_ = ['read_phases', 'phase_at', 'read_png']
 
 # %% ../../nbs/12_data.cholec.ipynb #14dcd633
-_stops = {'unreadable': 'fetch the file again', 'cannot be opened': 'see that you may read it',
-    'a second file of a frame': 'keep one of them',
-    'another kind of file': 'export it again, as a PNG with 8 bits a channel',
-    'mask without its frame': 'add the frame, or remove the mask', 'mask without a class': 'fetch the watershed mask',
-    'mask of another size': 'fetch both again; masks are resized by nearest neighbor only',
-    'a folder of another name': 'name it videoNN/videoNN_SSSSS; if it is a copy, move it elsewhere',
-    'bad phase file': 'fetch it again, or mend the line',
-    'frames of another video': 'one of the two is a copy, to be trained and tested on: move it elsewhere'}
-_notes = {'frame without its mask': 'fetch the mask; without it the classes of the frame are unknown',
-    'alpha channel': 'none needed: it is not read', 'specks': 'none needed: they count as absent',
-    'unknown values': 'a few are ignored; many mean that this is no watershed mask',
-    'another frame size': 'frames are resized; see that they show the same crop',
-    'phase missing': 'add the phases; unknown ones find no positives',
-    'clip length': 'fetch the missing frames, or train without them',
-    'odd phases': 'look at the file; where it is right, none is needed'}
-PROBLEMS = {k: (o is _stops, cure) for o in (_stops, _notes) for k,cure in o.items()}
+_STOPS = '''unreadable: fetch the file again
+cannot be opened: see that you may read it
+a second file of a frame: keep one of them
+another kind of file: export it again, as a PNG with 8 bits a channel
+mask without its frame: add the frame, or remove the mask
+mask without a class: fetch the watershed mask
+mask of another size: fetch both again; masks are resized by nearest neighbor only
+a folder of another name: name it videoNN/videoNN_SSSSS; if it is a copy, move it elsewhere
+bad phase file: fetch it again, or mend the line
+frames of another video: one of the two is a copy, to be trained and tested on: move it elsewhere'''
+_NOTES = '''frame without its mask: fetch the mask; without it the classes of the frame are unknown
+alpha channel: none needed: it is not read
+specks: none needed: they count as absent
+unknown values: a few are ignored; many mean that this is no watershed mask
+another frame size: frames are resized; see that they show the same crop
+phase missing: add the phases; unknown ones find no positives
+clip length: fetch the missing frames, or train without them
+odd phases: look at the file; where it is right, none is needed'''
+
+def _cures(text, stops): return {k: (stops, v) for k,v in (o.split(': ', 1) for o in text.splitlines())}
+PROBLEMS = _cures(_STOPS, True) | _cures(_NOTES, False)
 
 # %% ../../nbs/12_data.cholec.ipynb #dd5378dc
 def _phases(root, phases): # Given place of the data, given place of the phases -> where phases are, or `None`

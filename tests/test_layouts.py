@@ -148,7 +148,7 @@ def test_the_run_is_that_of_python_and_is_kept(home, plain, no_figures, tmp_path
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert LICENCES['unknown'] in (home/'run'/'model.md').read_text() and plain['data'] == 'unknown'
     assert {'floor: learnt from 1 alone; 4 test frames show it', 'test on 3'} < set(plain['remarks']) and plain['sources'] == dict(video01='1', video02='2', video03='3')
-    with pytest.raises(CliError, match='holds a finished run'): train(home/'run', here, '2', '3')
+    with pytest.raises(CliError, match='holds a finished run'): train(home/'run', here | dict(masks='nosuch'), '2', '3')
     assert train(home/'run', here, '2', '3', overwrite=True)['test'] == plain['test']
 
 class Stop(Callback):
@@ -215,7 +215,7 @@ def coco(home, tmp_path, change):
         annotations=[dict(id=5, image_id=1, category_id=1, segmentation=[[10, 10, 30, 10, 30, 30, 10, 30]])])
     change(o)
     (tmp_path/'c.json').write_text(json.dumps(o))
-    return own_table(home/'plain'/'frames', tmp_path/'c.json', 'background=0, disc=1', drawn=tmp_path/'drawn')
+    return own_table(home/'plain'/'frames', tmp_path/'c.json', 'background=0, disc=1, bar=2', drawn=tmp_path/'drawn')
 
 def test_polygons_are_filled(home, tmp_path):
     t = coco(home, tmp_path, lambda o: None)
@@ -226,7 +226,7 @@ def rle(counts, size=(45, 60)): return dict(counts=counts, size=list(size))
 BAD = dict(box=(lambda o: o['annotations'][0].pop('segmentation'), 'annotation 5 has no outline'), name=(lambda o: o['categories'][0].update(id=2), "category 'disc' has the number 2"),
     other=(lambda o: o['categories'].append(dict(id=9, name='x')), 'write x=9, or ignore=9'), lost=(lambda o: o['images'][0].update(file_name='9.jpg'), 'no picture 9.jpg'),
     short=(lambda o: o['annotations'][0].update(segmentation=rle([3, 2])), 'runs of 5 pixels'), size=(lambda o: o['images'][0].update(height=40), '60x40, its frame 60x45'),
-    key=(lambda o: o.pop('images'), 'not a file in the COCO format'), odd=(lambda o: o['annotations'][0].update(segmentation=[[1, 2, 3]]), 'not a file in the COCO format'),
+    turned=(lambda o: o['annotations'][0].update(segmentation=rle([2700], (60, 45))), 'size .60, 45'), key=(lambda o: o.pop('images'), 'not a file in the COCO format'), odd=(lambda o: o['annotations'][0].update(segmentation=[[1, 2, 3]]), 'not a file in the COCO format'),
     squeezed=(lambda o: o['annotations'][0].update(segmentation=rle('PPYo0')), 'pip install pycocotools'))
 
 @pytest.mark.parametrize('kind', BAD)

@@ -8,7 +8,7 @@ from cwcl.data.files import read_png
 from cwcl.data.labels import class_set, decode_mask
 from cwcl.data.streams import cwcl_dls
 from cwcl.multitask import cwcl_learner
-from cwcl.own import class_text, own_split, own_table, pictures, video_names
+from cwcl.own import class_text, own_folds, own_split, own_table, pictures, video_names
 from cwcl.results import evaluate
 from cwcl.video import segment_images
 
@@ -259,7 +259,7 @@ def test_videos_for_validation_may_be_dealt(home):
     kept = [own_split(t, small(fold=k), test='anna') for k in range(2)]
     assert {s.source[s.part == 'valid'].iloc[0] for s in kept} == {'berta', 'carla'} and all((s.part[s.source == 'anna'] == 'test').all() for s in kept)
     bare = t.assign(mask=t['mask'].where(t.source != 'berta', ''))
-    assert all((own_split(bare, small(fold=k)).part[t.source == 'berta'] == 'train').all() for k in range(2))
+    assert len(own_folds(bare)) == 2 and all((own_split(bare, small(fold=k)).part[t.source == 'berta'] == 'train').all() for k in range(2))
     for k,valid,test,says in ((2, None, 'anna', 'fold=2: choose 0 to 1'), (0, None, 'anna,berta', '1 video with masks besides'), (0, 'anna, doris', (), "'doris': no video")):
         with pytest.raises(InputError, match=says): own_split(t, small(fold=k), valid, test)
 

@@ -7,7 +7,7 @@ from binder import TOOLS, pins, root, settings
 from cwcl.core import MissingExtra, need
 
 CODE = sorted((root/'cwcl').rglob('*.py'))
-NAMES = dict(PIL='pillow', sklearn='scikit-learn', IPython='ipython') # Module to distribution, where they differ
+NAMES = dict(PIL='pillow', sklearn='scikit-learn', IPython='ipython', fontTools='fonttools') # Module to distribution
 NOT_IMPORTED = {'plum-dispatch', 'onnxscript'} # Caps what fastai 2.8.8 lets in; imported by torch.onnx
 STANDARD = {*sys.stdlib_module_names, 'tomllib', 'google', 'cwcl'}
 

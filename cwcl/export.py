@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from torch import Tensor, nn
 from .checkpoint import find_weights, load_model
-from .core import InputError, atomic_path, one_line_errors
+from .core import InputError, atomic_path, need, one_line_errors
 from .infer import pad_to_window, window_hits, window_starts, window_weights
 
 # %% ../nbs/61a_export.ipynb #d8565104
@@ -79,7 +79,7 @@ def graph_facts(
 
 def add_facts(path, facts): # ONNX file; name to text
     "Write texts into an ONNX file"
-    import onnx
+    onnx = need('onnx', 'export')
     model = onnx.load(str(path))
     g = model.graph
     for o in (g, *g.node, *g.value_info, *g.initializer, *g.input, *g.output): o.ClearField('metadata_props')
@@ -95,7 +95,7 @@ def onnx_difference(
     numbers=(1, 3), # Of frames
 )->float: # As a share of the largest logit
     "How far ONNX Runtime and PyTorch are apart on random frames"
-    import onnxruntime
+    onnxruntime = need('onnxruntime', 'export')
     session,r = onnxruntime.InferenceSession(Path(path).read_bytes(), providers=['CPUExecutionProvider']),net.recipe
     mean,std = net.mean.view(3, 1, 1),net.std.view(3, 1, 1)
     def off(n):

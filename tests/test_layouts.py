@@ -226,12 +226,14 @@ def rle(counts, size=(45, 60)): return dict(counts=counts, size=list(size))
 BAD = dict(box=(lambda o: o['annotations'][0].pop('segmentation'), 'annotation 5 has no outline'), name=(lambda o: o['categories'][0].update(id=2), "category 'disc' has the number 2"),
     other=(lambda o: o['categories'].append(dict(id=9, name='x')), 'write x=9, or ignore=9'), lost=(lambda o: o['images'][0].update(file_name='9.jpg'), 'no picture 9.jpg'),
     short=(lambda o: o['annotations'][0].update(segmentation=rle([3, 2])), 'runs of 5 pixels'), size=(lambda o: o['images'][0].update(height=40), '60x40, its frame 60x45'),
-    turned=(lambda o: o['annotations'][0].update(segmentation=rle([2700], (60, 45))), 'size .60, 45'), key=(lambda o: o.pop('images'), 'not a file in the COCO format'), odd=(lambda o: o['annotations'][0].update(segmentation=[[1, 2, 3]]), 'not a file in the COCO format'),
-    squeezed=(lambda o: o['annotations'][0].update(segmentation=rle('PPYo0')), 'pip install pycocotools'))
+    turned=(lambda o: o['annotations'][0].update(segmentation=rle([2700], (60, 45))), 'size .60, 45'),
+    key=(lambda o: o.pop('images'), 'not a file in the COCO format'),
+    odd=(lambda o: o['annotations'][0].update(segmentation=[[1, 2, 3]]), 'not a file in the COCO format'),
+    squeezed=(lambda o: o['annotations'][0].update(segmentation=rle('PPYo0')), r'pip install .cwcl\[coco\]'))
 
 @pytest.mark.parametrize('kind', BAD)
 def test_a_coco_file_that_cannot_be_drawn_is_one_line(home, tmp_path, monkeypatch, kind):
-    monkeypatch.setitem(sys.modules, 'pycocotools.mask', None)
+    monkeypatch.setitem(sys.modules, 'pycocotools', None)
     with pytest.raises(InputError, match=BAD[kind][1]) as e: coco(home, tmp_path, BAD[kind][0])
     assert '\n' not in str(e.value) and '.json' in str(e.value) or kind == 'size'
 

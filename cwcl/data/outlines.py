@@ -9,7 +9,7 @@ __all__ = ['outline_mask', 'stack_masks', 'coco_masks', 'layer_masks']
 import json, numpy as np
 from pathlib import Path
 from PIL import Image, ImageDraw
-from ..core import InputError
+from ..core import InputError, need
 from .classes import OwnClasses
 from .images import read_mask
 from .labels import IGNORE, save_png
@@ -23,9 +23,7 @@ def _runs(rle, size):
         counts = np.asarray(rle['counts'], dtype=np.int64)
         if (counts < 0).any() or counts.sum() != size[0]*size[1]: raise ValueError(f'runs of {counts.sum()} pixels')
         return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
-    try: from pycocotools.mask import decode
-    except ImportError: raise InputError('run lengths squeezed into letters; pip install pycocotools') from None
-    return decode(dict(rle, size=list(size))).astype(bool)
+    return need('pycocotools.mask', 'coco').decode(dict(rle, size=list(size))).astype(bool)
 
 def outline_mask(
     outline, # List of polygons `[x, y, x, y, ...]`, or run lengths `{counts, size}`

@@ -85,7 +85,7 @@ def read_weights(
     path, # A file that `save_model` wrote
 )->tuple: # (name to tensor, recipe)
     "Tensors and recipe of a safetensors file"
-    path,other = Path(path),'give a model.safetensors that cwcl wrote (`make demo` leaves one in runs/demo; `demo` stands for that of the kit)'
+    path,other = Path(path),'give a model.safetensors that cwcl wrote, or `demo` for the one that comes with it'
     if not path.is_file(): raise InputError(f'{path}: no such file; {other}')
     try:
         with safe_open(path, framework='pt') as f: state,header = {k: f.get_tensor(k) for k in f.keys()},f.metadata() or {}

@@ -58,7 +58,8 @@ def write_graph(
 ):
     "Write a network as an ONNX graph, the number of frames left open"
     frames,names = torch.rand(2, 3, *net.size),dict(input_names=['frames'], output_names=['logits'])
-    newer = dict(dynamo=True, dynamic_shapes=dict(frames={0: torch.export.Dim('n')}), external_data=False, verbose=False)
+    newer = dict(dynamo=True, dynamic_shapes=dict(frames={0: torch.export.Dim('n')}), external_data=False,
+        verbose=False)
     older = dict(dynamo=False, dynamic_axes=dict(frames={0: 'n'}, logits={0: 'n'}))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

@@ -58,7 +58,7 @@ def open_video(path): # Video file -> context whose value is (open PyAV containe
             films = [s for s in c.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not films or c.format.name == 'tty': raise InputError(f'{path}: has no pictures; give a video')
             yield c,films[0]
-    except av.FFmpegError as e: raise InputError(f'{path}: not a readable video ({e.strerror}); does it play?') from None
+    except av.FFmpegError as e: raise InputError(f'{path}: not a readable video ({e.strerror}); play it') from None
 
 # %% ../nbs/60a_film.ipynb #23225c5a
 def read_stamps(

@@ -135,7 +135,7 @@ def list_images(
     "The image, or the images of a folder that are no masks or overlays"
     path = Path(path)
     if path.is_file(): return [path]
-    if not path.exists(): raise InputError(f'{path}: no such file or folder; give a picture, a folder of them or a video')
+    if not path.exists(): raise InputError(f'{path}: no such file or folder; give a picture, a folder or a video')
     found = [o for o in data_files(path, IMAGES, deep=False) if not o.stem.endswith(('_mask', '_overlay'))]
     if not found: raise InputError(f'{path}: holds no image ({", ".join(IMAGES)}); give the folder in which the frames lie')
     found.sort(key=lambda o: [int(s) if s.isdecimal() else s for s in re.split(r'(\d+)', o.name)])

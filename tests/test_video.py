@@ -163,12 +163,24 @@ def test_broken_videos_leave_one_line_and_no_overlay(tmp_path, model, kind):
 
 VARIABLE = np.r_[np.arange(25)*1000//30, 25000//30 + np.arange(25)*100]
 EVEN = 40*np.arange(50)
-WHOLE = dict(sound=lambda p: copy(write(p/'b.mkv', 50), p/'a.mkv', sound=6), live=lambda p: write(p/'a.mkv', 50, live='1'),
-    late=lambda p: write(p/'a.mkv', 50, times=100_000+EVEN), late_mp4=lambda p: write(p/'a.mp4', 50, times=100_000+EVEN),
-    late_ts=lambda p: write(p/'a.ts', 50, times=100_000+EVEN), browser=lambda p: write(p/'a.mkv', 50, rate=1000, times=EVEN),
+
+def longer(path, length):
+    "A Matroska whose header names another length, in thousandths of a second"
+    data = path.read_bytes()
+    at = data.index(b'\x44\x89\x88') + 3
+    path.write_bytes(data[:at] + struct.pack('>d', length) + data[at+8:])
+    return path
+
+WHOLE = dict(live=lambda p: write(p/'a.mkv', 50, live='1'),
+    sound=lambda p: copy(write(p/'b.mkv', 50), p/'a.mkv', sound=6),
+    late=lambda p: write(p/'a.mkv', 50, times=100_000+EVEN),
+    late_mp4=lambda p: write(p/'a.mp4', 50, times=100_000+EVEN),
+    late_ts=lambda p: write(p/'a.ts', 50, times=100_000+EVEN),
+    browser=lambda p: write(p/'a.mkv', 50, rate=1000, times=EVEN),
     said=lambda p: write(p/'a.mkv', 50, rate=30, times=100*np.arange(50)),
-    variable=lambda p: write(p/'a.mkv', 50, times=VARIABLE), variable_mp4=lambda p: write(p/'a.mp4', 50, times=VARIABLE),
-    last_stays=lambda p: write(p/'a.mkv', 50, times=[*EVEN[:-1], 9000]))
+    variable=lambda p: write(p/'a.mkv', 50, times=VARIABLE),
+    variable_mp4=lambda p: write(p/'a.mp4', 50, times=VARIABLE),
+    last_stays=lambda p: longer(write(p/'a.mkv', 50, times=[*EVEN[:-1], 9000]), 16_000))
 
 @pytest.mark.parametrize('kind', WHOLE)
 def test_whole_films_are_read_whatever_their_header_says(tmp_path, kind):
@@ -237,7 +249,8 @@ def test_the_size_of_pictures_changes_within_a_film(tmp_path, model):
 
 def matrix(a, b, c, d): return struct.pack('>9i', a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
 
-TURNS = [((0, 1, -1, 0), lambda f: np.rot90(f, -1)), ((0, -1, 1, 0), np.rot90), ((-1, 0, 0, -1), lambda f: np.rot90(f, 2)),
+TURNS = [((0, 1, -1, 0), lambda f: np.rot90(f, -1)), ((0, -1, 1, 0), np.rot90),
+    ((-1, 0, 0, -1), lambda f: np.rot90(f, 2)),
     ((-1, 0, 0, 1), np.fliplr), ((1, 0, 0, -1), np.flipud), ((0, 1, 1, 0), lambda f: f.swapaxes(0, 1))]
 
 @pytest.mark.parametrize('turn,want', TURNS, ids=lambda o: str(o) if isinstance(o, tuple) else '')

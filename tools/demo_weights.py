@@ -10,7 +10,7 @@ def main(run='runs/demo'):
     "Load and write again, so that nothing but tensors, recipe and scores comes along"
     metrics = json.loads((Path(run)/'metrics.json').read_text(encoding='utf-8'))
     net = load_model(find_weights(run), 'cpu')
-    if metrics['data'] != 'embedded' or net.recipe.name != 'demo': raise InputError(f'{run}: trained on {metrics["data"]} data by the preset {net.recipe.name}; run make demo')
+    if (metrics['data'], net.recipe.name) != ('embedded', 'demo'): raise InputError(f'{run}: not of the demo; run make demo')
     path = save_model(home/'demo.safetensors', net, 'embedded', metrics['test']['class_iou'])
     print(f'{path}: {path.stat().st_size/1e6:.2f} MB, mean IoU {metrics["test"]["mean_iou"]:.3f} on the test videos')
 

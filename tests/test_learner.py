@@ -23,6 +23,7 @@ from cwcl.data.streams import cwcl_dls
 from cwcl.learner import Mirror
 from cwcl.metrics import class_iou, confusion_matrix
 from cwcl.multitask import cwcl_learner
+from cwcl.results import evaluate
 from pages import cells, source
 
 @pytest.fixture(scope='module')
@@ -200,6 +201,9 @@ def test_mirrored_predictions_are_turned_back(learn, few):
     a,b = learn.tta(dl=learn.dls.test_dl([frame, frame[:, ::-1].copy()]))[0]
     torch.testing.assert_close(a, b.flip(-1), rtol=1e-3, atol=1e-4)
     assert learn.validate(cbs=Mirror())[0] != learn.validate()[0]
+    rows = learn.dls.valid_ds.table
+    cm = confusion_matrix(preds.argmax(1), masks, 8)
+    assert np.abs(np.array(evaluate(learn.model, learn.dls, rows, native=False, flip=True)['confusion']) - cm.numpy()).sum() <= .01*cm.sum()
     for k in ('item_tfms', 'batch_tfms', 'beta', 'use_max'):
         with pytest.raises(InputError, match=k): learn.tta(**{k: None})
 

@@ -478,6 +478,17 @@ def test_command(tmp_path, weights, capsys, monkeypatch):
     assert [o.split(' in ')[0] for o in said.out.splitlines()] == ['4 frames', '2 frames', '1 frames'] and 'op: ' in said.err
     assert len(names(tmp_path/'out')) == 5+4 and names(tmp_path/'one') == ['b_mask.png', 'b_overlay.png']
 
+def test_the_command_looks_at_mirror_images_where_it_is_told_to(tmp_path, weights, model):
+    write(tmp_path/'op.mp4', n=3)
+    pictures(tmp_path/'in', 'a.png')
+    for input in ('op.mp4', 'in'):
+        passes = []
+        for flip in (False, True):
+            model.seen.clear()
+            cwcl_predict(str(tmp_path/input), 'w.safetensors', str(tmp_path/'out'), flip=flip)
+            passes.append(len(model.seen))
+        assert passes[1] == 2*passes[0] > 0
+
 @pytest.mark.parametrize('change,words', [(dict(input='nowhere.mp4'), 'nowhere.mp4: no such file'), (dict(input='nowhere.png'), 'nowhere.png: no such file'),
     (dict(input='empty'), 'holds no image'), (dict(input='notes.mp4'), 'notes.mp4: not a readable video'), (dict(input='notes.txt'), 'notes.txt: has no pictures'),
     (dict(input='notes.png'), 'notes.png: unreadable'),

@@ -222,8 +222,10 @@ def loss_weights(r:Recipe)->tuple: # (α of the presence loss, β of the contras
 OWN = dict(simclr=dict(views=2, scales=1, projection='mlp_bn'), byol=dict(views=2, stage='pretrain')) # What the baselines have beside their method
 _small = dict(height=96, width=171, crop=96, window=96, widths=(8, 16, 32, 64, 128), dim=64, batch=12, labelled=6,
     budget=0.1, schedule='one_cycle', lr=1e-2, epochs=28, overlap=.2, select='last', channels_last=True)
-PRESETS = dict(paper={}, eq8=dict(alpha=0.03, beta=0.1, per_scale='alpha'), demo=_small, study={**_small, **dict(epochs=11, threads=1, valid_step=5)},
-    smoke={**_small, **dict(channels_last=False, height=60, width=107, crop=64, window=64, widths=(4, 8, 8, 16, 16), dim=16, batch=6, labelled=3, epochs=1)})
+_tiny_net = dict(height=60, width=107, crop=64, window=64, widths=(4, 8, 8, 16, 16), dim=16, batch=6, labelled=3)
+PRESETS = dict(paper={}, eq8=dict(alpha=0.03, beta=0.1, per_scale='alpha'),
+    demo={**_small, **dict(epochs=16, threads=1, valid_step=8)}, study={**_small, **dict(epochs=11, threads=1, valid_step=5)},
+    smoke={**_small, **_tiny_net, **dict(channels_last=False, epochs=1)})
 
 # %% ../nbs/00_core.ipynb #79339867
 def recipe(

@@ -31,6 +31,11 @@ def test_what_is_kept_is_what_was_allocated(change):
     before,kept = sum(o.nbytes for o in random_batch(r, 'cpu')),saved_bytes(forward, net)
     assert loss.requires_grad and kept - before <= allocated*1.02 and allocated <= kept*1.02
 
+def test_weights_are_not_counted_twice():
+    "By hand: a convolution keeps its input, a ReLU its output"
+    net,x = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.ReLU()),torch.randn(2, 3, 16, 16)
+    assert saved_bytes(lambda: net(x).sum(), net) == 4*2*16*16*(3 + 8)
+
 def test_byol_keeps_what_simclr_keeps_without_masks():
     r = recipe('smoke', method='byol')
     net,loss,x = BYOLNet(r).train(),BYOLLoss(),random_batch(r, 'cpu')[0]

@@ -28,7 +28,7 @@ def imported(code):
         if isinstance(node, ast.Import): found = [(o.name, '') for o in node.names]
         if isinstance(node, ast.ImportFrom) and not node.level: found = [(node.module, '')]
         if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'need':
-            name,extra = ([o.value for o in node.args] + [''])[:2]
+            name,extra = ([getattr(o, 'value', 'cwcl') for o in node.args] + [''])[:2] # A name of one's own may be `need` too
             found = [(name, extra)]
         yield from ((distribution(name), extra) for name,extra in found if name.split('.')[0] not in STANDARD)
 

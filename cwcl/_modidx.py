@@ -404,7 +404,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'cwcl.film.frame_times': ('film.html#frame_times', 'cwcl/film.py'),
                            'cwcl.film.open_video': ('film.html#open_video', 'cwcl/film.py'),
                            'cwcl.film.probe_video': ('film.html#probe_video', 'cwcl/film.py'),
-                           'cwcl.film.pyav': ('film.html#pyav', 'cwcl/film.py'),
                            'cwcl.film.read_film': ('film.html#read_film', 'cwcl/film.py'),
                            'cwcl.film.read_frames': ('film.html#read_frames', 'cwcl/film.py'),
                            'cwcl.film.read_stamps': ('film.html#read_stamps', 'cwcl/film.py'),

@@ -16,7 +16,7 @@ from .data.labels import class_set
 from .data.own import own_remarks, own_split
 from .data.splits import coverage_warnings, split_frames
 from .data.streams import class_labelled
-from .multitask import check_precision
+from .learner import check_precision
 
 # %% ../nbs/33_ready.ipynb #54c0c6f7
 def split_table(

@@ -40,9 +40,10 @@ class ExtraModule:
         if k.startswith('__'): raise AttributeError(k)
         try: return getattr(importlib.import_module(self._name), k)
         except ModuleNotFoundError as e:
-            if e.name != self._name.split('.')[0]: raise
-            what = f"'cwcl[{self._extra}]'" if self._extra else e.name
-            raise MissingExtra(f'{e.name} is not installed; get it with: pip install {what}') from None
+            package = self._name.split('.')[0]
+            if e.name not in (package, self._name): raise
+            what = f"'cwcl[{self._extra}]'" if self._extra else package
+            raise MissingExtra(f'{package} is not installed; get it with: pip install {what}') from None
 
 def need(
     name:str, # Module, such as `av`

@@ -5,7 +5,7 @@ from pathlib import Path
 
 root = Path(__file__).parents[1]
 NOTEBOOK = ('jupyterlab', 'execnb') # Of the development tools, those that a reader of the book needs
-TOOLS = set('execnb jupyterlab fastaistyle smalldocs build wheel voila'.split()) # Those that are run and not imported
+TOOLS = set('execnb jupyterlab fastaistyle smalldocs build wheel voila pytest-xdist'.split()) # Those that are run and not imported
 PYTHON = '3.11' # With which constraints.txt was tested
 CPU = 'https://download.pytorch.org/whl/cpu' # Binder has no GPU, and 2 GB of memory
 

@@ -9,6 +9,7 @@ from cwcl.core import MissingExtra, need
 CODE = sorted((root/'cwcl').rglob('*.py'))
 NAMES = dict(PIL='pillow', sklearn='scikit-learn', IPython='ipython', fontTools='fonttools') # Module to distribution
 NOT_IMPORTED = {'plum-dispatch', 'onnxscript'} # Caps what fastai 2.8.8 lets in; imported by torch.onnx
+OPTIONAL = {'tensorboard'} # Tested where it is installed
 STANDARD = {*sys.stdlib_module_names, 'tomllib', 'google', 'cwcl'}
 
 def required(key): return {o.name: o for o in map(Requirement, settings()[key].split())}
@@ -56,7 +57,7 @@ def test_tests_and_lessons_import_what_is_required():
     own = {o.stem.replace('_', '-') for o in (root/'tests').glob('*.py')}
     used = plain(uses((root/'tests').glob('*.py'))) - own
     for f in (root/'nbs').glob('*.ipynb'): used |= {o for code in book_code(f) for o in plain(imported(code))}
-    assert used <= set(KNOWN)
+    assert used <= set(KNOWN) | OPTIONAL
     assert set(EXTRAS['dev']) - TOOLS <= used
 
 def test_every_floor_is_what_the_lowest_pins_prove():

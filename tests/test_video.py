@@ -231,8 +231,8 @@ def covered(path, order):
 
 @pytest.mark.parametrize('order,place', [((b'mvhd', b'trak', b'udta'), 0), ((b'mvhd', b'udta', b'trak'), 1)])
 def test_a_cover_is_not_the_film(tmp_path, model, order, place):
-    with open_video(covered(tmp_path/'a.mp4', order)) as (c, film):
-        assert (film.index, film.width, len(c.streams.video)) == (place, 86, 2)
+    with open_video(covered(tmp_path/'a.mp4', order)) as (c, film): seen = film.index,film.width,len(c.streams.video)
+    assert seen == (place, 86, 2)
     assert segment_video(model, tmp_path/'a.mp4', tmp_path/'out', progress=False)['frames'] == 12
 
 def test_a_cover_alone_is_no_film(tmp_path):
@@ -254,8 +254,7 @@ def test_the_size_of_pictures_changes_within_a_film(tmp_path, model):
 
 def matrix(a, b, c, d): return struct.pack('>9i', a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
 
-TURNS = [((0, 1, -1, 0), lambda f: np.rot90(f, -1)), ((0, -1, 1, 0), np.rot90),
-    ((-1, 0, 0, -1), lambda f: np.rot90(f, 2)),
+TURNS = [((0, 1, -1, 0), lambda f: np.rot90(f, -1)), ((0, -1, 1, 0), np.rot90), ((-1, 0, 0, -1), lambda f: np.rot90(f, 2)),
     ((-1, 0, 0, 1), np.fliplr), ((1, 0, 0, -1), np.flipud), ((0, 1, 1, 0), lambda f: f.swapaxes(0, 1))]
 
 @pytest.mark.parametrize('turn,want', TURNS, ids=lambda o: str(o) if isinstance(o, tuple) else '')

@@ -207,10 +207,9 @@ def cwcl_table(
     show:store_true=False, # Print what is done, and start nothing
 ):
     "The runs behind a table of the paper, its numbers and its verdicts"
-    wrong = {f'--table {table}: the paper has Tables 1 and 2': table not in (1, 2),
-        f'--jobs {jobs}: give at least 1': jobs < 1,
-        f'--data {data}: no such folder or zip': data and not Path(data).exists()}
-    for why in (k for k,v in wrong.items() if v): raise InputError(why)
+    if table not in (1, 2): raise InputError(f'--table {table}: the paper has Tables 1 and 2')
+    if jobs < 1: raise InputError(f'--jobs {jobs}: give at least 1')
+    if data and not Path(data).exists(): raise InputError(f'--data {data}: no such folder or zip')
     if no_phases: phases,change = without_phases(phases, change)
     r,name = shared_recipe(preset, change),'ablate' if ablate else f'table{table}'
     home = published_folder() if preset == 'study' and not (data or change or out) else None

@@ -225,7 +225,7 @@ _small = dict(height=96, width=171, crop=96, window=96, widths=(8, 16, 32, 64, 1
     budget=0.1, schedule='one_cycle', lr=1e-2, epochs=28, overlap=.2, select='last', channels_last=True)
 _tiny_net = dict(height=60, width=107, crop=64, window=64, widths=(4, 8, 8, 16, 16), dim=16, batch=6, labelled=3)
 PRESETS = dict(paper={}, eq8=dict(alpha=0.03, beta=0.1, per_scale='alpha'),
-    demo={**_small, **dict(epochs=16, threads=1, valid_step=8)}, study={**_small, **dict(epochs=11, threads=1, valid_step=5)},
+    demo={**_small, **dict(threads=1, valid_step=8)}, study={**_small, **dict(epochs=11, threads=1, valid_step=5)},
     smoke={**_small, **_tiny_net, **dict(channels_last=False, epochs=1)})
 
 # %% ../nbs/00_core.ipynb #79339867

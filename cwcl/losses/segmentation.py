@@ -17,7 +17,7 @@ def plain(
     x, # A tensor, of a subclass or not
 )->Tensor: # The same tensor without its subclass
     "Strip a fastai subclass"
-    return x if type(x) is Tensor else x.as_subclass(Tensor)
+    return x if type(x) in (Tensor, FakeTensor) else x.as_subclass(Tensor) # One without numbers stays as it is
 
 def full_precision(
     loss, # A function whose first argument are logits

@@ -231,13 +231,8 @@ def covered(path, order):
 
 @pytest.mark.parametrize('order,place', [((b'mvhd', b'trak', b'udta'), 0), ((b'mvhd', b'udta', b'trak'), 1)])
 def test_a_cover_is_not_the_film(tmp_path, model, order, place):
-<<<<<<< HEAD
-    with open_video(covered(tmp_path/'a.mp4', order)) as (c, film): seen = film.index,film.width,len(c.streams.video)
-    assert seen == (place, 86, 2)
-=======
     path = covered(tmp_path/'a.mp4', order)
     with open_video(path) as (c, film): assert (film.index, film.width, len(c.streams.video)) == (place, 86, 2)
->>>>>>> w-video
     assert segment_video(model, tmp_path/'a.mp4', tmp_path/'out', progress=False)['frames'] == 12
 
 def test_a_cover_alone_is_no_film(tmp_path):
@@ -259,14 +254,9 @@ def test_the_size_of_pictures_changes_within_a_film(tmp_path, model):
 
 def matrix(a, b, c, d): return struct.pack('>9i', a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
 
-<<<<<<< HEAD
-TURNS = [((0, 1, -1, 0), lambda f: np.rot90(f, -1)), ((0, -1, 1, 0), np.rot90), ((-1, 0, 0, -1), lambda f: np.rot90(f, 2)),
-    ((-1, 0, 0, 1), np.fliplr), ((1, 0, 0, -1), np.flipud), ((0, 1, 1, 0), lambda f: f.swapaxes(0, 1))]
-=======
 def right(frame): return np.rot90(frame, -1)
 def over(frame): return np.rot90(frame, 2)
 def along(frame): return frame.swapaxes(0, 1)
->>>>>>> w-video
 
 TURNS = {right: (0, 1, -1, 0), np.rot90: (0, -1, 1, 0), over: (-1, 0, 0, -1), np.fliplr: (-1, 0, 0, 1),
     np.flipud: (1, 0, 0, -1), along: (0, 1, 1, 0)}
@@ -480,17 +470,6 @@ def test_command(tmp_path, weights, capsys, monkeypatch):
     assert said.err.count(f'weights of {kit}') == 2
     assert [o.split(' in ')[0] for o in said.out.splitlines()] == ['4 frames', '2 frames', '1 frames'] and 'op: ' in said.err
     assert len(names(tmp_path/'out')) == 5+4 and names(tmp_path/'one') == ['b_mask.png', 'b_overlay.png']
-
-def test_the_command_looks_at_mirror_images_where_it_is_told_to(tmp_path, weights, model):
-    write(tmp_path/'op.mp4', n=3)
-    pictures(tmp_path/'in', 'a.png')
-    for input in ('op.mp4', 'in'):
-        passes = []
-        for flip in (False, True):
-            model.seen.clear()
-            cwcl_predict(str(tmp_path/input), 'w.safetensors', str(tmp_path/'out'), flip=flip)
-            passes.append(len(model.seen))
-        assert passes[1] == 2*passes[0] > 0
 
 @pytest.mark.parametrize('change,words', [(dict(input='nowhere.mp4'), 'nowhere.mp4: no such file'), (dict(input='nowhere.png'), 'nowhere.png: no such file'),
     (dict(input='empty'), 'holds no image'), (dict(input='notes.mp4'), 'notes.mp4: not a readable video'), (dict(input='notes.txt'), 'notes.txt: has no pictures'),

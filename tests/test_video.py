@@ -439,10 +439,10 @@ def test_pictures_are_read_as_viewers_show_them(tmp_path, model):
     assert np.asarray(Image.open(tmp_path/'out'/'a_mask.png')).shape == (86, 48, 3)
 
 def test_litter_and_odd_digits_in_a_folder(tmp_path):
-    folder = pictures(tmp_path/'in', 'a10.png', 'a9.png', '\u00b2.png')
+    folder = pictures(tmp_path/'in', 'a10.png', 'a9.png', '\u00b21.png')
     (folder/'._a9.png').write_bytes(b'macOS')
     (folder/'a11.png').mkdir()
-    assert [o.name for o in list_images(folder)] == ['a9.png', 'a10.png', '\u00b2.png']
+    assert [o.name for o in list_images(folder)] == ['a9.png', 'a10.png', '\u00b21.png']
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch, model):

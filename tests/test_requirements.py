@@ -7,8 +7,8 @@ from binder import TOOLS, pins, root, settings
 from cwcl.core import MissingExtra, need
 
 CODE = sorted((root/'cwcl').rglob('*.py'))
-NAMES = dict(PIL='pillow', sklearn='scikit-learn', IPython='ipython', fontTools='fonttools') # Module to distribution
-NOT_IMPORTED = {'plum-dispatch', 'onnxscript'} # Caps what fastai 2.8.8 lets in; imported by torch.onnx
+NAMES = dict(PIL='pillow', sklearn='scikit-learn', IPython='ipython') # Module to distribution
+NOT_IMPORTED = {'plum-dispatch'} # Caps what fastai 2.8.8 lets in
 OPTIONAL = {'tensorboard'} # Tested where it is installed
 STANDARD = {*sys.stdlib_module_names, 'tomllib', 'google', 'cwcl'}
 

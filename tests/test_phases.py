@@ -126,7 +126,7 @@ def test_bad_files_name_file_line_value_and_cure(write, text, line, value):
     message = str(e.value)
     assert message.startswith(str(p)) and line in message and value in message
     assert len(message.splitlines()) == 1
-    assert any(o in message for o in ('fetch', 'use an id', 'give a phase file', 'give frame numbers'))
+    assert any(o in message for o in ('fetch', 'use an id', 'give a phase file', 'give frame numbers', 'give plain text'))
 
 def test_no_file(tmp_path):
     with pytest.raises(InputError, match='nosuch.txt: unreadable'): read_phases(tmp_path/'nosuch.txt')

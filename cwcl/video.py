@@ -182,7 +182,7 @@ def cwcl_predict(
     every:int=1, # Segment one frame in this many
     flip:store_true=False, # Look at the mirror image of each frame too; twice the time
 ):
-    "Masks in CholecSeg8k's codes, and overlays with a legend, for an image, a folder or a video"
+    "Masks in the values that the network learnt from, and overlays with a legend, for an image, a folder or a video"
     check_options(every, alpha)
     pictures = Path(input).is_dir() or Path(input).suffix.lower() in IMAGES
     (list_images if pictures else probe_video)(input)

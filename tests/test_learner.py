@@ -135,7 +135,7 @@ class Stop(Callback):
     def after_pred(self):
         if self.training and self.iter == 1: raise self.ex
 
-@row('`CancelFitException` and its kin')
+@row('`CancelFitException` and the like')
 @pytest.mark.parametrize('ex', [CancelFitException, CancelEpochException, CancelTrainException, CancelBatchException])
 def test_a_training_that_is_called_off_can_go_on(learn, ex):
     learn.to_bf16().fit(1, 1e-3, cbs=Stop(ex))

@@ -208,13 +208,15 @@ def train_both(table, r, opt, move=None, base=0.9):
     xs = [b[0].as_subclass(torch.Tensor).double() for _ in range(3) for b in dl]
     return learn,literal_byol(start, xs, opt, len(xs), base)
 
+CLOSE = 1e-6 # Of losses of 1 to 4: frames are augmented and normalized in float32, which processors round
+
 def weights(o, parts): return [p for k in parts for p in getattr(o, k).parameters()]
 
 @pytest.mark.parametrize('norm,opt,strong', [('batch', sgd, True), ('group', sgd, False), ('batch', adamw, False), ('group', adamw, True)])
 def test_the_learner_is_the_algorithm_of_the_paper(table, small, norm, opt, strong):
     learn,(losses,online,target) = train_both(table, replace(small, norm=norm, strong=strong), opt)
     assert len(losses) == 3*len(learn.dls.train) > 12
-    assert learn.seen.losses == pytest.approx(losses, abs=1e-7)
+    assert learn.seen.losses == pytest.approx(losses, abs=CLOSE)
     tol,parts = dict(rtol=1e-5, atol=1e-7),('f', 'g1', 'bn1', 'g2')
     nets = (learn.seen.thetas[-1], online, learn.model.encoder),(learn.seen.xis[-1], target, learn.model.target['encoder'])
     for got,want,encoder in nets:
@@ -237,7 +239,7 @@ class Late(MoveTarget):
 @pytest.mark.parametrize('move', [Early, Late])
 def test_another_order_would_be_seen(table, small, move):
     learn,(losses,_,target) = train_both(table, small, sgd, move)
-    assert learn.seen.losses != pytest.approx(losses, abs=1e-7)
+    assert learn.seen.losses != pytest.approx(losses, abs=CLOSE)
     assert not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a,b in zip(learn.seen.xis[-1], weights(target, ('f', 'g1', 'bn1', 'g2'))))
 
 def test_the_target_is_the_moving_average_of_what_the_online_network_was(table, small):

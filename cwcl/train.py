@@ -174,9 +174,8 @@ def check_own(data, own)->bool: # Folder or '', options of own data -> whether d
 def own_changes(own, phases)->dict: # Options of own data, of phases -> fields of the recipe that follow from them
     return dict(class_set=own_classes(own['masks'], own['classes']), use_phase=phases is not None)
 
-def own_frames(own, phases, r, out, split, overwrite)->pd.DataFrame:
+def own_frames(own, phases, r, out, split)->pd.DataFrame:
     "The table of own data, parted by video"
-    if (out/'metrics.json').exists() and not overwrite: claim_folder(out)
     table = own_table(own['frames'], own['masks'], r.class_set, own['videos'], own['labels'], r.min_pixels, phases,
         out/'masks', True)
     return table if split == 'none' else own_split(table, r, own['valid'], own['test'] or ())
@@ -217,7 +216,8 @@ def cwcl_train(
     changes = {k: v for k,v in given.items() if v is not None} | parse_changes(change)
     r = recipe(preset, **(own_changes(own, phases) | changes if own else changes))
     out = Path(out or f'runs/{"own-" if own else ""}{run_key(r, split)}')
-    if own: data,phases = own_frames(own, phases, r, out, split, overwrite),None
+    if (out/'metrics.json').exists() and not overwrite: claim_folder(out)
+    if own: data,phases = own_frames(own, phases or None, r, out, split),None
     metrics = train_run(r, data, phases, out, split, check_device(device), overwrite, progress=True, tell=lambda o: print('note:', o),
         steps=1000 if split == 'none' and epochs is None else None, announce=print)
     report(metrics, out)

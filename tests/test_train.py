@@ -207,3 +207,12 @@ def test_two_real_frames_can_be_memorised(real, tmp_path):
     assert metrics['overfit']
     assert metrics['test']['mean_iou'] >= 0.9
     assert 'non-commercial' in (tmp_path/'out'/'model.md').read_text()
+
+def test_own_data_without_phases_look_for_none(tmp_path, monkeypatch):
+    def stop(frames, masks, classes, videos, labels, min_pixels, phases, *args):
+        assert phases is None
+        raise InputError('seen')
+    monkeypatch.setattr('cwcl.train.own_table', stop)
+    call = dict(frames='f', masks='m', classes='a=0, b=1', preset='smoke', out=str(tmp_path/'o'))
+    for given in ({}, dict(no_phases=True)):
+        with pytest.raises(CliError, match='seen'): cwcl_train(**call, **given)

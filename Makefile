@@ -34,7 +34,7 @@ test: test-notebooks test-python
 FILES ?= .
 ONE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 test-notebooks: setup
-	$(ONE) $(BIN)/python tests/book.py --files '$(FILES)'
+	$(ONE) $(BIN)/python tools/book.py --files '$(FILES)'
 
 test-python: setup
 	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -48,13 +48,13 @@ test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n-workers 2 --flags slow
 
 bench: setup
-	$(BIN)/python tests/bench.py
+	$(BIN)/python tools/bench.py
 
 readme: setup
-	$(BIN)/python tests/readme.py
+	$(BIN)/python tools/readme.py
 
 docs: setup
-	$(BIN)/python tests/docs.py
+	$(BIN)/python tools/docs.py
 
 # The student's edition of the book: blanks in place of solutions
 exercises: setup

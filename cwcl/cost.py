@@ -16,7 +16,7 @@ from fastcore.script import call_parse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
-from .core import CHOICES, InputError, Recipe, default_device, one_line_errors, recipe, set_seed, tasks
+from .core import METHODS, InputError, Recipe, default_device, goals, one_line_errors, recipe, set_seed
 from .data.labels import class_set
 from .data.streams import has_strong_views
 from .tasks import CWCLLoss, CWCLNet
@@ -24,9 +24,9 @@ from .tasks import CWCLLoss, CWCLNet
 # %% ../nbs/32_cost.ipynb #84b1e33d
 def batch_rows(r:Recipe)->tuple: # (rows of the encoder, rows of the decoder)
     "How many frames or views a step of this recipe computes"
-    goals,two = tasks(r),r.views if tasks(r) != {'seg'} else 1
-    n = r.labelled*('seg' in goals)
-    if goals == {'seg'}: return n,n
+    trained,two = goals(r),r.views if goals(r) != {'seg'} else 1
+    n = r.labelled*('seg' in trained)
+    if trained == {'seg'}: return n,n
     return r.batch*two + n*has_strong_views(r), n
 
 def random_batch(
@@ -56,7 +56,7 @@ def one_step(
 )->tuple: # (network, function of a forward pass to the loss, how much more work the step of the recipe is)
     "A training step without loaders"
     factor = 1.
-    if r.method == 'byol' and r.stage == 'pretrain': r,factor = replace(r, method='simclr', scales=1),4/3
+    if goals(r) == {'byol'}: r,factor = replace(r, method='simclr', scales=1),4/3
     with torch.device(device): net,loss = CWCLNet(r).train(),CWCLLoss(r)
     x,mask,presence,ids = random_batch(r, device)
     net.n_labelled = len(mask)
@@ -175,7 +175,7 @@ def run_seconds(
     frame:float, # Seconds of a frame in evaluation
 )->float:
     "Time of one training and its test"
-    looked = (r.epochs*parts[1]/r.valid_step + parts[1] + 3*test)*('seg' in tasks(r))
+    looked = (r.epochs*parts[1]/r.valid_step + parts[1] + 3*test)*('seg' in goals(r))
     return r.epochs*steps_per_epoch(r, parts)*step + looked*frame
 
 def say_time(seconds:float)->str: # Such as `3 h 20 min`
@@ -216,7 +216,7 @@ def memory_table(
 )->dict: # Method to a list of GiB, one for each precision; BYOL pre-trains, the others have all their tasks
     "GiB of a training step, by method and precision"
     def need(m, p): return round(step_bytes(recipe(preset, method=m, precision=p, **changes))/GiB, 1)
-    return {m: [need(m, p) for p in precisions] for m in CHOICES['method']}
+    return {m: [need(m, p) for p in precisions] for m in METHODS}
 
 # %% ../nbs/32_cost.ipynb #c1a413e9
 def advice(

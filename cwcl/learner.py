@@ -24,7 +24,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastcore.xtras import ContextManagers
 from torch.amp import GradScaler
-from .core import InputError, default_device, tasks
+from .core import InputError, default_device, goals
 from .data.frames import FrameDL
 from .data.streams import TwoStreamDL
 
@@ -67,7 +67,7 @@ class LossGraph(ShowGraphCallback):
     name = 'show_graph'
     def before_fit(self):
         self.nb_batches,self.run = [],False
-        if hasattr(self.learn, 'progress') and self.learn.create_mbar and 'seg' in tasks(self.model.recipe): super().before_fit()
+        if hasattr(self.learn, 'progress') and self.learn.create_mbar and 'seg' in goals(self.model.recipe): super().before_fit()
 
 # %% ../nbs/30_learner.ipynb #1492924f
 class Mirror(Callback):
@@ -110,7 +110,7 @@ class FrameLearner(Learner):
         return super().add_cb(cb)
 
     def need_masks(self, verb):
-        if 'seg' in tasks(self.model.recipe): return
+        if 'seg' in goals(self.model.recipe): return
         raise InputError(f"{verb}: an encoder alone has no masks and no validation loss; leave it out, or train a decoder first (stage='unfrozen')")
 
     def one_batch(self, i, b):

@@ -10,7 +10,7 @@ import copy, torch
 from contextlib import contextmanager
 from torch import nn, Tensor
 from fastcore.basics import patch
-from .core import Recipe, loss_weights, tasks
+from .core import Recipe, find_method, goals, loss_weights
 from .data.labels import class_set
 from .infer import sliding_window
 from .losses.contrastive import deep_contrastive_loss, lonely_share
@@ -44,13 +44,13 @@ class CWCLNet(nn.Module):
 def forward(self:CWCLNet,
     x:Tensor, # Normalised frames, `(B,3,H,W)`, the labelled ones first
 ): # Training: (logits `(N,C,H,W)`, presence logits `(B,C)`, L embeddings `(B,D)`); evaluation: logits `(B,C,H,W)`
-    r,goals = self.recipe,tasks(self.recipe)
+    r,trained = self.recipe,goals(self.recipe)
     if not self.training: return sliding_window(self.segment, x, r.window, r.overlap, r.blend)
     n = len(x) if self.n_labelled is None else self.n_labelled
-    feats = self.encode(x[:n] if goals == {'seg'} else x, n)
-    logits = self.decoder([f[:n] for f in feats], x.shape[-2:]) if 'seg' in goals else None
-    if goals == {'seg'}: return logits, None, []
-    apart = n if 'simclr' in goals and r.strong else 0
+    feats = self.encode(x[:n] if trained == {'seg'} else x, n)
+    logits = self.decoder([f[:n] for f in feats], x.shape[-2:]) if 'seg' in trained else None
+    if trained == {'seg'}: return logits, None, []
+    apart = n if 'simclr' in trained and r.strong else 0
     zs = self.msph([f[apart:] for f in feats[self.levels]])
     return logits, self.presence_head(zs), zs
 
@@ -138,24 +138,36 @@ def twin_ids(
 
 # %% ../nbs/28_tasks.ipynb #1d380251
 @patch
+def contrast_terms(self:CWCLLoss,
+    zs:list, # L embeddings, `(B,D)`
+    presence:Tensor, # `(B,C)`
+    ids:Tensor, # Phase, clip and video, `(B,3)`
+)->dict: # Name to (weight, value)
+    "Compute the contrast of frames with equal label sets, or of two views, whichever the method trains"
+    r = self.recipe
+    if 'simclr' in goals(r):
+        twins = twin_ids(zs[0], len(presence)*(2 if r.strong else 1))
+        return dict(nt_xent=(self.beta, self.dcl(zs, twins, None, r.temp, r.reduction)[0]))
+    sets = label_set_ids(presence > 0.5, ids[:,0] if r.use_phase else None)
+    loss,lonely = self.dcl(zs, sets, excluded_group(ids, r.exclude), r.temp, r.reduction, r.lonely)
+    return dict(dcl=(self.beta, loss), lonely=(0., lonely))
+
+@patch
 def weighted_terms(self:CWCLLoss,
     out:tuple, # What the network returns in training
     mask:Tensor, # `(N,H,W)`
     presence:Tensor, # `(B,C)`
     ids:Tensor, # Phase, clip and video, `(B,3)`
 )->dict: # Name to (weight, value)
-    "The terms of eq. 8 that this method has"
+    "Compute the terms of eq. 8 that this method has, and the loss of its own if it brings one"
     r,(logits,presence_logits,zs) = self.recipe,out
     terms = {} if logits is None else self.segmentation(logits, mask)
     if self.alpha:
         weight = self.pos_weight if self.pos_weight is None else self.pos_weight.to(presence.device)
         terms['presence'] = (self.alpha, presence_loss(presence_logits, presence, weight, r.reduction))
-    if self.beta and r.method == 'simclr':
-        terms['nt_xent'] = (self.beta, self.dcl(zs, twin_ids(zs[0], len(presence)*(1 + r.strong)), None, r.temp, r.reduction)[0])
-    elif self.beta:
-        group = excluded_group(ids, r.exclude)
-        loss,lonely = self.dcl(zs, label_set_ids(presence > 0.5, ids[:,0] if r.use_phase else None), group, r.temp, r.reduction, r.lonely)
-        terms.update(dcl=(self.beta, loss), lonely=(0., lonely))
+    if self.beta: terms.update(self.contrast_terms(zs, presence, ids))
+    own = find_method(r.method)
+    if own.loss and own.name in goals(r): terms[own.name] = (r.beta, own.loss(r, out, mask, presence, ids))
     return terms
 
 # %% ../nbs/28_tasks.ipynb #405ea228

@@ -5,7 +5,7 @@ from binder import badges, binder_files, name_of, open_in, root, settings, user_
 from pages import source
 
 @pytest.mark.parametrize('name,text', binder_files().items())
-def test_files_are_in_step(name, text): assert (root/'binder'/name).read_text('utf-8') == text, 'run python tests/binder.py'
+def test_files_are_in_step(name, text): assert (root/'binder'/name).read_text('utf-8') == text, 'run python tools/binder.py'
 
 def test_every_requirement_is_there_at_one_version():
     lines = binder_files()['requirements.txt'].splitlines()[2:]
@@ -33,7 +33,7 @@ pages = sorted((root/'nbs').glob('*.ipynb'))
 @pytest.mark.parametrize('path', pages, ids=lambda o: o.name)
 def test_every_page_opens_where_the_address_is_known(path):
     nb = json.loads(path.read_text(encoding='utf-8'))
-    assert open_in(nb, settings().get('git_url'), f'nbs/{path.name}') == nb, 'run python tests/binder.py'
+    assert open_in(nb, settings().get('git_url'), f'nbs/{path.name}') == nb, 'run python tools/binder.py'
 
 def test_badges_come_and_go():
     nb = json.loads(pages[5].read_text(encoding='utf-8'))

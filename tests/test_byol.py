@@ -10,9 +10,9 @@ from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.baselines.byol import BYOLLoss, BYOLNet, MoveTarget, byol_learner, byol_loss, byol_recipe, embed, move_target, spread, target_momentum
+from cwcl.baselines.byol import BYOLLoss, BYOLNet, MoveTarget, byol_learner, byol_loss, byol_recipe, embed, move_target, direction_spread, target_momentum
 from cwcl.checkpoint import load_encoder, save_model
-from cwcl.core import InputError, recipe, set_seed, tasks
+from cwcl.core import InputError, recipe, set_seed, goals
 from cwcl.data.streams import cwcl_dls
 from cwcl.models.unet import UNetEncoder
 from cwcl.models.heads import mlp_bn
@@ -125,10 +125,10 @@ def test_moving_is_that_of_lightly_and_leaves_running_averages_alone(momentum):
 
 def test_spread():
     torch.manual_seed(0)
-    assert spread(torch.ones(9, 4)*torch.rand(9, 1)) < 1e-6
-    assert spread(torch.randn(5000, 32)).item() == pytest.approx(1, abs=.02)
+    assert direction_spread(torch.ones(9, 4)*torch.rand(9, 1)) < 1e-6
+    assert direction_spread(torch.randn(5000, 32)).item() == pytest.approx(1, abs=.02)
     z = torch.randn(50, 8)
-    close(spread(z), F.normalize(z).std(0).mean()/(1/math.sqrt(8)), 1e-6)
+    close(direction_spread(z), F.normalize(z).std(0).mean()/(1/math.sqrt(8)), 1e-6)
 
 class Literal(nn.Module):
     "The online half as the paper's appendix describes it"
@@ -351,7 +351,7 @@ def test_other_loaders_and_methods_are_refused_in_one_line(table, smoke, small):
     with pytest.raises(InputError, match='cwcl_learner'): byol_learner(cwcl_dls(table, small, device='cpu'), 'dcl')
 
 def test_recipe_and_batches(table, smoke, small):
-    assert tasks(byol_recipe(smoke)) == {'byol'}
+    assert goals(byol_recipe(smoke)) == {'byol'}
     assert byol_recipe(small) == small
     for strong in (True, False):
         r = replace(small, strong=strong, presence_from='crop' if strong else 'image')
@@ -405,5 +405,5 @@ def test_network_and_loss_on_pretended_cuda(small, monkeypatch):
         assert {o.device.type for pair in out for o in pair} == {'cuda'}
         assert BYOLLoss()(out).device.type == 'cuda'
         for k,o in net.target.items(): move_target(o, getattr(net, k), 0.9)
-        assert spread(net.eval()(x)).device.type == 'cuda'
+        assert direction_spread(net.eval()(x)).device.type == 'cuda'
         assert byol_loss(out[0][0].bfloat16(), out[1][0]).dtype == torch.float32

@@ -4,7 +4,7 @@ from pathlib import Path
 from fastcore.script import CliError
 from cwcl.core import InputError, data_file, recipe
 from cwcl.study.claims import CLAIMS, claims_of
-from cwcl.study.command import cwcl_table, embedded_frames, published_folder, wanted_runs, whole_numbers
+from cwcl.study.command import cwcl_table, embedded_frames, kit_results, wanted_runs, whole_numbers
 
 def command(*args, cwd, timeout=900):
     "Exit code, output, errors"
@@ -15,7 +15,7 @@ def command(*args, cwd, timeout=900):
 
 def complete(): return len(list(data_file('results').glob('table[12]-*.json'))) == 126
 
-@pytest.mark.skipif(not (published_folder() and complete()), reason='the published results are not complete')
+@pytest.mark.skipif(not (kit_results() and complete()), reason='the published results are not complete')
 @pytest.mark.parametrize('table,rows', [(1, 17), (2, 4)])
 def test_published_tables_are_printed_without_a_training(tmp_path, table, rows):
     code,out,err = command('--table', str(table), '--per-fold', cwd=tmp_path)
@@ -23,7 +23,7 @@ def test_published_tables_are_printed_without_a_training(tmp_path, table, rows):
     body = [o for o in out.splitlines() if re.match(r'\| (Random|SimCLR|BYOL|DCL|cls)[^|]*\|\s+\d+ % ', o)]
     assert len(body) == rows and 'missing' not in out and 'n/a' not in '\n'.join(body)
     assert {o.name for o in (tmp_path/'runs').iterdir()} == {'study'}
-    assert {o.name for o in (tmp_path/'runs'/'study').iterdir()} == {f'table{table}.{k}' for k in ('md', 'tex', 'csv')}
+    assert {o.name for o in (tmp_path/'runs'/'study').iterdir()} == {f'table{table}.{k}' for k in ('md', 'tex', 'csv', 'svg')}
 
 @pytest.mark.parametrize('args,says', [(['--table', '3'], 'Tables 1 and 2'), (['--folds', '0;1'], 'whole numbers'), (['--seeds', '1,1'], 'different numbers'), (['--jobs', '0'], 'at least 1'), (['--data', 'nosuch', '--show'], 'nosuch: no such folder'),
     (['--preset', 'tiny'], 'choose one of'), (['--change', 'tmep=1'], 'no field'), (['--change', 'budget=0.5,temp=0.1'], '--change budget: the table sets this itself'), (['--data', 'nowhere', '--preset', 'smoke'], 'nowhere')])
@@ -63,7 +63,7 @@ def test_without_phases_a_table_is_that_of_another_recipe(tmp_path, scenes, monk
     with pytest.raises(CliError, match='choose among random, simclr'): cwcl_table(**call, methods='byol')
     with pytest.raises(CliError, match='an ablation has its own'): cwcl_table(**call, methods='dcl', ablate=True)
 
-@pytest.mark.skipif(not (published_folder() and complete()), reason='the published results are not complete')
+@pytest.mark.skipif(not (kit_results() and complete()), reason='the published results are not complete')
 def test_a_table_of_some_methods(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cwcl_table(table=1, methods='random, dcl+cls', show=True)

@@ -28,9 +28,10 @@ def test_every_choice_is_checked(field):
 
 @pytest.mark.parametrize('change,says', [(dict(batch=8, labelled=9), 'batch=8 is smaller than labelled=9'), (dict(budget=0), 'budget=0'), (dict(budget=1.5), '1.5'),
     (dict(scales=6), 'scales=6'), (dict(views=3), 'views=3'), (dict(overlap=1), 'overlap=1'), (dict(temp=0), 'temp=0'), (dict(epochs=-1), 'epochs=-1'),
-    (dict(scales=3, skip=3), 'scales=3, skip=3'), (dict(method='random', stage='frozen'), 'one stage'), (dict(method='byol', stage='joint'), 'pre-trains'),
+    (dict(scales=3, skip=3), 'scales=3, skip=3'), (dict(method='random', stage='frozen'), "choose stage='joint'"), (dict(method='byol', stage='joint'), "choose stage='frozen'"),
+    (dict(method='moco'), "method='moco': choose one of random, simclr"),
     (dict(method='simclr', views=1), 'two views'), (dict(flip=5), 'flip=5: give a probability'), (dict(scale=-3), 'scale=-3'), (dict(beta=float('nan')), 'beta=nan'),
-    (dict(lr=float('inf')), 'lr=inf'), (dict(widths=(0, 8, 16)), 'widths=.0, 8, 16.'), (dict(widths=5), 'widths=5: give whole numbers'), (dict(batch=12.5), 'batch=12.5: give a whole number'),
+    (dict(lr=float('inf')), 'lr=inf'), (dict(widths=(0, 8, 16)), 'widths=.0, 8, 16.'), (dict(widths=5), 'widths=5: give integers'), (dict(batch=12.5), 'batch=12.5: give an integer'),
     (dict(blur=1), 'blur=1: give True or False'), (dict(budget='0.1'), "budget='0.1': give a number")])
 def test_impossible_recipes_are_refused(change, says):
     with pytest.raises(InputError, match=says): recipe('paper', **change)

@@ -7,7 +7,7 @@ from docs import lessons, mended, page_links, root, source_links, with_mathml
 def pages():
     "Every page of a freshly built site; the build stops at a dead link"
     pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
-    p = subprocess.run([sys.executable, 'tests/docs.py'], cwd=root, capture_output=True, text=True)
+    p = subprocess.run([sys.executable, 'tools/docs.py'], cwd=root, capture_output=True, text=True)
     assert p.returncode == 0 and 'warning' not in p.stdout + p.stderr, p.stdout[-2000:] + p.stderr[-2000:]
     return {o.name: o.read_text(encoding='utf-8') for o in (root/'_docs').glob('*.html')}
 
@@ -24,7 +24,7 @@ def test_formulas_figures_and_signatures_are_there(pages):
 
 def test_links_of_nbdev_lead_to_numbered_pages():
     assert page_links('[`positive_mask`](/pairs.html#positive_mask)', '60_x.ipynb') == f'[`positive_mask`]({lessons["pairs"]}#positive_mask)'
-    assert page_links('[`key`](/study.panels.html#key)', '08_data.surface.ipynb') == '`key`' and page_links('[`f`](/gone.html#f)', '60_x.ipynb') == '`f`'
+    assert page_links('[`key`](/study.charts.html#key)', '08_data.surface.ipynb') == '`key`' and page_links('[`f`](/gone.html#f)', '60_x.ipynb') == '`f`'
 
 def test_code_is_linked_where_the_repository_is_known():
     link = '[source](/blob/main/cwcl/core.py#L20){target="_blank" style="float:right"}\n'

@@ -20,7 +20,7 @@ def test_the_book_is_run_and_every_blank_is_tried(tmp_path):
     lesson(tmp_path/'b_wrong.ipynb', head, solution, "check(x, 3, 'One more than one.')")
     lesson(tmp_path/'c_lenient.ipynb', head, solution, 'x')
     lesson(tmp_path/'d_broken.ipynb', '1/0')
-    p = subprocess.run([sys.executable, 'tests/book.py', '--book', tmp_path], cwd=root, capture_output=True, text=True)
+    p = subprocess.run([sys.executable, 'tools/book.py', '--book', tmp_path], cwd=root, capture_output=True, text=True)
     said = dict(o.split(': ', 1) for o in re.split(r'\n(?=\w+\.ipynb)', p.stdout.strip()))
     assert p.returncode == 1 and p.stdout.strip().endswith('4 lessons, 3 failed') and 'FAILED' not in said['a_good.ipynb']
     assert 'One more than one' in said['b_wrong.ipynb'] and 'a blank gives None' in said['c_lenient.ipynb']

@@ -5,16 +5,16 @@ from itertools import product
 from PIL import Image
 from scipy.stats import t as student, ttest_1samp
 from cwcl.checkpoint import load_model, save_model
-from cwcl.core import CHOICES, InputError
+from cwcl.core import METHODS as REGISTERED, InputError, find_method
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import IGNORE, class_set
 from cwcl.study.claims import CLAIMS, Claim, Part
-from cwcl.study.figures import figure3, read_figure3, save_figure3, save_mask, segmentations, weights_of
-from cwcl.study.gaps import gap_plot, gap_rows
+from cwcl.study.figure3 import figure3, read_figure3, save_figure3, save_mask, segmentations, weights_of
+from cwcl.study.forest import gap_plot, gap_rows
 from cwcl.study.grid import Run, grid, method_recipe
-from cwcl.study.measures import NAMES
-from cwcl.study.panels import LOOK, budget_curve, chart_runs, class_bars, fold_scores, learning_curves, look, method_label, published_scores
-from cwcl.study.pictures import alike, choose_frames, figure1, found_pairs, paper_pairs, pick_frames
+from cwcl.study.measures import NAMES, method_style
+from cwcl.study.charts import budget_curve, chart_runs, class_bars, fold_scores, learning_curves, method_label, published_scores
+from cwcl.study.figure1 import alike, choose_frames, figure1, found_pairs, paper_pairs, pick_frames
 from cwcl.study.stats import fold_interval
 from cwcl.tasks import CWCLNet
 
@@ -23,7 +23,7 @@ FOLD,SEED = (.3, .2, .25),(.01, -.01)
 
 def invented(method, budget, fold, seed, stage='joint', epochs=4, **kwargs):
     "A run with known numbers: class c at .01c + .02 for each method + its fold and seed"
-    iou = {c: .01*i + .02*list(LOOK.index).index(method) + FOLD[fold] + SEED[seed] for i,c in enumerate(NAMES)}
+    iou = {c: .01*i + .02*list(REGISTERED).index(method) + FOLD[fold] + SEED[seed] for i,c in enumerate(NAMES)}
     log = [dict(epoch=e, mean_iou=.1*e + FOLD[fold] + SEED[seed]) for e in range(1, epochs+1)]
     return dict(recipe=dict(method=method, budget=budget, fold=fold, seed=seed, stage=stage), test=dict(class_iou=iou), log=log, **kwargs)
 
@@ -42,10 +42,10 @@ def legend(fig): return [t.get_text() for t in fig.legends[0].get_texts()]
 # Methods
 
 def test_every_method_has_a_look_of_its_own():
-    assert set(LOOK.index) == set(CHOICES['method'])
-    for k in LOOK: assert LOOK[k].is_unique, k
+    looks = pd.DataFrame([vars(o) for o in REGISTERED.values()])
+    for k in ('label', 'color', 'marker', 'dashes', 'hatch'): assert looks[k].is_unique, k
     assert [method_label(m) for m in (*METHODS, 'byol-2stage')] == ['Random', 'SimCLR', 'DCL', 'cls', 'DCL+cls', 'BYOL, 2 stages']
-    assert look('dcl-2stage').colour == look('dcl').colour
+    assert method_style('dcl-2stage') is method_style('dcl')
 
 def test_one_chart_holds_one_kind_of_runs():
     odd = [invented('dcl', .1, 0, 0, key='ablate-dcl-b10-f0-s0-temp=1'), dict(invented('dcl', .1, 0, 0), test=None), invented('dcl', .1, 0, 0, 'pretrain')]
@@ -89,8 +89,8 @@ def bars(fig): return [[p.get_height() for p in c.patches] for c in fig.axes[0].
 def test_bars_are_means_of_folds():
     fig = class_bars(STUDY, 10)
     for j,row in enumerate(bars(fig)): assert row == pytest.approx([.035 + .02*j + .25] + [.01*i + .02*j + .25 for i in range(8)])
-    assert fig.axes[0].get_ylim() == (0, 1) and legend(fig) == [*LOOK.label[list(METHODS)], 'published']
-    assert [c.patches[0].get_hatch() or '' for c in fig.axes[0].containers] == list(LOOK.hatch[list(METHODS)])
+    assert fig.axes[0].get_ylim() == (0, 1) and legend(fig) == [*(find_method(m).label for m in METHODS), 'published']
+    assert [c.patches[0].get_hatch() or '' for c in fig.axes[0].containers] == [find_method(m).hatch for m in METHODS]
 
 def test_intervals_of_bars_are_t_intervals_of_three_folds():
     fig = class_bars(STUDY, 10, published=False)
@@ -133,7 +133,7 @@ def test_curves_and_their_range():
     for line in fig.axes[0].lines: assert line.get_ydata() == pytest.approx([.1*e + .25 for e in range(1, 5)])
     band = fig.axes[0].collections[0].get_paths()[0].vertices
     assert (band[band[:,0] == 3,1].min(), band[band[:,0] == 3,1].max()) == pytest.approx((.3 + .2 - .01, .3 + .3 + .01))
-    assert 'from the lowest to the highest' in ' '.join(said(fig)) and legend(fig) == list(LOOK.label[list(METHODS)])
+    assert 'from the lowest to the highest' in ' '.join(said(fig)) and legend(fig) == [find_method(m).label for m in METHODS]
     assert len(learning_curves(STUDY, 5).axes) == 1 and len([a for a in learning_curves(STUDY).axes if a.axison]) == 3
 
 def test_shorter_logs_and_epochs_without_a_score_are_no_error():
@@ -149,7 +149,7 @@ def test_budget_curve():
         assert line.get_ydata()[:3] == pytest.approx([.035 + .02*j + .25]*3) and len(line.get_ydata()) == n
         assert [s[1,1] - s[0,1] for s in up.get_segments()][:3] == pytest.approx([2*half]*3)
         assert np.all(abs(np.log(np.array(line.get_xdata(), float)/[1, 5, 10, 100][:n])) < .2)
-        assert line.get_marker() == LOOK.marker.iloc[j]
+        assert line.get_marker() == find_method(METHODS[j]).marker
     assert len({round(float(c.lines[0].get_xdata()[0]), 4) for c in ax.containers}) == 5
     thin = [l for l in ax.lines if l.get_linewidth() == .7]
     assert len(thin) == 5 and {l.get_linestyle() for l in thin} == {'--'} and thin[0].get_ydata() == pytest.approx([published_scores()['random', b, 'mean IoU'] for b in (1, 5, 10)])

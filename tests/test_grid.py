@@ -4,11 +4,11 @@ from dataclasses import replace
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
 from cwcl.cost import batch_rows, random_batch, step_bytes
-from cwcl.study.grid import METHODS, Run, check_runs, do_run, fold_parts, grid, method_recipe, publish
+from cwcl.study.grid import TABLE_METHODS, Run, check_runs, do_run, fold_parts, grid, method_recipe, publish
 from cwcl.study.grid import read_result, read_results, run_all
 from cwcl.study.jobs import EpochBar, Worker, estimate, executor, kinds, largest_step, say_estimate, sharing
 from cwcl.study.jobs import visible_gpus
-from cwcl.study.readings import READINGS, ablation, same_steps
+from cwcl.study.ablation import READINGS, ablation, same_steps
 from cwcl.train import steps_per_epoch
 
 def small_runs(smoke):
@@ -97,30 +97,30 @@ def test_published_results_hold_what_a_table_needs(smoke, scenes, undisturbed, t
         assert a['test']['confusion'] == b['test']['confusion'] and a['test']['clips'] == b['test']['clips']
         assert ('pretrain' in b) == (run.recipe.stage == 'frozen')
 
-@pytest.mark.parametrize('table', METHODS)
+@pytest.mark.parametrize('table', TABLE_METHODS)
 def test_methods_of_a_table_do_equal_work(smoke, table):
     "Steps, masks, seeds, folds and weights of a table differ in the method alone"
     shared = 'seed fold budget batch labelled epochs lr wd schedule crop widths valid_labels threads select stage'.split()
     cells = {}
     for o in grid(table, smoke): cells.setdefault((o.recipe.budget, o.recipe.fold, o.recipe.seed), []).append(o.recipe)
     for rs in cells.values(): assert len({tuple(getattr(r, k) for k in shared) for r in rs}) == 1
-    assert all({r.method for r in rs} == set(METHODS[table]) for (b,*_),rs in cells.items() if b < 1)
+    assert all({r.method for r in rs} == set(TABLE_METHODS[table]) for (b,*_),rs in cells.items() if b < 1)
 
 def test_keys_are_method_budget_fold_and_seed(smoke):
-    for table in METHODS:
+    for table in TABLE_METHODS:
         for o in grid(table, smoke, seeds=range(3)):
             m = re.fullmatch(r'(table[12])-([a-z+]+)-b(\d+)-f(\d)-s(\d+)', o.key)
             r = o.recipe
             assert m.groups() == (table, r.method, f'{round(100*r.budget):02}', str(r.fold), str(r.seed))
 
 def test_no_two_folds_share_a_seed(smoke):
-    for table in METHODS:
+    for table in TABLE_METHODS:
         seen = {(o.recipe.seed, o.recipe.fold) for o in grid(table, smoke, seeds=range(10))}
         assert len({s for s,_ in seen}) == len(seen) == 30
 
 def test_a_study_starts_with_every_method_on_the_first_fold_and_seed(smoke):
     first = grid('table1', smoke)[:17]
-    assert {(o.recipe.fold, o.recipe.seed) for o in first} == {(0, 0)} and {o.recipe.method for o in first} == set(METHODS['table1'])
+    assert {(o.recipe.fold, o.recipe.seed) for o in first} == {(0, 0)} and {o.recipe.method for o in first} == set(TABLE_METHODS['table1'])
 
 @pytest.mark.parametrize('text,says', [('', 'half-written'), ('{"kind": "cwcl run", "vers', 'half-written'), ('[]', 'not the result'), ('{"kind": "other"}', 'not the result'),
     ('{"kind": "cwcl run", "version": 2, "kit": "9.9"}', 'version 2.*9.9'), ('{"kind": "cwcl run", "version": 1}', 'no key and no recipe; give the folder')])

@@ -110,7 +110,7 @@ def test_wheel_works_outside_the_checkout_without_extras(tmp_path):
     subprocess.run([*pip, 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, src], check=True, capture_output=True)
     wheel, = tmp_path.glob('cwcl-*.whl')
     subprocess.run([*pip, 'install', '-q', '--no-deps', '--target', tmp_path/'site', wheel], check=True, capture_output=True)
-    shutil.copy(root/'tests'/'wheel_check.py', tmp_path)
+    shutil.copy(root/'tools'/'wheel_check.py', tmp_path)
     (tmp_path/'site'/'sitecustomize.py').write_text(absent('ipywidgets', 'traitlets', 'av', 'submitit', 'seaborn'))
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'site'), 'MPLBACKEND': 'agg'}
     out = subprocess.run([sys.executable, 'wheel_check.py'], cwd=tmp_path, env=env, capture_output=True, text=True)

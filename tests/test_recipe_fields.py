@@ -8,9 +8,9 @@ from unittest.mock import patch
 from torch import nn
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.tracker import ReduceLROnPlateau
-from cwcl.baselines.byol import BYOLNet, byol_learner
+from cwcl.baselines.byol import BYOLNet
 from cwcl.baselines.simclr import nt_xent_loss
-from cwcl.core import InputError, Recipe, recipe, set_seed, tasks
+from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
 from cwcl.data.augment import SegAugment, blur_frames, draw_factors, take_crops
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import class_set
@@ -124,7 +124,7 @@ def a_method_has_its_terms(w):
 def a_stage_decides_who_learns(w):
     frozen,_ = net(stage='frozen')
     assert not frozen.encoder.training and not any(p.requires_grad for p in frozen.encoder.parameters())
-    assert tasks(changed(stage='pretrain')) == {'dcl', 'cls'} and tasks(changed(stage='frozen')) == {'seg'}
+    assert goals(changed(stage='pretrain')) == {'dcl', 'cls'} and goals(changed(stage='frozen')) == {'seg'}
     assert type(batch_views(changed(stage='frozen', views=2), 3)) is SegAugment
     for stage,says in (('frozen', 'needs a pre-trained encoder'), ('pretrain', 'pretrain_run trains it')):
         with pytest.raises(InputError, match=says): train_run(changed(stage=stage), 'nowhere')
@@ -137,7 +137,7 @@ def a_first_stage_is_that_of_its_method(w):
     assert caught('cwcl.stages.frame_table', pretrain_run, r, 'nowhere').kwargs['min_pixels'] == 40
     with TemporaryDirectory() as out, patch('cwcl.stages.frame_table', return_value=w.frames):
         assert caught('cwcl.stages.check_precision', pretrain_run, r, 'nowhere', out=out).args[0] == 'bf16'
-        assert caught('cwcl.stages.train_learner', pretrain_run, r, 'nowhere', out=out).kwargs['make'] is byol_learner
+        assert caught('cwcl.stages.train_learner', pretrain_run, r, 'nowhere', out=out).kwargs['make'] == find_method('byol').make
 
 @row('valid_labels', 'lr', 'schedule', 'class_set', 'left_out', 'batch', 'labelled')
 def remarks_are_those_of_the_recipe(w):

@@ -54,8 +54,8 @@ def test_an_extra_requires_what_is_imported_for_it():
     assert {o for o in uses(CODE) if o[1]} == listed
 
 def test_tests_and_lessons_import_what_is_required():
-    own = {o.stem.replace('_', '-') for o in (root/'tests').glob('*.py')}
-    used = plain(uses((root/'tests').glob('*.py'))) - own
+    files = [o for home in ('tests', 'tools') for o in (root/home).glob('*.py')]
+    used = plain(uses(files)) - {o.stem.replace('_', '-') for o in files}
     for f in (root/'nbs').glob('*.ipynb'): used |= {o for code in book_code(f) for o in plain(imported(code))}
     assert used <= set(KNOWN) | OPTIONAL
     assert set(EXTRAS['dev']) - TOOLS <= used

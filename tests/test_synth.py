@@ -4,9 +4,9 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from cwcl.core import InputError, data_file
 from cwcl.data import chance, organs, scene, synth
-from cwcl.data.chance import around, cloud, look, lumps, smooth_noise, stream
+from cwcl.data.chance import around, cloud, sample_tile, lumps, smooth_noise, stream
 from cwcl.data.labels import CLASSES, PHASES, color_mask, decode_mask, present_classes
-from cwcl.data.organs import CLIPS, COUNTS, anatomy, grid, lit, shore, sway, visible
+from cwcl.data.organs import CLIPS, COUNTS, anatomy, pixel_grid, lit, shore, sway, visible
 from cwcl.data.phases import read_phases
 from cwcl.data.scene import draw_labels
 from cwcl.data.surface import video_look
@@ -69,7 +69,7 @@ def test_look_interpolates():
         j,i = int(np.floor(x)),int(np.floor(y))
         at = lambda i,j: tile[0,i%32,j%32]
         return (at(i,j)*(1-x+j) + at(i,j+1)*(x-j))*(1-y+i) + (at(i+1,j)*(1-x+j) + at(i+1,j+1)*(x-j))*(y-i)
-    assert np.allclose(look(tile, x[None], y[None])[0,0], [one(a, b) for a,b in zip(x, y)], atol=1e-4)
+    assert np.allclose(sample_tile(tile, x[None], y[None])[0,0], [one(a, b) for a,b in zip(x, y)], atol=1e-4)
 
 @pytest.mark.parametrize('spread', [0, .3, 1])
 def test_directions_have_length_one(spread):
@@ -159,7 +159,7 @@ def test_border_is_white_and_nothing_else_is(clip):
     assert m.dtype == np.uint8 and (m[ring] == 255).all() and (m[~ring] < 13).all()
 
 def test_outside_the_window_is_background():
-    m,disc = labels('video09_00912', 5, (427,240))[1:-1,1:-1],lit('video09', 0, *grid((427,240)))[1:-1,1:-1]
+    m,disc = labels('video09_00912', 5, (427,240))[1:-1,1:-1],lit('video09', 0, *pixel_grid((427,240)))[1:-1,1:-1]
     assert (m[~disc] == 0).all() and (m[disc] > 0).all()
 
 @pytest.mark.parametrize('clip', SAMPLE[3:6])

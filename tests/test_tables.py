@@ -6,7 +6,7 @@ from scipy.stats import ttest_rel
 from cwcl.core import InputError, data_file, recipe
 from cwcl.study.ablation import ablation_markdown, ablation_pairs, ablation_table
 from cwcl.study.grid import Run, do_run, grid, method_recipe, publish, read_results
-from cwcl.study.measures import LABELS, NAMES
+from cwcl.study.measures import NAMES, method_style
 from cwcl.study.stats import fold_interval
 from cwcl.study.tables import (MEANS, SHORT, check_result, digits, fold_table, marked, of_table, published, run_frame, save_table, table1, table2,
     table_cells, table_latex, table_markdown, table_notes)
@@ -164,7 +164,7 @@ def test_published_tables_are_the_file():
         for o in own.itertuples():
             row = at(t, o.method, o.budget_percent, o[4].lower())
             assert (row['mean'], row.sd) == (o.iou_mean, o.iou_std)
-            label = LABELS[o.method.removesuffix('-2stage')] + ' 2-stage'*(k == 2)
+            label = method_style(o.method).label + (' 2-stage' if k == 2 else '')
             text = line(cells, label, f'{o.budget_percent} %')[SHORT[o[4].lower()]]
             assert [float(v) for v in text.strip('*†').split('±')] == [o.iou_mean, o.iou_std]
     assert digits(at(published(), 'random', 5, 'mean_iou')['mean']) == '.519' and digits(at(published(), 'dcl+cls', 5, 'mean_iou')['mean']) == '.517'

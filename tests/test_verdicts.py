@@ -3,7 +3,8 @@ import math, numpy as np, pandas as pd, pytest
 from dataclasses import replace
 from itertools import product
 from scipy.stats import t as student, ttest_ind_from_stats, ttest_rel
-from cwcl.core import CHOICES, InputError
+from cwcl.core import InputError
+from cwcl.methods import OURS
 from cwcl.study.claims import CLAIMS, Claim, Part, clips_ahead, parts
 from cwcl.study.measures import (FREQUENT, MEASURES, NAMES, RARE, RATIOS, clip_values, epochs_to, measure_iou, method_name, random_levels, run_table,
     taken_share)
@@ -238,7 +239,7 @@ def test_claims_speak_of_what_exists():
         assert claim.text and claim.section and 1 <= claim.needed <= len(claim.parts)
         for p in claim.parts:
             assert p.measure in MEASURES or p.measure in RATIOS or p.measure == 'taken for gallbladder'
-            assert {p.a, p.b} <= known and p.budget in (1, 5, 10) and p.a.removesuffix('-2stage') in CHOICES['method']
+            assert {p.a, p.b} <= known and p.budget in (1, 5, 10) and p.a.removesuffix('-2stage') in OURS
     assert len({o.name for o in CLAIMS}) == len(CLAIMS)
 
 @pytest.mark.parametrize('call, words', [

@@ -43,8 +43,7 @@ def sites():
     "Every place of the library where a field is read: (field, file, line)"
     for file in sorted((root/'cwcl').rglob('*.py')):
         for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.Attribute) and node.attr in ROWS and is_recipe(node.value):
-                yield node.attr,file,node.lineno
+            if isinstance(node, ast.Attribute) and node.attr in ROWS and is_recipe(node.value): yield node.attr,file,node.lineno
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)

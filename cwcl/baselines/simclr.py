@@ -6,11 +6,10 @@
 __all__ = ['nt_xent_loss', 'simclr_recipe', 'simclr_learner']
 
 # %% ../../nbs/40_baselines.simclr.ipynb #89d47e05
-from dataclasses import replace
 from fastai.learner import Learner
 from fastcore.meta import delegates
 from torch import Tensor
-from ..core import OWN, InputError, Recipe
+from ..core import InputError, Recipe, method_recipe
 from ..losses.contrastive import contrastive_loss
 from ..multitask import cwcl_learner
 from ..pairs import positive_mask, two_view_ids
@@ -30,7 +29,7 @@ def simclr_recipe(
     **changes, # Fields that shall differ from SimCLR's
 )->Recipe:
     "SimCLR at the setting of another recipe: two views, the deepest scale, its own head"
-    return replace(r, **{'method': 'simclr', **OWN['simclr'], **changes})
+    return method_recipe(r, 'simclr', **changes)
 
 # %% ../../nbs/40_baselines.simclr.ipynb #8f375c46
 @delegates(cwcl_learner)

@@ -10,7 +10,7 @@ import numpy as np
 from typing import NamedTuple
 from ..core import InputError
 from .chance import around, between, number, stream
-from .organs import CLIPS, anatomy, bend, grid, height, lit, sway, visible
+from .organs import CLIPS, anatomy, bend, pixel_grid, height, lit, sway, visible
 
 # %% ../../nbs/07_data.scene.ipynb #7613c798
 def shaft(
@@ -131,7 +131,7 @@ def draw_labels(
     check_frame(video, clip, frame)
     a,at = anatomy(video, clip, seed),int(frame-CLIPS.start[clip])
     left = visible(video, seed)[:,CLIPS.before[clip]+at]
-    x,y = grid(size)
+    x,y = pixel_grid(size)
     disc = lit(video, seed, x, y)
     x,y = a.view(x, y, at/80)
     bx,by,noise = bend(x, y, seed, a.at)

@@ -10,7 +10,7 @@ import textwrap, numpy as np, pandas as pd, torch
 from itertools import islice
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import InputError, Recipe, default_device, tasks
+from ..core import InputError, Recipe, default_device, goals
 from .augment import SegAugment, TwoViews
 from .frames import FrameDL, Frames, show_grid
 from .labels import class_set
@@ -33,8 +33,8 @@ class TwoStreamDL(FrameDL):
     ):
         r = dataset.recipe
         self.labelled,self.epoch = np.flatnonzero(dataset.table.labelled),epoch
-        self.n_labelled = min(r.labelled, len(self.labelled))*('seg' in tasks(r)) if n_labelled is None else n_labelled
-        kwargs.update(bs=self.n_labelled if tasks(r) == {'seg'} else r.batch)
+        self.n_labelled = min(r.labelled, len(self.labelled))*('seg' in goals(r)) if n_labelled is None else n_labelled
+        kwargs.update(bs=self.n_labelled if goals(r) == {'seg'} else r.batch)
         self.steps = max(1, len(dataset)//r.batch) if len(dataset) else 0
         super().__init__(dataset, n=self.steps*kwargs['bs'], **kwargs)
 
@@ -118,14 +118,14 @@ def class_labelled(
 
 # %% ../../nbs/15_data.streams.ipynb #d2332579
 def has_strong_views(r:Recipe)->bool: # Whether strong views stand behind the crops with masks
-    return bool(r.strong and tasks(r) & {'simclr', 'byol'})
+    return bool(r.strong and goals(r) & {'simclr', 'byol'})
 
 def batch_views(
     r:Recipe,
     n_labelled:int, # Masks handed on, N
 ): # Transform of a training batch
     "One mild view of a batch, two of them, or mild crops and two strong views"
-    alone = tasks(r) == {'seg'} and r.stage != 'joint'
+    alone = goals(r) == {'seg'} and r.stage != 'joint'
     mild = (TwoViews if r.views == 2 and not alone else SegAugment)(r, n_labelled=n_labelled)
     return StrongViews(SegAugment(r, n_labelled=n_labelled)) if has_strong_views(r) else mild
 
@@ -143,14 +143,14 @@ def cwcl_dls(
     r,pool = recipe,class_labelled(table, recipe)
     valid = (table.part == 'valid') & (table['mask'] != '') & (table.groupby('clip').cumcount() % r.valid_step == 0)
     t,in_pool,in_valid = table[pool | valid],pool[pool | valid].to_numpy(),valid[pool | valid].to_numpy()
-    masks = t['mask'].where(t.labelled & ('seg' in tasks(r)) | in_valid | (r.presence_from == 'crop'), '')
+    masks = t['mask'].where(t.labelled & ('seg' in goals(r)) | in_valid | (r.presence_from == 'crop'), '')
     store = FrameStore(t.image.tolist(), masks.tolist(), class_set(r.class_set, r.left_out), (r.height, r.width), cache_dir, progress=progress)
     check_masks(store, np.flatnonzero(t.labelled), 'to train on')
     check_masks(store, np.flatnonzero(in_valid), 'to validate on')
     stats = channel_stats(store, np.flatnonzero(t.part == 'train'))
     train,val = [Frames(t[k], store, np.flatnonzero(k), r, stats, i) for i,k in enumerate((in_pool, in_valid))]
     device = torch.device(device) if device else default_device()
-    if augment is None: augment = batch_views(r, min(r.labelled, int(t.labelled.sum()))*('seg' in tasks(r)))
+    if augment is None: augment = batch_views(r, min(r.labelled, int(t.labelled.sum()))*('seg' in goals(r)))
     def tfms(*own): return [IntToFloatTensor(), *own, Normalize.from_stats(*stats, cuda=False)]
     return DataLoaders(TwoStreamDL(train, after_batch=tfms(augment), num_workers=workers, device=device),
         FrameDL(val, bs=min(r.batch, 32), after_batch=tfms(), num_workers=workers, device=device), device=device)

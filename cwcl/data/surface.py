@@ -9,8 +9,8 @@ __all__ = ['TEXTURES', 'SHARED', 'ridge', 'tissue_tile', 'column', 'video_look',
 import functools, numpy as np
 from fastcore.basics import patch
 from scipy.ndimage import gaussian_filter, uniform_filter
-from .chance import around, between, cloud, look, lumps, number, stream
-from .organs import CLIPS, PLAN, contour_tile, grid
+from .chance import around, between, cloud, sample_tile, lumps, number, stream
+from .organs import CLIPS, PLAN, contour_tile, pixel_grid
 from .scene import draw_labels
 
 # %% ../../nbs/08_data.surface.ipynb #47d1fe50
@@ -62,9 +62,9 @@ def video_look(
     color[1,[7,11]] = color[0,[7,11]]
     draws = dict(expose=(.07, .2), contrast=(1.05, 1.35), focus=(.3, .8), blur=(0, 1.5), sharp=(.7, 1.2), noise=(1.5, 5),
         quality=(65, 90), far=(1.25, 1.7), deep=(.1, .6), scale=(.26, .34), stain=(-.3, .3), grasper=(.1, .3), hook=(.015, .06))
-    look = {n: between(rng, *v) for n,v in draws.items()}
+    drawn = {n: between(rng, *v) for n,v in draws.items()}
     gain = np.array([1.05, between(rng, .78, 1.05), between(rng, .68, 1.1)])
-    return dict(look, color=color.astype(np.float32), gain=gain.astype(np.float32), tint=(.85 + .3*rng.random(3)).astype(np.float32))
+    return dict(drawn, color=color.astype(np.float32), gain=gain.astype(np.float32), tint=(.85 + .3*rng.random(3)).astype(np.float32))
 
 # %% ../../nbs/08_data.surface.ipynb #a26c7ec5
 class Painting:
@@ -75,11 +75,11 @@ class Painting:
         self.video,self.t,self.unit = video,(frame - int(CLIPS.start[clip]))/80,size[1]/240
         self.ids = np.pad(self.scene.mask[1:-1,1:-1], 1, 'edge')
         self.tool = (self.ids == 5) | (self.ids == 9)
-        self.xy = grid(size)
+        self.xy = pixel_grid(size)
         rng = stream(*self.key, 6)
         (c,s),at,k = around(rng, 0, 1, 1),rng.random((2,13)).astype(np.float32)*5,self.look['scale']
         self.at,x,y = at,self.scene.x*k,self.scene.y*k
-        self.texture = look(tissue_tile(seed), x*c + y*s + at[0].take(self.ids), y*c - x*s + at[1].take(self.ids))
+        self.texture = sample_tile(tissue_tile(seed), x*c + y*s + at[0].take(self.ids), y*c - x*s + at[1].take(self.ids))
 
     def per_pixel(self, name): return column(name)[:,0].take(self.ids)
     def weave(self, kind): return sum(self.per_pixel(f'{kind}_{n}')*self.texture[i] for i,n in enumerate(TEXTURES[:-1]))
@@ -113,7 +113,7 @@ def tissue_color(
     a = color[0].take(self.ids, 0)
     a += (color[1].take(self.ids, 0) - a)*patchy
     a *= (1 + self.weave('t')).clip(.2)[...,None]
-    wet = look(contour_tile(self.seed)[:1], .5*self.scene.x + self.at[0,0], .5*self.scene.y + self.at[1,0])[0]
+    wet = sample_tile(contour_tile(self.seed)[:1], .5*self.scene.x + self.at[0,0], .5*self.scene.y + self.at[1,0])[0]
     blood = (2*(wet + .4*t[2] - .55 + self.look['stain'])).clip(0, .75) + self.per_pixel('vessels')*t[7]
     return a*(1 - blood.clip(0, 1)[...,None]*np.array([.45, .88, .8], np.float32))
 

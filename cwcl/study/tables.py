@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEANS', 'SHORT', 'STYLES', 'TEX', 'MARKS', 'check_result', 'run_frame', 'summary', 'of_table', 'table1', 'table2',
-           'fold_table', 'published', 'digits', 'marked', 'spread', 'cell', 'table_cells', 'frame_markdown',
+           'fold_table', 'published', 'digits', 'marked', 'mean_sd', 'cell', 'table_cells', 'frame_markdown',
            'table_markdown', 'table_latex', 'table_notes', 'save_table']
 
 # %% ../../nbs/51_study.tables.ipynb #548f3b6e
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from ..core import InputError, atomic_path
 from .grid import Run
-from .measures import LABELS, NAMES, method_name, published_cells
+from .measures import NAMES, method_name, method_style, published_cells
 
 # %% ../../nbs/51_study.tables.ipynb #baf7227a
 def check_result(run:Run, found, frames): # A run, its result, (all, tested on) of other runs or () -> the same of this run
@@ -104,7 +104,7 @@ def marked(t:pd.DataFrame)->pd.DataFrame: # See `summary`; with `best` at its bu
 SHORT = dict(zip((*NAMES, *MEANS), ('backgr.', 'abd. wall', 'liver', 'fat', 'grasper', 'conn. t.', 'L-hook', 'gallbl.', 'mean', 'per image')))
 STYLES = dict(text=('{}*', '{}†', '±'), markdown=('**{}**', '**{}**†', '±'), latex=(r'\textbf{{{}}}', r'\underline{{\textbf{{{}}}}}', r'$\pm$'))
 
-def spread(mean, sd, sign='±'): # Such as `.448±.030`
+def mean_sd(mean, sd, sign='±'): # Such as `.448±.030`
     "A mean and its deviation, where there is one"
     return digits(mean) + (sign + digits(sd) if sd == sd else '')
 
@@ -112,7 +112,7 @@ def cell(o, style): # Row of `marked` with `done`, the runs of its method and bu
     "What a cell says"
     if not o.runs: return 'n/a' if o.done else 'missing'
     best,top,sign = STYLES[style]
-    return (top if o.top else best if o.best else '{}').format(spread(o.mean, o.sd, sign)) + f' ({o.runs}/{o.of})'*(o.runs < o.done)
+    return (top if o.top else best if o.best else '{}').format(mean_sd(o.mean, o.sd, sign)) + f' ({o.runs}/{o.of})'*(o.runs < o.done)
 
 # %% ../../nbs/51_study.tables.ipynb #6d7587bf
 def table_cells(t:pd.DataFrame, style:str='text')->pd.DataFrame: # See `summary`; a key of `STYLES`
@@ -121,7 +121,7 @@ def table_cells(t:pd.DataFrame, style:str='text')->pd.DataFrame: # See `summary`
     t['cell'] = [cell(o, style) for o in t.itertuples()]
     wide = t.pivot(index=['method', 'budget', 'done', 'of'], columns='class', values='cell')
     wide = wide[[c for c in SHORT if c in wide]].rename(columns=SHORT).reset_index()
-    name = [LABELS.get(m.removesuffix('-2stage'), m) + ' 2-stage'*m.endswith('-2stage') for m in wide.method]
+    name = [method_style(m).label + (' 2-stage' if m.endswith('-2stage') else '') for m in wide.method]
     first = pd.DataFrame(dict(method=name, masks=[f'{b:g} %' for b in wide.budget], runs=[f'{a}/{b}' for a,b in zip(wide.done, wide.of)]))
     return pd.concat([first, wide.iloc[:,4:]], axis=1)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 root = Path(__file__).parents[1]
 # What takes longest begins first, so that no core waits for the last lesson
-SLOW = '42 53_study 33_resume 41 50_study.grid 60_widgets.pairs 34 40 30 01 53 51_study.jobs 11_data.synth 52'.split()
+SLOW = '42 53a_study 33a_resume 41 50a_study.grid 60_widgets.pairs 34 40 30 01 53 51b_study.jobs 11_data.synth 52'.split()
 # Imported once, by the process that all others are forked from
 PRELOAD = 'torch torchvision pandas matplotlib.pyplot fastai.callback.schedule execnb.shell nbdev.test cwcl.stages'.split()
 

@@ -1,0 +1,120 @@
+"Methods: registered once, known everywhere; a stranger's file goes through table, verdicts and chart."
+import json, subprocess, sys, pytest
+from pathlib import Path
+from cwcl.core import METHODS, InputError, Recipe, goals, method_recipe, recipe
+from cwcl.methods import OURS, load_methods, register_method
+from cwcl.study.claims import claims_of
+from cwcl.study.command import cwcl_table
+from cwcl.study.grid import grid, read_results
+from cwcl.study.jobs import Worker
+
+FILE = '''"Frames with equal label sets are drawn together"
+import torch.nn.functional as F
+from cwcl.methods import register_method
+from cwcl.pairs import label_set_ids
+
+def center_loss(z, ids):
+    z = F.normalize(z.float())
+    same = (ids[:,None] == ids[None]).float()
+    return (z - same@z/same.sum(1, keepdim=True)).pow(2).sum(1).mean()
+
+def loss(r, out, mask, presence, ids):
+    sets = label_set_ids(presence > 0.5)
+    return sum(center_loss(z, sets) for z in out[2])/r.scales
+
+register_method('center', 'Center loss', loss, fields=dict(beta=0.1))
+'''
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    "What a test registers is gone after it"
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path/'center.py').write_text(FILE, encoding='utf-8')
+    return tmp_path/'center.py'
+
+def test_fifteen_lines_go_through_table_verdicts_and_chart(file, scenes, tmp_path, capsys):
+    assert len([o for o in FILE.splitlines() if o]) <= 15
+    cwcl_table(With=str(file), methods='random,center', data=str(scenes), preset='smoke', change='threads=1', folds='0', seeds='0',
+        device='cpu', out=str(tmp_path/'study'), yes=True)
+    out = capsys.readouterr().out
+    assert '| Center loss ' in out and 'Center loss above Random' in out
+    runs = read_results(tmp_path/'study')
+    assert {o.split('-')[1] for o in runs} == {'center', 'random'} and len(runs) == 7
+    assert all('center' in o['log'][0] for k,o in runs.items() if '-center-' in k)
+    assert 'Center loss' in (tmp_path/'study'/'table1.md').read_text(encoding='utf-8')
+    assert (tmp_path/'study'/'table1.svg').stat().st_size > 1000
+
+def test_its_loss_is_weighed_by_beta_and_trained(file, scenes):
+    from cwcl.multitask import cwcl_learner
+    from cwcl.data.cholec import frame_table
+    from cwcl.data.splits import split_frames
+    from cwcl.data.streams import cwcl_dls
+    load_methods(file)
+    r = recipe('smoke', method='center', threads=1)
+    learn = cwcl_learner(cwcl_dls(split_frames(frame_table(scenes), r), r, device='cpu'), r.method, r)
+    x,mask,*labels = learn.dls.train.one_batch()
+    learn.model.train().n_labelled = len(mask)
+    terms = learn.loss_func.weighted_terms(learn.model(x), mask, *labels)
+    assert set(terms) == {'gdl', 'focal', 'center'} and terms['center'][0] == 0.1
+    total = learn.loss_func(learn.model(x), mask, *labels)
+    assert abs(total.item() - sum(w*v.item() for w,v in terms.values())) < 1e-4
+
+def test_a_process_of_a_study_reads_the_file_first(file, tmp_path):
+    "In a process of its own, which knows nothing of it"
+    code = 'import sys; from cwcl.study.jobs import Worker; from cwcl.core import METHODS; ' \
+        'print(Worker([sys.argv[1]])([], sys.argv[2], None), "center" in METHODS)'
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(file), str(tmp_path)], capture_output=True, text=True)
+    assert out.stdout.split() == ['[]', 'True'], out.stderr
+
+def test_a_worker_remembers_where_the_file_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert Worker(['mine.py']).methods == [str(tmp_path/'mine.py')]
+
+@pytest.mark.parametrize('text, says', [('1/0', 'ZeroDivisionError'), ('x = 1', 'registers no method'), ('def f(:', 'SyntaxError'),
+    ("from cwcl.methods import register_method; register_method('dcl')", 'the kit has one of that name'),
+    ("from cwcl.methods import register_method; register_method('No-name')", 'small letters'), ('import nowhere', 'nowhere')])
+def test_a_bad_file_is_one_line(tmp_path, text, says):
+    (tmp_path/'bad.py').write_text(text, encoding='utf-8')
+    with pytest.raises(InputError, match=says) as e: load_methods(tmp_path/'bad.py')
+    assert '\n' not in str(e.value)
+
+def test_a_file_that_is_not_there_or_not_python(tmp_path):
+    with pytest.raises(InputError, match='no such file'): load_methods(tmp_path/'nowhere.py')
+    (tmp_path/'notes.txt').write_text('x')
+    with pytest.raises(InputError, match='must end in .py'): load_methods(tmp_path/'notes.txt')
+
+def test_every_method_is_one_object():
+    assert all(k == o.name and set(o.fields) <= set(vars(Recipe())) for k,o in OURS.items())
+    assert {r.method for t in ('table1', 'table2') for r in (o.recipe for o in grid(t, recipe('study')))} == set(OURS)
+    mine = register_method('mine', goals=('cls',))
+    assert register_method('mine', goals=('dcl',)) != mine and len({o.color for o in METHODS.values()}) == len(METHODS)
+    assert goals(method_recipe(Recipe(), 'mine')) == {'seg', 'dcl'}
+
+def test_a_claim_for_each_of_yours():
+    register_method('mine')
+    one,two = claims_of('table1', ['mine'])[-1],claims_of('table2', ['mine'])[-1]
+    assert [str(o) for o in one.parts] == [f'mine against random, mean IoU, {b} %' for b in (1, 5, 10)]
+    assert two.parts[0].a == 'mine-2stage' and two.parts[0].b == 'simclr-2stage'
+    assert len(claims_of('table1')) + 1 == len(claims_of('table1', ['mine']))
+
+def test_a_published_run_is_repeated_from_its_file(tmp_path, scenes, smoke):
+    from cwcl.train import given_recipe
+    plain,published = tmp_path/'recipe.json',tmp_path/'run.json'
+    plain.write_text(smoke.to_json())
+    published.write_text(json.dumps(dict(recipe=json.loads(smoke.to_json()), test={})))
+    assert given_recipe(plain, 'demo', {}) == given_recipe(published, 'demo', {}) == smoke
+    assert given_recipe(plain, 'demo', dict(seed=7)).seed == 7
+    with pytest.raises(InputError, match='no such file'): given_recipe(tmp_path/'no.json', 'demo', {})
+    plain.write_text('{')
+    with pytest.raises(InputError, match='not JSON'): given_recipe(plain, 'demo', {})
+
+def test_every_published_run_can_be_repeated():
+    from cwcl.train import given_recipe
+    files = sorted((Path(__file__).parents[1]/'data'/'results').glob('table*.json'))
+    assert len(files) > 100 and all(given_recipe(o, 'demo', {}).name == 'study' for o in files[::10])

@@ -1,0 +1,103 @@
+"""Count what makes a page hard to read: long lines, statements that say several things, names that mean two, words of another tongue.
+
+    python tools/house.py [--list] [ROOT]
+
+`--list` names each place. Numbers alone are printed otherwise, one row a count; `ROOT` is a checkout, this one if left out."""
+import argparse, ast, collections, json, re
+from pathlib import Path
+
+WORDS = { # What a reader meets -> how often, in prose, docstrings, messages and outputs
+    'whoever': r'\bwhoever\b', 'whatever': r'\bwhatever\b', 'stand(s) for is': r'\bstands?\b(?! (?:for|out|alone|in for)\b)',
+    'bare deviation': r'(?<!standard )\bdeviations?\b', 'bare rate': r'(?<!learning )(?<!weight )(?<!frame )(?<!sampling )\brates?\b',
+    'is no X': r'\b(?:is|are) no (?!longer\b|more\b)\w+', 'no number': r'\bno numbers?\b', 'cannot be told': r'\b(?:cannot|can not|could not) be told\b',
+    'goes on': r'\b(?:go|goes|gone|going|went) on\b', 'lets alone': r'\b(?:lets?|left) alone\b', 'as it were': r'\bnor (?:is|are|do|does|has|have)\b'}
+
+def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
+def source(c): return ''.join(c['source'])
+
+def pieces(root):
+    "Every piece of text that is written by hand: place, kind (`code`, `prose`), text"
+    for nb in sorted((root/'nbs').glob('*.ipynb')):
+        for i,c in enumerate(cells(nb)): yield f'{nb.name}[{i}]', 'code' if c['cell_type'] == 'code' else 'prose', source(c)
+    for file in sorted([*(root/'tests').rglob('*.py'), *(root/'tools').rglob('*.py')]):
+        yield str(file.relative_to(root)), 'code', file.read_text(encoding='utf-8')
+
+def parse(text):
+    "A syntax tree, of a cell with magics too"
+    try: return ast.parse(re.sub(r'^(\s*)[%!].*', r'\1pass', text, flags=re.M))
+    except SyntaxError: return ast.parse('')
+
+def literal_lines(tree):
+    "Lines of tables of literals: assignments and calls whose every leaf is a constant"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Tuple, ast.List, ast.Dict, ast.Set)) and node.end_lineno > node.lineno:
+            leaves = [o for o in ast.walk(node) if isinstance(o, ast.expr) and not list(ast.iter_child_nodes(o))]
+            if all(isinstance(o, ast.Constant) for o in leaves): yield from range(node.lineno, node.end_lineno+1)
+
+def kind(node):
+    "Of what sort a value is, as far as its spelling tells"
+    if isinstance(node, ast.Constant): return type(node.value).__name__
+    if isinstance(node, ast.UnaryOp): return kind(node.operand)
+    if isinstance(node, ast.Call): return 'call ' + ast.unparse(node.func)
+    return type(node).__name__
+
+def pairs(tree):
+    "Tuple assignments `a,b = x,y` whose values differ in kind"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+            if len({kind(o) for o in node.value.elts}) > 1: yield node
+
+TRUTH = (ast.Compare, ast.BoolOp)
+
+def is_truth(node):
+    if isinstance(node, ast.UnaryOp): return isinstance(node.op, ast.Not)
+    return isinstance(node, TRUTH) or isinstance(node, ast.Call) and ast.unparse(node.func) == 'bool'
+
+def switches(tree):
+    "Products `x*(a == b)` of Python values: an if in disguise"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and (is_truth(node.left) or is_truth(node.right)): yield node
+
+def public_names(root):
+    "Public names of the library to the modules that define them"
+    found = collections.defaultdict(set)
+    for file in (root/'cwcl').rglob('*.py'):
+        tree = ast.parse(file.read_text(encoding='utf-8'))
+        for node in tree.body:
+            names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else \
+                [o.id for t in node.targets for o in ast.walk(t) if isinstance(o, ast.Name)] if isinstance(node, ast.Assign) else []
+            for k in names:
+                if not k.startswith('_'): found[k].add(file.stem)
+    return found
+
+def count(root, tell):
+    "Each count of the house, in the order of the table"
+    n = collections.Counter()
+    def found(what, place, text=''):
+        n[what] += 1
+        if tell: print(f'{what}\t{place}\t{text.strip()[:100]}')
+    for place,sort,text in pieces(root):
+        if sort == 'code':
+            tree = parse(text)
+            data = set(literal_lines(tree))
+            for i,line in enumerate(text.splitlines(), 1):
+                for long in (120, 140):
+                    if len(line) > long and i not in data: found(f'lines over {long}', f'{place}:{i}', line)
+            for node in pairs(tree): found('tuple assignments of mixed kinds', f'{place}:{node.lineno}', ast.unparse(node))
+            for node in switches(tree): found('x*bool', f'{place}:{node.lineno}', ast.unparse(node))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call):
+                    for o in [*node.args, *(k.value for k in node.keywords)]:
+                        if isinstance(o, ast.NamedExpr): found('walrus in an argument', f'{place}:{node.lineno}', ast.unparse(node))
+        for word,pattern in WORDS.items():
+            for m in re.finditer(pattern, text, flags=re.I): found(f'word: {word}', place, text[max(0, m.start()-30):m.end()+30].replace('\n', ' '))
+    for name,where in public_names(root).items():
+        if len(where) > 1: found('public names used twice', name, ', '.join(sorted(where)))
+    return n
+
+if __name__ == '__main__':
+    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    args.add_argument('root', nargs='?', type=Path, default=Path(__file__).resolve().parent.parent, help='a checkout')
+    args.add_argument('--list', action='store_true', help='name each place')
+    args = args.parse_args()
+    for what,k in sorted(count(args.root, args.list).items()): print(f'{k:6}  {what}')

@@ -68,9 +68,12 @@ def _hit_and_sum(cm): # `(...,C,C)` -> two `(...,C)`
 # %% ../nbs/25_metrics.ipynb #ecf48d14
 def mean_iou(
     cm:Tensor, # Confusion matrix, `(...,C,C)`
-)->Tensor: # float64 `(...)`; NaN where no class is present
-    "Mean of the class-wise IoU over the classes that occur in truth or prediction"
-    return class_iou(cm).nanmean(-1)
+    truth:bool=False, # Leave out classes that are predicted and are not in the truth
+)->Tensor: # float64 `(...)`; NaN where no class is left
+    "Return the mean of the class-wise IoU over the classes that occur in truth or prediction, or in the truth alone"
+    iou = class_iou(cm)
+    if truth: iou = iou.masked_fill(torch.as_tensor(cm).sum(-1) == 0, torch.nan)
+    return iou.nanmean(-1)
 
 # %% ../nbs/25_metrics.ipynb #856ab7a9
 def image_iou(

@@ -52,6 +52,18 @@ def test_agrees_with_torchmetrics(seed):
     torch.testing.assert_close(class_dice(cm).float(), multiclass_f1_score(p, t, average=None, **kw))
     torch.testing.assert_close(mean_iou(cm).float(), multiclass_jaccard_index(p, t, average='macro', **kw))
 
+@pytest.mark.parametrize('seed', range(8))
+def test_mean_over_the_classes_of_the_truth_equals_a_loop(seed):
+    p,t = masks(seed)
+    t[t == seed % 5] = 255
+    found = [loop_iou(p, t, c) for c in range(5) if (t == c).any()]
+    cm = confusion_matrix(p, t, 5)
+    assert len(found) == 4 and mean_iou(cm, truth=True).item() == pytest.approx(sum(found)/4)
+    assert mean_iou(cm).item() == pytest.approx(sum(found)/5), 'a class that is only predicted has an IoU of 0'
+    empty = torch.zeros(5, 5, dtype=torch.int64)
+    both = mean_iou(torch.stack([cm, empty]), truth=True)
+    assert both[0] == mean_iou(cm.tolist(), truth=True) and both[1].isnan()
+
 def test_absent_class_is_nan_where_torchmetrics_says_zero():
     p,t = masks(0, absent=2)
     assert multiclass_jaccard_index(p, t, num_classes=5, ignore_index=255, average=None)[2] == 0
@@ -222,4 +234,5 @@ def test_codes_on_a_pretended_gpu():
         p = torch.zeros(2,4,5, dtype=torch.uint8)
         assert pair_codes(p, p.long(), 3).device.type == 'cuda'
         assert class_iou(torch.zeros(3,3, dtype=torch.int64)).device.type == 'cuda'
-        assert mean_iou(torch.zeros(3,3, dtype=torch.int64)).device.type == 'cuda'
+        for truth in (False, True):
+            assert mean_iou(torch.zeros(3,3, dtype=torch.int64), truth).device.type == 'cuda'

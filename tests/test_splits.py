@@ -195,10 +195,10 @@ def test_connective_tissue_is_warned_of(table):
     zero = [f for f in range(3) if 'video01' in video_folds(table, scheme='partition')[f]]
     assert len(zero) == 1
     notes = coverage_warnings(split_frames(table, recipe('paper', fold=zero[0], fold_scheme='partition')), eight)
-    assert 'connective tissue: no training frame shows it, so it cannot be learnt; 640 test frames show it' in notes
+    assert 'connective tissue: no training frame shows it, so it cannot be learned; 640 test frames show it' in notes
     for f in range(3):
         notes = coverage_warnings(split_frames(table, recipe('paper', fold=f)), eight)
-        assert any(o.startswith('connective tissue: learnt from video01 alone') for o in notes)
+        assert any(o.startswith('connective tissue: learned from video01 alone') for o in notes)
         assert any(o.startswith('connective tissue: no validation frame') for o in notes)
 
 def test_a_budget_that_misses_a_class_is_warned_of(table):

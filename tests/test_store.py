@@ -37,7 +37,7 @@ def test_shrinking_averages_and_does_not_skip():
     assert abs(load_image(stripes, (20,20)).astype(int)[:,2:-2,2:-2] - 127).max() <= 1
 
 @pytest.mark.parametrize('bad,message', [(np.ones((4,4,3)), None), (np.full((4,4,3), 2.), 'floats in 0..1'), (np.ones((4,4), int), 'type int64'),
-    (np.ones((4,4,7), np.uint8), r'\(4, 4, 7\)'), (torch.full((3,4,4), -1.), 'floats in 0..1'), (7, 'int is no frame'), (None, 'NoneType'),
+    (np.ones((4,4,7), np.uint8), r'\(4, 4, 7\)'), (torch.full((3,4,4), -1.), 'floats in 0..1'), (7, 'int is not a frame'), (None, 'NoneType'),
     (torch.zeros(1, 3, 4, 4), r'\(1, 3, 4, 4\)'), (torch.zeros(4, 4).int(), r'\(4, 4\) and type int32')])
 def test_frames_that_are_none(bad, message):
     if message is None: assert load_image(bad, (4,4)).min() == 255

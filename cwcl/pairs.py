@@ -20,8 +20,8 @@ def label_set_ids(
     if n > 50: raise ValueError(f'classes has {n} columns, and one integer holds at most 50 classes and a phase')
     ids = (classes.bool() * (1 << torch.arange(n, device=classes.device))).sum(1)
     if phase is None: return ids
-    if phase.shape != ids.shape:
-        raise ValueError(f'phase must be (N,) with the N={len(ids)} of classes, got {tuple(phase.shape)}')
+    shape = tuple(phase.shape)
+    if shape != (len(ids),): raise ValueError(f'phase must be (N,) with the N={len(ids)} of classes, got {shape}')
     return torch.where(phase < 0, -1, ids + (phase.long()+1 << n))
 
 # %% ../nbs/20_pairs.ipynb #f15580fe

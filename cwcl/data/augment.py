@@ -55,15 +55,15 @@ def take_crops(
     size:int, # Side of the crop, `S`
 )->tuple: # (image `(N,3,S,S)`, mask `(M,S,S)`)
     "Scale, crop and flip frames and their masks alike"
-    if len(mask) > len(image):
-        raise ValueError(f'{len(mask)} masks for {len(image)} frames: masks belong to the first frames')
+    n,m = len(image),len(mask)
+    if m > n: raise ValueError(f'{m} masks for {n} frames: masks belong to the first frames')
     if mask.shape[1:] != image.shape[2:]:
         sizes = f'frames of {tuple(image.shape[2:])} and masks of {tuple(mask.shape[1:])} (H,W)'
         raise ValueError(f'{sizes}: resize one to the other')
     d = {k: v.to(image.device) for k,v in d.items()}
     grid = _crop_grid(d, image.shape[2:], size).to(image.dtype)
     shown = F.grid_sample(image, grid, padding_mode='reflection', align_corners=False)
-    ids = F.grid_sample(mask[:,None].to(image.dtype) - IGNORE, grid[:len(mask)], mode='nearest', align_corners=False)
+    ids = F.grid_sample(mask[:,None].to(image.dtype) - IGNORE, grid[:m], mode='nearest', align_corners=False)
     return shown, (ids[:,0] + IGNORE).round().to(mask.dtype)
 
 # %% ../../nbs/14_data.augment.ipynb #b0082a63
@@ -146,12 +146,12 @@ def view(
     "Make one augmented copy of a batch"
     image,mask,*labels = b
     if not image.is_floating_point():
-        raise ValueError(f'frames are {image.dtype}: give floats in 0..1, as IntToFloatTensor makes them')
+        kind = image.dtype
+        raise ValueError(f'frames are {kind}: give floats in 0..1, as IntToFloatTensor makes them')
     d = draw_factors(len(image), image.shape[2:], self.size, self.scale, self.blur, self.flip, rng)
     shown,ids = take_crops(_plain(image), _plain(mask), d, self.size)
     if self.blur: shown = blur_frames(shown, d['blur'])
-    if self.presence_from == 'crop' and labels:
-        labels[0] = crop_presence(ids, labels[0], self.min_pixels)
+    if self.presence_from == 'crop' and labels: labels[0] = crop_presence(ids, labels[0], self.min_pixels)
     return TensorImage(shown), TensorMask(ids[:self.n_labelled]), *labels
 
 # %% ../../nbs/14_data.augment.ipynb #a10c7ef2

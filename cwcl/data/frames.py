@@ -114,8 +114,7 @@ class FrameDL(TfmdDL):
     def create_batches(self, samps): return map(self.gather, chunked(samps, self.bs, self.drop_last))
     def gather(self, idxs): return self.dataset.batch(idxs)
     def new(self, dataset=None, cls=None, **kwargs):
-        if dataset is not None and not isinstance(dataset, Frames):
-            dataset = self.dataset.others(dataset)
+        if dataset is not None and not isinstance(dataset, Frames): dataset = self.dataset.others(dataset)
         return super().new(dataset, cls, **kwargs)
 
 # %% ../../nbs/14b_data.frames.ipynb #4b2c5484

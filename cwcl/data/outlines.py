@@ -21,8 +21,7 @@ def _runs(rle, size):
     "Return the pixels of run lengths, counted or squeezed into letters"
     if isinstance(rle['counts'], list):
         counts = np.asarray(rle['counts'], dtype=np.int64)
-        if (counts < 0).any() or counts.sum() != size[0]*size[1]:
-            raise ValueError(f'runs of {counts.sum()} pixels')
+        if (counts < 0).any() or counts.sum() != size[0]*size[1]: raise ValueError(f'runs of {counts.sum()} pixels')
         return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
     return need('pycocotools.mask', 'coco').decode(dict(rle, size=list(size))).astype(bool)
 

@@ -75,8 +75,7 @@ def _own_files(
     "Find pictures and masks by name"
     if not _is_coco(masks) and '{class}' not in str(masks): return pair_names(frames, masks)
     images = pictures(frames)
-    if drawn is None:
-        raise InputError(f'{masks}: these masks have to be drawn first; give a folder for them (drawn=)')
+    if drawn is None: raise InputError(f'{masks}: these masks have to be drawn first; give a folder for them (drawn=)')
     if not _is_coco(masks): return images,pair_up(images, layer_masks(masks, own, drawn), frames)
     found = {}
     for file in _coco_files(masks): found |= coco_masks(file, images, own, drawn)

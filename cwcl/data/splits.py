@@ -41,8 +41,8 @@ def video_folds(
     seed:int=0, # Of the deal, not of a run
 )->list: # n tuples of validation videos
     "Return the validation videos of each fold, balanced by frames; test videos are in none"
-    if scheme not in ('pinned', 'partition', 'seeds'):
-        raise InputError(f'scheme={scheme!r}: choose pinned, partition or seeds')
+    schemes = 'pinned', 'partition', 'seeds'
+    if scheme not in schemes: raise InputError(f'scheme={scheme!r}: choose pinned, partition or seeds')
     frames = table.video.value_counts().sort_index().drop(list(TEST_VIDEOS), errors='ignore')
     others = frames if scheme == 'partition' else frames.drop('video01', errors='ignore')
     spare = len(frames) > len(others)
@@ -59,11 +59,9 @@ def _n_masks(share, base, available): # Share of `base` frames, and how many can
     if not 0 < share <= 1: raise InputError(f'share={share!r}: give a share above 0 and at most 1, such as 0.05')
     if not available: raise InputError('no training frame has a mask: add masks, or choose another fold')
     n = round(share*base)
-    if n < 1:
-        enough = 1/max(base, 1)
-        raise InputError(f'a share of {share} of {base} frames leaves no mask: take a share of at least {enough:.2g}')
-    if n > available:
-        raise InputError(f'a share of {share} of {base} frames is {n}, but only {available} can be drawn: lower it')
+    asked = f'a share of {share} of {base} frames'
+    if n < 1: raise InputError(f'{asked} leaves no mask: take a share of at least {1/max(base, 1):.2g}')
+    if n > available: raise InputError(f'{asked} is {n}, but only {available} can be drawn: lower it')
     return n
 
 # %% ../../nbs/13_data.splits.ipynb #acd8c7b7
@@ -126,12 +124,11 @@ def coverage_warnings(
     res = []
     videos = table.source if 'source' in table else table.video
     for name,c in class_coverage(table, classes).iterrows():
+        def say(text): res.append(f'{name}: {text}')
         only = ', '.join(videos[(table.part == 'train') & table[name]].unique())
         tested = f'; {c.test} test frames show it' if c.test else ''
-        if not c.train: res.append(f'{name}: no training frame shows it, so it cannot be learned{tested}')
-        elif not c.labelled:
-            res.append(f'{name}: none of the labelled frames shows it, so its pixels cannot be learned{tested}')
-        elif c.train_videos == 1: res.append(f'{name}: learned from {only} alone{tested}')
-        if c.train and not c.valid:
-            res.append(f'{name}: no validation frame shows it, so validation scores leave it out')
+        if not c.train: say(f'no training frame shows it, so it cannot be learned{tested}')
+        elif not c.labelled: say(f'none of the labelled frames shows it, so its pixels cannot be learned{tested}')
+        elif c.train_videos == 1: say(f'learned from {only} alone{tested}')
+        if c.train and not c.valid: say('no validation frame shows it, so validation scores leave it out')
     return res

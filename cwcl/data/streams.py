@@ -91,7 +91,8 @@ def after_iter(self:TwoStreamDL):
 @patch
 def new(self:TwoStreamDL, dataset=None, cls=None, **kwargs):
     if dataset is None and 'shuffle' in kwargs:
-        return super(TwoStreamDL, self).new(self.dataset.part(self.labelled), FrameDL, **kwargs)
+        whole = self.dataset.part(self.labelled)
+        return super(TwoStreamDL, self).new(whole, FrameDL, **kwargs)
     if 'get_idxs' in kwargs:
         raise InputError('a training loader draws and crops its frames: predict on dls.train.new(shuffle=False), '
             'or with ds_idx=0')
@@ -129,8 +130,8 @@ def class_labelled(
     if pool.sum() < r.batch:
         found = f'{pool.sum()} class-labelled frames'
         raise InputError(f'{found} cannot fill a batch of {r.batch}: lower batch, or add frames')
-    if not (masked & (table.part == 'valid')).any():
-        raise InputError('no validation frame has a mask: add some, or choose another fold')
+    valid = masked & (table.part == 'valid')
+    if not valid.any(): raise InputError('no validation frame has a mask: add some, or choose another fold')
     return pool
 
 # %% ../../nbs/15_data.streams.ipynb #d2332579

@@ -48,9 +48,9 @@ class MultiScaleProjectionHead(nn.Module):
         self,
         maps:list, # L maps, `(N,widths[l],H_l,W_l)`
     )->list: # L embeddings, `(N,dim)`, not normalized
+        n = len(maps)
         channels = tuple(m.shape[1] for m in maps)
-        if channels != self.widths:
-            raise ValueError(f'{len(maps)} maps of {channels} channels: the head takes {self.widths}')
+        if channels != self.widths: raise ValueError(f'{n} maps of {channels} channels: the head takes {self.widths}')
         return [g(m.mean((-2, -1))) for g,m in zip(self.projections, maps)]
 
 MSPH = MultiScaleProjectionHead

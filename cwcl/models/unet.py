@@ -29,7 +29,8 @@ def conv_block(
     "Make a block: twice 3×3 convolution, norm, ReLU"
     layers = []
     for c in (c_in, c_out):
-        layers += [nn.Conv2d(c, c_out, 3, padding=1, bias=False), norm_layer(norm, c_out), nn.ReLU(inplace=True)]
+        conv = nn.Conv2d(c, c_out, 3, padding=1, bias=False)
+        layers += [conv, norm_layer(norm, c_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 # %% ../../nbs/21_models.unet.ipynb #6dcb804f
@@ -58,20 +59,21 @@ def pad_to_multiple(
 def _check_frames(
     x:Tensor, # Frames
     channels:int, # Channels that the network takes
-    stride:int, # Pixels between neighbouring cells of the deepest level
+    stride:int, # Pixels between neighboring cells of the deepest level
     batch_norm:bool, # Whether batch norm will take its statistics from this batch
 )->Tensor: # The same frames
     "Raise `ValueError` if a U-Net cannot encode these frames"
     shape = tuple(x.shape)
-    if x.ndim != 4 or shape[1] != channels:
-        raise ValueError(f'frames of shape {shape}: the network takes (N,{channels},H,W)')
+    given = f'frames of shape {shape}'
+    if x.ndim != 4 or shape[1] != channels: raise ValueError(f'{given}: the network takes (N,{channels},H,W)')
     if not x.is_floating_point():
-        raise ValueError(f'frames of {x.dtype}: the network takes floating-point numbers, bytes divided by 255')
-    if 0 in shape[2:]: raise ValueError(f'frames of shape {shape}: no pixels')
+        kind = x.dtype
+        raise ValueError(f'frames of {kind}: the network takes floating-point numbers, bytes divided by 255')
+    if 0 in shape[2:]: raise ValueError(f'{given}: no pixels')
     cells = shape[0]*-(-shape[2]//stride)*-(-shape[3]//stride)
     if batch_norm and cells == 1:
-        raise ValueError(f'frames of shape {shape} leave {cells} cell at stride {stride}, and batch norm needs 2 '
-            "to train: give more or larger frames, or norm='group'")
+        raise ValueError(f'{given} leave {cells} cell at stride {stride}, and batch norm needs 2 to train: '
+            "give more or larger frames, or norm='group'")
     return x
 
 # %% ../../nbs/21_models.unet.ipynb #8a6874d9
@@ -109,8 +111,7 @@ def up_layer(
 )->nn.Module: # `(N,c_in,H,W)` to `(N,c_out,2H,2W)`
     "Make a layer that doubles the side of a map and changes its channels"
     if name == 'transpose': return nn.ConvTranspose2d(c_in, c_out, 2, stride=2)
-    if name == 'bilinear':
-        return nn.Sequential(nn.Conv2d(c_in, c_out, 1), nn.Upsample(scale_factor=2, mode='bilinear'))
+    if name == 'bilinear': return nn.Sequential(nn.Conv2d(c_in, c_out, 1), nn.Upsample(scale_factor=2, mode='bilinear'))
     raise ValueError(f"up={name!r}: choose 'transpose' or 'bilinear'")
 
 # %% ../../nbs/21_models.unet.ipynb #adc8fcce
@@ -149,9 +150,9 @@ class UNetDecoder(nn.Module):
     )->Tensor: # Logits, `(N,C,*size)`
         *skips,x = _check_maps(feats, self.widths)
         for up,block,skip in zip(self.ups, self.blocks, reversed(skips)): x = block(torch.cat([skip, up(x)], 1))
-        h,w = size or x.shape[-2:]
-        if h > x.shape[-2] or w > x.shape[-1]:
-            raise ValueError(f'size {(h, w)}: larger than the finest map, {tuple(x.shape[-2:])}')
+        finest = tuple(x.shape[-2:])
+        h,w = size or finest
+        if h > finest[0] or w > finest[1]: raise ValueError(f'size {(h, w)}: larger than the finest map, {finest}')
         return self.head(x)[..., :h, :w]
 
 # %% ../../nbs/21_models.unet.ipynb #33725179

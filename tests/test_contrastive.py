@@ -17,17 +17,20 @@ def cosine(a, b): return (a*b).sum() / ((a*a).sum().sqrt() * (b*b).sum().sqrt())
 
 def eq3(z, ids, temp, ignored=lambda i, j: False):
     "Terms of equation 3, one for each anchor, as it is printed; ignored pairs in neither sum"
-    n,out = len(z),[]
+    n = len(z)
+    out = []
     for i in range(n):
         omega = [j for j in range(n) if j != i and ids[j] == ids[i] and ids[i] >= 0 and not ignored(i, j)]
         below = sum(torch.exp(cosine(z[i], z[k])/temp) for k in range(n) if i != k and not ignored(i, k))
         terms = [torch.log(torch.exp(cosine(z[i], z[j])/temp) / below) for j in omega]
         out.append(-sum(terms)/len(omega) if omega else z.sum()*0)
-    return torch.stack(out), torch.tensor([len([j for j in range(n) if j != i and ids[j] == ids[i] >= 0]) for i in range(n)])
+    n_pos = [sum(j != i and ids[j] == ids[i] >= 0 for j in range(n)) for i in range(n)]
+    return torch.stack(out), torch.tensor(n_pos)
 
 def eq4(zs, ids, temp):
     "Equation 4 as it is printed: over anchors, positives, scales"
-    n,total = len(ids),0
+    n = len(ids)
+    total = 0
     for i in range(n):
         omega = [j for j in range(n) if j != i and ids[j] == ids[i] and ids[i] >= 0]
         for j in omega:
@@ -42,32 +45,34 @@ def close(a, b, tol=1e-9): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 @pytest.mark.parametrize('temp', [.07, .5])
 def test_eq3_is_the_literal_loop(seed, temp):
     z,ids = batch(seed)
-    pos,(terms,n_pos) = positive_mask(ids),eq3(z, ids, temp)
+    pos = positive_mask(ids)
+    (terms,n_pos) = eq3(z, ids, temp)
     want = dict(none=terms, sum=terms.sum(), mean=terms.sum()/(n_pos > 0).sum())
     weight = torch.linspace(-1, 2, len(z), dtype=z.dtype)
+    def scalar(o): return (o*weight).sum() if o.ndim else o
     for reduction,w in want.items():
         got = contrastive_loss(z, pos, temp, reduction)
         close(got, w)
-        scalar = lambda o: (o*weight).sum() if o.ndim else o
         close(*[torch.autograd.grad(scalar(o), z, retain_graph=True)[0] for o in (got, w)], tol=1e-8)
 
 @pytest.mark.parametrize('seed', range(6))
 def test_ignored_pairs_enter_neither_sum(seed):
     z,ids = batch(seed)
     ignore = torch.rand(9, 9, generator=torch.Generator().manual_seed(seed)) < .4
-    got,(want,_) = contrastive_loss(z, positive_mask(ids), .2, 'none', ignore),eq3(z, ids, .2, lambda i, j: ignore[i, j])
+    got = contrastive_loss(z, positive_mask(ids), .2, 'none', ignore)
+    (want,_) = eq3(z, ids, .2, lambda i, j: ignore[i, j])
     close(got, want)
     close(*[torch.autograd.grad(o.sum(), z)[0] for o in (got, want)], tol=1e-8)
     close(dcl_loss([z, z*2], positive_mask(ids), .2, 'none', ignore), 2*got)
 
 @pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
-def test_whoever_ignores_everybody_has_a_zero_with_a_gradient(reduction):
+def test_an_anchor_that_ignores_everybody_has_a_zero_with_a_gradient(reduction):
     z,ids = batch(1)
     loss = contrastive_loss(z, positive_mask(ids), .2, reduction, torch.ones(9, 9)).sum()
     assert loss == 0 and (torch.autograd.grad(loss, z)[0] == 0).all()
 
 @pytest.mark.parametrize('seed', range(4))
-def test_positives_of_one_group_are_no_negatives_either(seed):
+def test_positives_of_one_group_are_not_negatives_either(seed):
     z,ids = batch(seed, n=12, sets=2)
     clip = torch.arange(12)//4
     got = dcl_term([z], ids, clip, .2, 'sum')[0]
@@ -107,9 +112,11 @@ def test_gradcheck(reduction):
 @given(st.integers(0, 10**6), st.integers(2, 12), st.integers(2, 6), st.sampled_from([.05, .07, .5, 2.]))
 def test_laws(seed, n, d, temp):
     z,ids = batch(seed, n, d)
-    g,pos = torch.Generator().manual_seed(seed),positive_mask(ids)
+    g = torch.Generator().manual_seed(seed)
+    pos = positive_mask(ids)
     loss,each = contrastive_loss(z, pos, temp),contrastive_loss(z, pos, temp, 'none')
-    order,turn = torch.randperm(n, generator=g),torch.linalg.qr(torch.randn(d, d, generator=g, dtype=z.dtype))[0]
+    order = torch.randperm(n, generator=g)
+    turn = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=z.dtype))[0]
     close(contrastive_loss(z[order], positive_mask(ids[order]), temp), loss)
     close(contrastive_loss(z[order], positive_mask(ids[order]), temp, 'none'), each[order])
     close(contrastive_loss(z * torch.rand(n, 1, generator=g, dtype=z.dtype).add(.01) * 1e3, pos, temp), loss)
@@ -161,9 +168,12 @@ def test_true_diagonal_and_number_masks_are_read_as_the_equation():
 @pytest.mark.parametrize('cast', [None, torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_single(dtype, cast):
     z,ids = batch(1, n=12, d=16)
-    z,pos = z.detach().to(dtype).requires_grad_(),positive_mask(ids)
+    z = z.detach().to(dtype).requires_grad_()
+    pos = positive_mask(ids)
     want = contrastive_loss(z.detach().float(), pos)
-    with torch.autocast('cpu', dtype=cast, enabled=cast is not None): got,deep = contrastive_loss(z, pos),dcl_loss([z, z], pos)
+    with torch.autocast('cpu', dtype=cast, enabled=cast is not None):
+        got = contrastive_loss(z, pos)
+        deep = dcl_loss([z, z], pos)
     assert got.dtype == deep.dtype == torch.float32 and torch.equal(got, want) and torch.equal(deep, 2*want)
     got.backward()
     assert z.grad.dtype == dtype and z.grad.isfinite().all() and z.grad.abs().sum() > 0
@@ -195,7 +205,8 @@ def test_zero_features_have_a_gradient_like_the_others():
 
 def test_inputs_are_left_as_they_were():
     z,ids = batch(0)
-    pos,kept = positive_mask(ids),z.detach().clone()
+    pos = positive_mask(ids)
+    kept = z.detach().clone()
     mask = pos.clone()
     contrastive_loss(z, pos).backward()
     assert torch.equal(z, kept) and torch.equal(pos, mask)
@@ -213,7 +224,8 @@ def test_losses_on_pretended_cuda(reduction):
         zs = [torch.randn(6, d, device='cuda', dtype=o) for d,o in ((4, torch.float32), (8, torch.bfloat16))]
         pos = positive_mask(torch.zeros(6, device='cuda', dtype=torch.int64))
         loss = dcl_loss(zs, pos, reduction=reduction)
-        assert loss.device.type == lonely_share(pos).device.type == 'cuda' and loss.shape == ((6,) if reduction == 'none' else ())
+        assert loss.device.type == lonely_share(pos).device.type == 'cuda'
+        assert loss.shape == ((6,) if reduction == 'none' else ())
 
 @pytest.mark.parametrize('call, words', [
     (lambda z, pos: contrastive_loss(z[0], pos), r'\(N,D\).*\(4,\)'),

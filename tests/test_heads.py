@@ -8,14 +8,17 @@ from cwcl.models.unet import UNetEncoder
 def random_maps(seed, n=3, widths=(4, 6, 9)):
     "Maps of halving size, float64"
     g = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, w, 12 >> i, 20 >> i, generator=g, dtype=torch.float64, requires_grad=True) for i,w in enumerate(widths)]
+    kw = dict(generator=g, dtype=torch.float64, requires_grad=True)
+    return [torch.randn(n, w, 12 >> i, 20 >> i, **kw) for i,w in enumerate(widths)]
 
 @pytest.mark.parametrize('seed', range(3))
 def test_equals_convolution_then_pooling(seed):
     "Figure 2 as printed, cell by cell in a loop, then the mean: values and gradients"
     torch.manual_seed(seed)
-    maps,head = random_maps(seed),MSPH((4, 6, 9), 5).double()
-    zs,r = head(maps),torch.randn(3, 5).double()
+    maps = random_maps(seed)
+    head = MSPH((4, 6, 9), 5).double()
+    zs = head(maps)
+    r = torch.randn(3, 5).double()
     ps = [*head.parameters(), *maps]
     got = torch.autograd.grad(sum((z*r).sum() for z in zs), ps)
     literal = []
@@ -31,23 +34,27 @@ def test_equals_convolution_then_pooling(seed):
 def test_weights_of_a_convolution_fit(seed):
     "nn.Conv2d and the pooled layer agree after one reshape of the weights"
     torch.manual_seed(seed)
-    conv,m = torch.nn.Conv2d(7, 5, 1),torch.randn(2, 7, 9, 13)
+    conv = torch.nn.Conv2d(7, 5, 1)
+    m = torch.randn(2, 7, 9, 13)
     head = MSPH((7,), 5)
     head.load_state_dict({'projections.0.weight': conv.weight.flatten(1), 'projections.0.bias': conv.bias})
     torch.testing.assert_close(head([m])[0], conv(m).mean((2, 3)))
 
 def test_mlp_pools_first():
     torch.manual_seed(0)
-    head,m = MSPH((8,), 4, 'mlp'),torch.randn(3, 8, 5, 7)
+    head = MSPH((8,), 4, 'mlp')
+    m = torch.randn(3, 8, 5, 7)
     a,_,b = head.projections[0]
-    torch.testing.assert_close(head([m])[0], F.linear(F.relu(F.linear(m.mean((2, 3)), a.weight, a.bias)), b.weight, b.bias))
+    hidden = F.relu(F.linear(m.mean((2, 3)), a.weight, a.bias))
+    torch.testing.assert_close(head([m])[0], F.linear(hidden, b.weight, b.bias))
     assert (head([m])[0] - head.projections[0](m.permute(0, 2, 3, 1)).mean((1, 2))).abs().max() > 1e-3
 
 @pytest.mark.parametrize('projection', ('linear', 'mlp'))
 def test_laws(projection):
     "Blind to place, to size by repetition, and to the other frames; linear in the map when linear"
     torch.manual_seed(0)
-    maps,head = random_maps(0),MSPH((4, 6, 9), 5, projection).double()
+    maps = random_maps(0)
+    head = MSPH((4, 6, 9), 5, projection).double()
     zs = head(maps)
     assert [tuple(z.shape) for z in zs] == [(3,5)]*3
     for same in ([m.flip(-1, -2) for m in maps], [m.roll(3, -1) for m in maps], [m.repeat(1, 1, 2, 3) for m in maps]):
@@ -57,17 +64,19 @@ def test_laws(projection):
         bias = [p.bias for p in head.projections]
         for a,z,b in zip(head([3*m for m in maps]), zs, bias): torch.testing.assert_close(a - b, 3*(z - b))
 
-def test_batch_norm_takes_off_what_frames_share():
+def test_batch_norm_subtracts_what_frames_share():
     "A constant added to every frame changes nothing, a frame alone cannot be normalised"
     torch.manual_seed(0)
-    head,m = MSPH((8,), 4, 'mlp_bn'),torch.rand(6, 8, 5, 7)
+    head = MSPH((8,), 4, 'mlp_bn')
+    m = torch.rand(6, 8, 5, 7)
     torch.testing.assert_close(head([m + 3])[0], head([m])[0], rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match='more than 1 value'): head([m[:1]])
 
 def test_classification_head_literal():
     "A logit is the inner product with the concatenated embeddings, plus a bias"
     torch.manual_seed(0)
-    zs,cls = [torch.randn(4, 3).double() for _ in range(2)],ClassificationHead(2, 3, 5).double()
+    zs = [torch.randn(4, 3).double() for _ in range(2)]
+    cls = ClassificationHead(2, 3, 5).double()
     for i in range(4):
         u = [*zs[0][i], *zs[1][i]]
         for j in range(5):
@@ -76,7 +85,7 @@ def test_classification_head_literal():
 
 def test_sizes_of_the_paper():
     "Three scales of 128 numbers, 8 classes: 118152 parameters"
-    count = lambda m: sum(p.numel() for p in m.parameters())
+    def count(m): return sum(p.numel() for p in m.parameters())
     assert MSPH is MultiScaleProjectionHead
     assert count(MSPH((128, 256, 512))) == 128*896 + 3*128
     assert count(ClassificationHead(3, 128, 8)) == 384*8 + 8
@@ -85,13 +94,17 @@ def test_sizes_of_the_paper():
 def test_gradcheck(projection):
     "Both heads, from maps to logits; the MLP away from the kinks of its ReLU"
     torch.manual_seed(1)
-    head,cls = MSPH((2, 3), 4, projection).double(),ClassificationHead(2, 4, 3).double()
+    head = MSPH((2, 3), 4, projection).double()
+    cls = ClassificationHead(2, 4, 3).double()
     maps = random_maps(1, 2, (2, 3))
-    assert torch.autograd.gradcheck(lambda *ms: cls(head(list(ms))), [m[..., :3, :4].detach().requires_grad_() for m in maps])
+    small = [m[..., :3, :4].detach().requires_grad_() for m in maps]
+    assert torch.autograd.gradcheck(lambda *ms: cls(head(list(ms))), small)
 
 def test_every_scale_gets_a_gradient():
     "The presence head reaches every level of the encoder directly"
-    enc,head,cls = UNetEncoder((4, 8, 8, 8)),MSPH((8, 8, 8), 4),ClassificationHead(3, 4, 5)
+    enc = UNetEncoder((4, 8, 8, 8))
+    head = MSPH((8, 8, 8), 4)
+    cls = ClassificationHead(3, 4, 5)
     cls(head(enc(torch.rand(4, 3, 33, 47))[-3:])).square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for m in (enc, head, cls) for p in m.parameters())
 
@@ -106,7 +119,8 @@ def test_pretended_cuda(projection):
 def test_bfloat16():
     "Under autocast the embeddings are near those of full precision"
     torch.manual_seed(0)
-    head,maps = MSPH((4, 6, 9), 5),[m.detach().float() for m in random_maps(0)]
+    head = MSPH((4, 6, 9), 5)
+    maps = [m.detach().float() for m in random_maps(0)]
     with torch.autocast('cpu', dtype=torch.bfloat16): zs = head(maps)
     for a,b in zip(zs, head(maps)):
         assert a.dtype == torch.bfloat16
@@ -114,8 +128,11 @@ def test_bfloat16():
 
 def test_bad_input():
     maps = random_maps(0)
-    with pytest.raises(ValueError, match=r'2 maps of \(4, 6\) channels: the head takes \(4, 6, 9\)'): MSPH((4, 6, 9)).double()(maps[:2])
-    with pytest.raises(ValueError, match=r'\(9, 6, 4\)'): MSPH((4, 6, 9)).double()(maps[::-1])
+    head = MSPH((4, 6, 9)).double()
+    with pytest.raises(ValueError, match=r'2 maps of \(4, 6\) channels: the head takes \(4, 6, 9\)'): head(maps[:2])
+    with pytest.raises(ValueError, match=r'\(9, 6, 4\)'): head(maps[::-1])
     with pytest.raises(ValueError, match="'conv'.*'linear', 'mlp' or 'mlp_bn'"): projection_layer('conv', 4)
-    with pytest.raises(ValueError, match=r'\[5, 5\]: the head takes 3 of 5'): ClassificationHead(3, 5, 2)([torch.rand(2, 5)]*2)
-    with pytest.raises(ValueError, match=r'\[5, 4\]: the head takes 2 of 5'): ClassificationHead(2, 5, 2)([torch.rand(2, 5), torch.rand(2, 4)])
+    z = torch.rand(2, 5)
+    with pytest.raises(ValueError, match=r'\[5, 5\]: the head takes 3 of 5'): ClassificationHead(3, 5, 2)([z, z])
+    with pytest.raises(ValueError, match=r'\[5, 4\]: the head takes 2 of 5'):
+        ClassificationHead(2, 5, 2)([torch.rand(2, 5), torch.rand(2, 4)])

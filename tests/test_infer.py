@@ -8,12 +8,14 @@ from monai.inferers import SlidingWindowInferer
 from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.infer import mirrored, pad_to_window, predict_batch, predict_frames, sliding_window, window_hits, window_starts, window_weights
+from cwcl.infer import mirrored, pad_to_window, predict_batch, predict_frames, sliding_window
+from cwcl.infer import window_hits, window_starts, window_weights
 
 def conv(seed=0, n=4, dtype=torch.float64):
     "A network whose output depends on where in the window a pixel lies"
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, n, 5, padding=2)).to(dtype).eval().requires_grad_(False)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, n, 5, padding=2))
+    return net.to(dtype).eval().requires_grad_(False)
 
 def way(h, w, window):
     "Padding that MONAI can be told to use; None where one side needs reflection and the other replication"
@@ -21,14 +23,16 @@ def way(h, w, window):
     ways = {'reflect' if g < s else 'replicate' for g,s in gaps} or {'reflect'}
     return ways.pop() if len(ways) == 1 else None
 
-GEOMETRIES = [(24,24,16,.25), (16,16,16,.25), (17,16,16,.25), (15,16,16,.25), (15,43,16,.25), (24,43,16,.5), (31,33,16,.1), (12,40,16,.25),
-    (9,9,16,.25), (40,10,16,.6), (5,5,16,.25), (5,4,16,0), (3,3,16,.25), (1,1,16,.25), (2,1,9,.3), (33,50,8,.9), (20,29,7,.25), (20,29,7,0),
-    (15,27,16,.25), (30,54,32,.25), (60,107,64,.25), (11,60,20,.33), (25,26,27,.75), (14,50,13,.99), (19,8,10,.5)]
+GEOMETRIES = [(24,24,16,.25), (16,16,16,.25), (17,16,16,.25), (15,16,16,.25), (15,43,16,.25), (24,43,16,.5),
+    (31,33,16,.1), (12,40,16,.25), (9,9,16,.25), (40,10,16,.6), (5,5,16,.25), (5,4,16,0), (3,3,16,.25), (1,1,16,.25), (2,1,9,.3),
+    (33,50,8,.9), (20,29,7,.25), (20,29,7,0), (15,27,16,.25), (30,54,32,.25), (60,107,64,.25), (11,60,20,.33),
+    (25,26,27,.75), (14,50,13,.99), (19,8,10,.5)]
 
 @pytest.mark.parametrize('h,w,window,overlap', GEOMETRIES)
 @pytest.mark.parametrize('mode', ['constant', 'gaussian'])
 def test_agrees_with_monai(h, w, window, overlap, mode):
-    model,x = conv(),torch.randn(2, 3, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(h*w))
+    model = conv()
+    x = torch.randn(2, 3, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(h*w))
     pad = way(h, w, window)
     assert pad is not None
     want = SlidingWindowInferer(window, sw_batch_size=3, overlap=overlap, mode=mode, padding_mode=pad)(x, model)
@@ -37,7 +41,8 @@ def test_agrees_with_monai(h, w, window, overlap, mode):
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
 
 def test_paper_geometry_agrees_with_monai():
-    model,x = conv(dtype=torch.float32),torch.randn(1, 3, 240, 427, generator=torch.Generator().manual_seed(0))
+    model = conv(dtype=torch.float32)
+    x = torch.randn(1, 3, 240, 427, generator=torch.Generator().manual_seed(0))
     for mode in ('constant', 'gaussian'):
         want = SlidingWindowInferer(256, sw_batch_size=2, overlap=.25, mode=mode, padding_mode='reflect')(x, model)
         torch.testing.assert_close(sliding_window(model, x, mode=mode), want, rtol=1e-5, atol=1e-5)
@@ -62,12 +67,12 @@ def test_weights_are_monais(window):
 def loop_window(model, x, window, overlap, mode):
     "Pixel by pixel: weighted mean of the logits of every window that holds it"
     n,_,h,w = x.shape
-    ys,xs = ([*range(-((max(window-s,0))//2), 0)] + [*range(s)] + [*range(s, s + max(window-s,0) - max(window-s,0)//2)] for s in (h, w))
+    gy,gx = max(window-h, 0),max(window-w, 0)
+    ys,xs = ([*range(-(gap//2), s + gap - gap//2)] for s,gap in ((h, gy), (w, gx)))
     def fold(q, s, gap):
         if 0 <= q < s: return q
         if gap - gap//2 < s: return -q if q < 0 else 2*(s-1)-q
         return 0 if q < 0 else s-1
-    gy,gx = max(window-h, 0),max(window-w, 0)
     big = x[:,:,[fold(q, h, gy) for q in ys]][:,:,:,[fold(q, w, gx) for q in xs]]
     weights = window_weights(window, mode, dtype=torch.float64)
     outs = {}
@@ -77,7 +82,8 @@ def loop_window(model, x, window, overlap, mode):
     for i in range(h):
         for j in range(w):
             y,z = i+gy//2,j+gx//2
-            seen = [(o[:,:,y-sy,z-sx], weights[y-sy,z-sx]) for (sy,sx),o in outs.items() if 0 <= y-sy < window and 0 <= z-sx < window]
+            inside = [(o, y-sy, z-sx) for (sy,sx),o in outs.items() if 0 <= y-sy < window and 0 <= z-sx < window]
+            seen = [(o[:,:,u,v], weights[u,v]) for o,u,v in inside]
             res[:,:,i,j] = sum(o*k for o,k in seen)/sum(k for _,k in seen)
     return res
 
@@ -85,17 +91,20 @@ def loop_window(model, x, window, overlap, mode):
 def test_equals_loop_also_where_only_one_side_can_reflect(h, w):
     x = torch.randn(2, 3, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(h))
     for mode in ('constant', 'gaussian'):
-        torch.testing.assert_close(sliding_window(conv(), x, 8, .3, mode), loop_window(conv(), x, 8, .3, mode), rtol=1e-6, atol=1e-8)
+        want = loop_window(conv(), x, 8, .3, mode)
+        torch.testing.assert_close(sliding_window(conv(), x, 8, .3, mode), want, rtol=1e-6, atol=1e-8)
 
 @settings(max_examples=30, deadline=None)
-@given(h=st.integers(1, 40), w=st.integers(1, 40), window=st.integers(1, 20), overlap=st.floats(0, .9), batch=st.integers(1, 9))
+@given(h=st.integers(1, 40), w=st.integers(1, 40), window=st.integers(1, 20), overlap=st.floats(0, .9),
+    batch=st.integers(1, 9))
 def test_pixelwise_network_notices_no_window(h, w, window, overlap, batch):
     x = torch.randn(2, 3, h, w, dtype=torch.float64)
     def model(o): return torch.stack([o.sum(1), o[:,0]**2], 1)
     torch.testing.assert_close(sliding_window(model, x, window, overlap, 'gaussian', batch), model(x))
 
 def test_batch_bounds_the_forward_pass_and_changes_nothing():
-    x,seen = torch.randn(3, 3, 40, 50, dtype=torch.float64),[]
+    x = torch.randn(3, 3, 40, 50, dtype=torch.float64)
+    seen = []
     def model(o):
         seen.append(tuple(o.shape))
         return conv()(o)
@@ -114,9 +123,9 @@ def test_frames_do_not_mix():
 
 def test_hits_count_windows():
     hits = window_hits(20, 31, 8, .3)
+    starts = list(itertools.product(window_starts(20, 8, .3), window_starts(31, 8, .3)))
     for y in range(20):
-        for x in range(31):
-            assert hits[y,x] == sum(a <= y < a+8 and b <= x < b+8 for a in window_starts(20, 8, .3) for b in window_starts(31, 8, .3))
+        for x in range(31): assert hits[y,x] == sum(a <= y < a+8 and b <= x < b+8 for a,b in starts)
 
 def test_half_logits_are_blended_in_fp32():
     x = torch.randn(1, 3, 20, 30)
@@ -133,15 +142,18 @@ def test_gradients_pass():
     sliding_window(model, x, 5).sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
 
-@pytest.mark.parametrize('kw,words', [(dict(window=0), 'window=0'), (dict(window=-3), 'window=-3'), (dict(overlap=1), 'overlap=1'),
-    (dict(overlap=-.1), 'overlap=-0.1'), (dict(overlap=float('nan')), 'overlap=nan'), (dict(mode='mean'), "mode='mean'"), (dict(batch=0), 'batch=0')])
+@pytest.mark.parametrize('kw,words', [
+    (dict(window=0), 'window=0'), (dict(window=-3), 'window=-3'), (dict(overlap=1), 'overlap=1'),
+    (dict(overlap=-.1), 'overlap=-0.1'), (dict(overlap=float('nan')), 'overlap=nan'),
+    (dict(mode='mean'), "mode='mean'"), (dict(batch=0), 'batch=0')])
 def test_impossible_windows(kw, words):
     with pytest.raises(ValueError) as e: sliding_window(conv(), torch.zeros(1,3,8,8).double(), **{'window': 4, **kw})
     assert words in str(e.value)
 
 @pytest.mark.parametrize('x,model,words', [
-    (torch.zeros(3,8,8), lambda o: o, '(3, 8, 8)'), (torch.zeros(0,3,8,8), lambda o: o, '(0, 3, 8, 8)'), (torch.zeros(1,3,8,8), lambda o: (o, o), 'tuple'),
-    (torch.zeros(1,3,8,8), lambda o: o[:,0], '(4, 4, 4)'), (torch.zeros(1,3,8,8), lambda o: o[:1,:,1:], '(1, 3, 3, 4)')])
+    (torch.zeros(3,8,8), lambda o: o, '(3, 8, 8)'), (torch.zeros(0,3,8,8), lambda o: o, '(0, 3, 8, 8)'),
+    (torch.zeros(1,3,8,8), lambda o: (o, o), 'tuple'), (torch.zeros(1,3,8,8), lambda o: o[:,0], '(4, 4, 4)'),
+    (torch.zeros(1,3,8,8), lambda o: o[:1,:,1:], '(1, 3, 3, 4)')])
 def test_impossible_networks(x, model, words):
     with pytest.raises(ValueError) as e: sliding_window(model, x, 4, 0)
     assert words in str(e.value)
@@ -159,10 +171,13 @@ def test_on_a_pretended_gpu():
 
 STATS = dict(mean=(.4,.3,.2), std=(.2,.25,.3))
 
-def pictures(n, h=30, w=44, seed=0): return [np.random.default_rng(seed+i).integers(0, 256, (h,w,3), dtype=np.uint8) for i in range(n)]
+def pictures(n, h=30, w=44, seed=0):
+    rngs = [np.random.default_rng(seed+i) for i in range(n)]
+    return [rng.integers(0, 256, (h,w,3), dtype=np.uint8) for rng in rngs]
 
 def test_predict_equals_steps_by_hand():
-    model,frames = conv(dtype=torch.float32),pictures(5)
+    model = conv(dtype=torch.float32)
+    frames = pictures(5)
     got = list(predict_frames(partial(sliding_window, model, window=16), frames, **STATS, size=(20,29), batch=2))
     for f,m in zip(frames, got):
         small = np.asarray(Image.fromarray(f).resize((29,20), Image.BILINEAR))
@@ -195,21 +210,24 @@ def test_order_sizes_and_batches():
     for f,m in zip(frames, got, strict=True): assert np.array_equal(m, f[...,0] > 127)
     assert list(predict_frames(model, [], [.5]*3, [.5]*3)) == []
     for batch in (1, 2, 100):
-        for a,b in zip(got, predict_frames(model, frames, [.5]*3, [.5]*3, batch=batch), strict=True): assert np.array_equal(a, b)
+        again = predict_frames(model, frames, [.5]*3, [.5]*3, batch=batch)
+        for a,b in zip(got, again, strict=True): assert np.array_equal(a, b)
 
 def test_with_its_mirror_image_a_mirrored_frame_has_the_mirrored_mask():
     "Also a network that knows left from right; alone it breaks this law"
     model = conv(dtype=torch.float32)
     frames = pictures(2)
     turned = [np.ascontiguousarray(o[:, ::-1]) for o in frames]
-    plain,both = ([list(predict_frames(model, o, **STATS, flip=flip)) for o in (frames, turned)] for flip in (False, True))
+    def found(flip): return [list(predict_frames(model, o, **STATS, flip=flip)) for o in (frames, turned)]
+    plain,both = found(False),found(True)
     def agree(a, b): return np.mean([np.mean(x == y[:, ::-1]) for x,y in zip(a, b)])
     assert agree(*both) > .995 > agree(*plain) # two sums of floats in another order may differ in the last bit
     x = torch.randn(2, 3, 9, 12)
     torch.testing.assert_close(mirrored(model)(x), (model(x) + model(x.flip(3)).flip(3))/2)
 
 def test_an_endless_stream_needs_few_frames():
-    alive,most = set(),[]
+    alive = set()
+    most = []
     def stream():
         for i in itertools.count():
             f = np.full((8,9,3), i % 256, dtype=np.uint8)
@@ -223,16 +241,20 @@ def test_an_endless_stream_needs_few_frames():
     assert 190 < len(most) < 210 and max(most) <= 5
 
 def test_gradients_stay_on_for_the_consumer():
-    for _ in predict_frames(lambda x: x, pictures(2), [0]*3, [1]*3): assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    for _ in predict_frames(lambda x: x, pictures(2), [0]*3, [1]*3):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
-@pytest.mark.parametrize('frame,words', [(np.zeros((4,4,3)), 'float64 (4, 4, 3)'), (np.zeros((4,4), np.uint8), 'uint8 (4, 4)'),
-    (np.zeros((3,4,4), np.uint8), 'uint8 (3, 4, 4)'), (np.zeros((4,4,4), np.uint8), 'uint8 (4, 4, 4)'), ([1,2], 'list (2,)'), (None, 'NoneType ()')])
+@pytest.mark.parametrize('frame,words', [
+    (np.zeros((4,4,3)), 'float64 (4, 4, 3)'), (np.zeros((4,4), np.uint8), 'uint8 (4, 4)'),
+    (np.zeros((3,4,4), np.uint8), 'uint8 (3, 4, 4)'), (np.zeros((4,4,4), np.uint8), 'uint8 (4, 4, 4)'),
+    ([1,2], 'list (2,)'), (None, 'NoneType ()')])
 def test_what_is_no_frame(frame, words):
     with pytest.raises(ValueError) as e: list(predict_frames(lambda x: x, [frame], [0]*3, [1]*3))
     assert words in str(e.value)
 
 def test_bad_calls():
-    with pytest.raises(ValueError, match='batch=0'): list(predict_frames(lambda x: x, pictures(1), [0]*3, [1]*3, batch=0))
+    none = predict_frames(lambda x: x, pictures(1), [0]*3, [1]*3, batch=0)
+    with pytest.raises(ValueError, match='batch=0'): list(none)
     with pytest.raises(ValueError, match='eval'): list(predict_frames(conv().train(), pictures(1), [0]*3, [1]*3))
     with pytest.raises(ValueError, match='into'): list(predict_frames(lambda x: x[...,1:], pictures(1), [0]*3, [1]*3))
 

@@ -147,7 +147,7 @@ def test_the_run_is_that_of_python_and_is_kept(home, plain, no_figures, tmp_path
     a,b = (load_model(o/'model.safetensors', 'cpu').state_dict() for o in (home/'run', tmp_path/'p'))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert LICENCES['unknown'] in (home/'run'/'model.md').read_text() and plain['data'] == 'unknown'
-    assert {'floor: learnt from 1 alone; 4 test frames show it', 'test on 3'} < set(plain['remarks']) and plain['sources'] == dict(video01='1', video02='2', video03='3')
+    assert {'floor: learned from 1 alone; 4 test frames show it', 'test on 3'} < set(plain['remarks']) and plain['sources'] == dict(video01='1', video02='2', video03='3')
     with pytest.raises(CliError, match='holds a finished run'): train(home/'run', here | dict(masks='nosuch'), '2', '3')
     assert train(home/'run', here, '2', '3', overwrite=True)['test'] == plain['test']
 

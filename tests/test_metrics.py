@@ -4,8 +4,10 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from monai.metrics import compute_surface_dice
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score, multiclass_jaccard_index
-from cwcl.metrics import class_dice, class_edges, class_iou, confusion_matrix, fill_ignored, image_iou, mean_iou, pair_codes, surface_dice
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
+from torchmetrics.functional.classification import multiclass_jaccard_index
+from cwcl.metrics import _pair_codes, class_dice, class_edges, class_iou, confusion_matrix, fill_ignored, image_iou
+from cwcl.metrics import mean_iou, surface_dice
 
 def masks(seed, shape=(3,17,23), n=5, ignored=.1, absent=None):
     "Prediction and truth of `n` classes, some pixels ignored, one class in neither if asked"
@@ -40,17 +42,30 @@ def test_counts_and_scores_equal_loops(seed):
     torch.testing.assert_close(class_dice(cm), 2*want/(1+want), equal_nan=True)
     assert want.isnan().sum() == 1 and class_iou(cm).isnan()[seed % 5]
     assert mean_iou(cm).item() == pytest.approx(np.nanmean(want.numpy()))
-    each = [[loop_iou(p[i], t[i], c) for c in range(5)] for i in range(3)]
-    torch.testing.assert_close(image_iou(p, t, 5), torch.tensor(each, dtype=torch.float64), equal_nan=True, rtol=0, atol=0)
+    each = torch.tensor([[loop_iou(p[i], t[i], c) for c in range(5)] for i in range(3)], dtype=torch.float64)
+    torch.testing.assert_close(image_iou(p, t, 5), each, equal_nan=True, rtol=0, atol=0)
 
 @pytest.mark.parametrize('seed', range(5))
 def test_agrees_with_torchmetrics(seed):
     p,t = masks(seed)
-    cm,kw = confusion_matrix(p, t, 5),dict(num_classes=5, ignore_index=255)
+    cm = confusion_matrix(p, t, 5)
+    kw = dict(num_classes=5, ignore_index=255)
     assert torch.equal(cm, multiclass_confusion_matrix(p, t, **kw))
     torch.testing.assert_close(class_iou(cm).float(), multiclass_jaccard_index(p, t, average=None, **kw))
     torch.testing.assert_close(class_dice(cm).float(), multiclass_f1_score(p, t, average=None, **kw))
     torch.testing.assert_close(mean_iou(cm).float(), multiclass_jaccard_index(p, t, average='macro', **kw))
+
+@pytest.mark.parametrize('seed', range(8))
+def test_mean_over_the_classes_of_the_truth_equals_a_loop(seed):
+    p,t = masks(seed)
+    t[t == seed % 5] = 255
+    found = [loop_iou(p, t, c) for c in range(5) if (t == c).any()]
+    cm = confusion_matrix(p, t, 5)
+    assert len(found) == 4 and mean_iou(cm, truth=True).item() == pytest.approx(sum(found)/4)
+    assert mean_iou(cm).item() == pytest.approx(sum(found)/5), 'a class that is only predicted has an IoU of 0'
+    empty = torch.zeros(5, 5, dtype=torch.int64)
+    both = mean_iou(torch.stack([cm, empty]), truth=True)
+    assert both[0] == mean_iou(cm.tolist(), truth=True) and both[1].isnan()
 
 def test_absent_class_is_nan_where_torchmetrics_says_zero():
     p,t = masks(0, absent=2)
@@ -101,8 +116,9 @@ def test_counts_beyond_float32():
     assert class_iou(cm)[0].item() == (2**40+1)/(2**40+2)
 
 @pytest.mark.parametrize('p,t,words', [
-    ([0,3], [0,1], 'outside 0 to 2'), ([0,-1], [0,1], 'outside 0 to 2'), ([0,1], [0,3], 'truth [0, 3]'), ([0,1], [0,-1], 'outside 0 to 2'),
-    ([0,255], [0,1], 'prediction has [0, 255]'), ([0], [0,1], '(1,) and truth (2,)'), ([.2,.8], [0,1], 'argmax')])
+    ([0,3], [0,1], 'outside 0 to 2'), ([0,-1], [0,1], 'outside 0 to 2'), ([0,1], [0,3], 'truth [0, 3]'),
+    ([0,1], [0,-1], 'outside 0 to 2'), ([0,255], [0,1], 'prediction has [0, 255]'),
+    ([0], [0,1], '(1,) and truth (2,)'), ([.2,.8], [0,1], 'argmax')])
 def test_impossible_masks(p, t, words):
     with pytest.raises(ValueError) as e: confusion_matrix(torch.tensor(p), torch.tensor(t), 3)
     assert words in str(e.value)
@@ -110,8 +126,9 @@ def test_impossible_masks(p, t, words):
 def test_impossible_shapes():
     with pytest.raises(ValueError, match='square'): class_iou(torch.zeros(3))
     with pytest.raises(ValueError, match='square'): mean_iou(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match='2 predictions for 3'): image_iou(torch.zeros(2,4,4).long(), torch.zeros(3,4,4).long(), 2)
-    with pytest.raises(ValueError, match='2 predictions for 3'): surface_dice(torch.zeros(2,4,4).long(), torch.zeros(3,4,4).long(), 2)
+    two,three = torch.zeros(2,4,4).long(),torch.zeros(3,4,4).long()
+    for f in (image_iou, surface_dice):
+        with pytest.raises(ValueError, match='2 predictions for 3'): f(two, three, 2)
 
 def blobs(seed, n=4, h=40, w=50):
     "Truth and prediction of rectangles on background 0 that do not touch the end of the frame"
@@ -138,7 +155,7 @@ def loop_surface(p, t, c, tol):
     "Literal surface Dice of one class: every scored edge pixel against every edge pixel of the other mask"
     h,w = t.shape
     cells = [(y,x) for y in range(h) for x in range(w)]
-    around = lambda y,x: [(y+a,x+b) for a,b in ((0,1),(1,0),(0,-1),(-1,0)) if 0 <= y+a < h and 0 <= x+b < w]
+    def around(y, x): return [(y+a,x+b) for a,b in ((0,1),(1,0),(0,-1),(-1,0)) if 0 <= y+a < h and 0 <= x+b < w]
     source = dict(zip(cells, nearest(t)))
     def edge(m): return {q for q in cells if m[source[q]] == c and any(m[source[v]] != c for v in around(*q))}
     ours,theirs = edge(p),edge(t)
@@ -197,7 +214,7 @@ def test_surface_dice_of_missing_and_absent_classes():
     assert surface_dice(t, t, 3, 0.)[0].tolist()[:2] == [1, 1]
     assert surface_dice(t, torch.full_like(t, 255), 3).isnan().all()
 
-def test_the_end_of_the_frame_is_no_edge():
+def test_the_end_of_the_frame_is_not_an_edge():
     m = np.zeros((6,9), dtype=int)
     m[:,:4] = 1
     assert np.argwhere(class_edges(m, 1))[:,1].tolist() == [3]*6
@@ -220,6 +237,6 @@ def test_contour_lines_cost_nothing_and_a_shift_is_found(width):
 def test_codes_on_a_pretended_gpu():
     with FakeTensorMode(), torch.device('cuda'):
         p = torch.zeros(2,4,5, dtype=torch.uint8)
-        assert pair_codes(p, p.long(), 3).device.type == 'cuda'
+        assert _pair_codes(p, p.long(), 3).device.type == 'cuda'
         assert class_iou(torch.zeros(3,3, dtype=torch.int64)).device.type == 'cuda'
-        assert mean_iou(torch.zeros(3,3, dtype=torch.int64)).device.type == 'cuda'
+        for truth in (False, True): assert mean_iou(torch.zeros(3,3, dtype=torch.int64), truth).device.type == 'cuda'

@@ -10,11 +10,13 @@ from cwcl.data.order import LabelSets, Shuffled, label_groups, two_streams
 @pytest.mark.parametrize('seed', range(5))
 def test_shuffled_equals_one_long_list_with_removals(seed):
     rng,asks = np.random.default_rng(seed),np.random.default_rng(100 + seed)
-    s,long = Shuffled(range(7), rng),[]
+    s = Shuffled(range(7), rng)
+    long = []
     twin = np.random.default_rng(seed)
     while len(long) < 400: long += twin.permutation(7).tolist()[::-1]
     for _ in range(60):
-        n,avoid = int(asks.integers(0, 9)),asks.choice(7, asks.integers(0, 4), replace=False).tolist()
+        n = int(asks.integers(0, 9))
+        avoid = asks.choice(7, asks.integers(0, 4), replace=False).tolist()
         ref = []
         for i in list(long):
             if len(ref) == min(n, 7 - len(avoid)): break
@@ -24,7 +26,8 @@ def test_shuffled_equals_one_long_list_with_removals(seed):
 
 @pytest.mark.parametrize('n,items', [(3,5), (4,4), (60,66), (2,100)])
 def test_every_item_comes_equally_often(n, items):
-    s,seen = Shuffled(range(items), np.random.default_rng(0)),Counter()
+    s = Shuffled(range(items), np.random.default_rng(0))
+    seen = Counter()
     for _ in range(3*items):
         taken = s.take(n)
         assert len(set(taken)) == n
@@ -34,7 +37,8 @@ def test_every_item_comes_equally_often(n, items):
 @pytest.mark.parametrize('sampler', ['uniform', 'pk'])
 @pytest.mark.parametrize('masks,n,b', [(12,3,8), (3,8,10), (30,8,8), (1,1,2), (40,20,39)])
 def test_a_batch_has_its_masks_first_and_no_frame_twice(masks, n, b, sampler):
-    groups,labelled = np.arange(40)%5,np.random.default_rng(0).permutation(40)[:masks]
+    groups = np.arange(40)%5
+    labelled = np.random.default_rng(0).permutation(40)[:masks]
     for batch in islice(two_streams(labelled, groups, n, b, 0, sampler), 60):
         assert len(batch) == len(set(batch)) == b and set(batch) <= set(range(40))
         assert set(batch[:min(n, masks)]) <= set(labelled)
@@ -48,13 +52,15 @@ def test_labelled_frames_are_class_only_frames_too():
 
 def test_the_seed_alone_decides_the_order():
     def first(seed): return list(islice(two_streams(range(10), np.zeros(30), 4, 12, seed), 20))
-    a,state = first(1),np.random.get_state()[1].copy()
+    a = first(1)
+    state = np.random.get_state()[1].copy()
     np.random.rand(3), random.random(), torch.rand(3)
     assert first(1) == a != first(2)
     assert first(-1) != first(1) and len(state) == 624
 
 def test_lonely_share_of_uniform_batches_is_the_closed_form():
-    sizes,b = [60, 20, 10, 6, 3, 1],16
+    sizes = [60, 20, 10, 6, 3, 1]
+    b = 16
     groups = np.repeat(range(6), sizes)
     ref = sum(s*comb(100-s, b-1)/comb(99, b-1) for s in sizes)/100
     drawn = [groups[o] for o in islice(two_streams([], groups, 0, b), 4000)]
@@ -78,7 +84,8 @@ def test_pk_fills_up_when_sets_run_out():
 
 def test_label_groups_equal_pairwise_comparison():
     rng = torch.Generator().manual_seed(0)
-    shown,phase = torch.randint(0, 2, (40,3), generator=rng).float(),torch.randint(-1, 2, (40,), generator=rng)
+    shown = torch.randint(0, 2, (40,3), generator=rng).float()
+    phase = torch.randint(-1, 2, (40,), generator=rng)
     plain,phased = label_groups(shown),label_groups(shown, phase)
     for i in range(40):
         for j in range(40):

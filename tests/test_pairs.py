@@ -11,7 +11,8 @@ EIGHT = [0, 1, 2, 4, 5, 6, 9, 10]
 def random_labels(seed, n=14, c=3):
     "Label sets and phases with many agreements, phases −1 among them"
     g = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2, (n,c), generator=g), torch.randint(-1, 2, (n,), generator=g), torch.randint(0, 3, (n,), generator=g)
+    y,phase = torch.randint(0, 2, (n,c), generator=g),torch.randint(-1, 2, (n,), generator=g)
+    return y, phase, torch.randint(0, 3, (n,), generator=g)
 
 def zeros(*shape): return torch.zeros(shape, dtype=torch.int64)
 
@@ -20,7 +21,8 @@ def same(a, b, pa, pb): return a.tolist() == b.tolist() and pa == pb and pa >= 0
 @pytest.mark.parametrize('seed', range(20))
 def test_mask_is_the_double_loop(seed):
     y,phase,group = random_labels(seed)
-    ids,n = label_set_ids(y, phase),len(y)
+    ids = label_set_ids(y, phase)
+    n = len(y)
     pairs = {(i,j) for i,j in itertools.permutations(range(n), 2) if same(y[i], y[j], phase[i], phase[j])}
     assert {tuple(o) for o in positive_mask(ids).nonzero().tolist()} == pairs
     apart = {(i,j) for i,j in pairs if group[i] != group[j]}
@@ -52,7 +54,8 @@ def test_ids_do_not_depend_on_batch_dtype_or_other_frames():
     y,phase,_ = random_labels(0)
     whole = label_set_ids(y, phase)
     assert torch.equal(torch.cat([label_set_ids(y[:5], phase[:5]), label_set_ids(y[5:], phase[5:])]), whole)
-    for dtype in (torch.bool, torch.uint8, torch.float16, torch.float64): assert torch.equal(label_set_ids(y.to(dtype), phase.to(torch.int8)), whole)
+    for dtype in (torch.bool, torch.uint8, torch.float16, torch.float64):
+        assert torch.equal(label_set_ids(y.to(dtype), phase.to(torch.int8)), whole)
     assert whole.dtype == torch.int64 and label_set_ids(y).dtype == torch.int64
     assert label_set_ids(y[:0], phase[:0]).shape == (0,)
 
@@ -99,22 +102,26 @@ def test_ids_and_mask_on_pretended_cuda(ref):
         ids = label_set_ids(torch.ones(6, 8, device='cuda'), torch.zeros(6, device='cuda'))
         args = (ids, ids[:4], ids, ids[:4]) if ref else (ids, None, ids)
         mask = positive_mask(*args)
-        assert mask.device.type == lonely_probability(ids, 4).device.type == 'cuda' and mask.shape == (6, 4 if ref else 6)
+        assert mask.device.type == lonely_probability(ids, 4).device.type == 'cuda'
+        assert mask.shape == (6, 4 if ref else 6)
 
 def chosen(ids, b, group, exclude=None):
     "Lonely share, mean positives and share of pairs in one group over every batch of `b` frames, listed one by one"
-    lonely,total,inside,anchors = 0,0,0,0
+    lonely = total = inside = anchors = 0
     for o in itertools.combinations(range(len(ids)), b):
         for i in o:
             mates = [j for j in o if j != i and ids[j] == ids[i] >= 0 and (exclude is None or exclude[i] != exclude[j])]
-            lonely,total,anchors = lonely + (not mates),total + len(mates),anchors+1
+            anchors += 1
+            lonely += not mates
+            total += len(mates)
             inside += sum(group[i] == group[j] for j in mates)
     return lonely/anchors, total/anchors, inside/total
 
 @pytest.mark.parametrize('b', [2, 3, 5, 9])
 @pytest.mark.parametrize('strict', [False, True])
 def test_closed_form_is_the_list_of_all_batches(b, strict):
-    ids,group,clip = torch.tensor([4,4,4,4,7,7,7,9,-1,-1]),torch.tensor([0,0,1,2,0,1,1,2,2,2]),torch.tensor([0,1,2,2,3,4,4,5,5,5])
+    ids = torch.tensor([4,4,4,4,7,7,7,9,-1,-1])
+    group,clip = torch.tensor([0,0,1,2,0,1,1,2,2,2]),torch.tensor([0,1,2,2,3,4,4,5,5,5])
     got = pair_stats(ids, dict(video=group), (b,), clip if strict else None)
     want = chosen(ids.tolist(), b, group.tolist(), clip.tolist() if strict else None)
     assert (got['lonely'][b], got['positives'][b], got['pairs_in']['video']) == pytest.approx(want, abs=1e-12)
@@ -125,11 +132,13 @@ def test_whole_data_set_as_one_batch_is_its_mask(seed):
     y,phase,group = random_labels(seed, n=40)
     ids = label_set_ids(y, phase)
     for exclude in (None, group):
-        mask,got = positive_mask(ids, exclude=exclude),pair_stats(ids, dict(group=group), (40,), exclude)
+        mask = positive_mask(ids, exclude=exclude)
+        got = pair_stats(ids, dict(group=group), (40,), exclude)
         assert got['lonely'][40] == pytest.approx((~mask.any(1)).double().mean().item())
         assert got['positives'][40] == pytest.approx(mask.sum(1).double().mean().item())
         assert got['largest'] == max(ids.tolist().count(o) for o in ids.tolist() if o >= 0)
-        assert got['pairs_in']['group'] == pytest.approx((mask & (group[:,None] == group)).sum().item() / mask.sum().item())
+        inside = mask & (group[:,None] == group)
+        assert got['pairs_in']['group'] == pytest.approx(inside.sum().item() / mask.sum().item())
 
 def test_largest_set_without_ties():
     got = pair_stats(torch.tensor([3,3,3,5,5,-1,-1,-1,-1]), batch_sizes=(2,))
@@ -144,11 +153,14 @@ def test_count_alike_counts_rows():
     rows = list(zip(a.tolist(), b.tolist()))
     assert count_alike(a, b).tolist() == [rows.count(o) for o in rows]
 
-WANT = {
-    8: dict(sets=26, largest=2884, lonely=['22.30','14.83','5.44','1.21'], positives=['3.43','5.49','13.50','45.53'], pairs=['82.4','16.3','4.7']),
-    13: dict(sets=41, largest=1907, lonely=['33.2','23.8','9.9','2.4'], positives=['1.91','3.06','7.51','25.34'], pairs=['64.8','26.9','8.0'])}
+WANT = {8: dict(sets=26, largest=2884, pairs=['82.4','16.3','4.7'], lonely=['22.30','14.83','5.44','1.21'],
+    positives=['3.43','5.49','13.50','45.53']),
+    13: dict(sets=41, largest=1907, pairs=['64.8','26.9','8.0'], lonely=['33.2','23.8','9.9','2.4'],
+    positives=['1.91','3.06','7.51','25.34'])}
 
-def written(values, like, factor=1): return [f'{factor*v:.{len(w.split(".")[1])}f}' for v,w in zip(values, like, strict=True)]
+def written(values, like, factor=1):
+    digits = [len(w.split(".")[1]) for w in like]
+    return [f'{factor*v:.{n}f}' for v,n in zip(values, digits, strict=True)]
 
 def agrees(got, want, with_clip=True):
     assert (got['frames'], got['sets'], got['largest']) == (6640, want['sets'], want['largest'])
@@ -157,7 +169,9 @@ def agrees(got, want, with_clip=True):
     names = ['largest', 'video', 'clip'][:3 if with_clip else 2]
     assert written([got['pairs_in'][o] for o in names], want['pairs'][:len(names)], 100) == want['pairs'][:len(names)]
 
-def classes_of(sets, n): return torch.tensor([[str(k) in o.split() for k in (EIGHT if n == 8 else range(13))] for o in sets])
+def classes_of(sets, n):
+    classes = EIGHT if n == 8 else range(13)
+    return torch.tensor([[str(k) in o.split() for k in classes] for o in sets])
 
 @pytest.mark.parametrize('n', [8, 13])
 def test_real_frames_give_the_known_figures(real, n):
@@ -171,10 +185,12 @@ def test_table_of_label_sets_gives_the_same_figures(n):
     rows = pd.read_csv(data_file('label_sets.csv'))
     rows = rows[~rows.video.isin(['video12', 'video52'])]
     rows = rows.loc[rows.index.repeat(rows.frames)]
-    agrees(pair_stats(label_set_ids(classes_of(rows.classes, n)), dict(video=torch.tensor(rows.video.factorize()[0]))), WANT[n], False)
+    video = torch.tensor(rows.video.factorize()[0])
+    agrees(pair_stats(label_set_ids(classes_of(rows.classes, n)), dict(video=video)), WANT[n], False)
 
 def test_table_of_label_sets_agrees_with_the_classes_by_video():
-    sets,by_video = pd.read_csv(data_file('label_sets.csv')),pd.read_csv(data_file('class_by_video.csv')).set_index('video')
+    sets = pd.read_csv(data_file('label_sets.csv'))
+    by_video = pd.read_csv(data_file('class_by_video.csv')).set_index('video')
     for video,rows in sets.groupby('video'):
         counts = (classes_of(rows.classes, 13).long() * torch.tensor(rows.frames.values)[:,None]).sum(0)
         assert [rows.frames.sum(), *counts.tolist()] == by_video.loc[video].tolist()

@@ -45,7 +45,7 @@ def check(name, world):
 def changed(**changes): return replace(BASE, **changes)
 
 class Stop(Exception):
-    "Raised by a stand-in that has seen enough"
+    "Raised by a mock that has seen enough"
 
 class World:
     "The little that the checks share; nothing of it is ever changed"
@@ -71,11 +71,15 @@ def byol(**changes): return BYOLNet(changed(method='byol', stage='pretrain', vie
 def outputs():
     "Outputs and labels: frames 0 to 3 show the same, in two phases, 0 and 1 in one clip; 4 and 5 are alone"
     g = torch.Generator().manual_seed(0)
-    logits,mask = torch.randn(2, 8, 16, 16, generator=g),torch.randint(0, 7, (2, 16, 16), generator=g)
+    logits = torch.randn(2, 8, 16, 16, generator=g)
+    mask = torch.randint(0, 7, (2, 16, 16), generator=g)
     mask[0,0,:3] = 7
-    shown,ids = torch.zeros(6, 8),torch.tensor([[0,1,1], [0,1,1], [1,2,1], [1,3,2], [2,4,3], [-1,5,3]])
-    shown[:4,:3],shown[4,5],shown[5,6] = 1,1,1
-    seen,zs = torch.randn(6, 8, generator=g),[torch.randn(6, 16, generator=g) for _ in range(3)]
+    shown = torch.zeros(6, 8)
+    ids = torch.tensor([[0,1,1], [0,1,1], [1,2,1], [1,3,2], [2,4,3], [-1,5,3]])
+    shown[:4,:3] = 1
+    shown[4,5] = shown[5,6] = 1
+    seen = torch.randn(6, 8, generator=g)
+    zs = [torch.randn(6, 16, generator=g) for _ in range(3)]
     return (logits, seen, zs), mask, shown, ids
 
 def terms(**changes): return CWCLLoss(changed(**changes)).weighted_terms(*outputs())
@@ -94,7 +98,8 @@ def view(**changes):
     "Ramps from left to right and noise, and what the augmentation of a recipe makes of them: (frames, crops, presence)"
     noise = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0))
     x = torch.stack([torch.arange(60.).expand(3, 40, 60)/60, noise]*8)
-    mask,labels = torch.zeros(16, 40, 60, dtype=torch.long),(torch.zeros(16, 8), torch.zeros(16, 3))
+    mask = torch.zeros(16, 40, 60, dtype=torch.long)
+    labels = (torch.zeros(16, 8), torch.zeros(16, 3))
     crops,_,shown,_ = SegAugment(changed(crop=24, **changes))((x, mask, *labels), split_idx=0)
     return x, crops.as_subclass(torch.Tensor), shown
 
@@ -137,14 +142,16 @@ def a_first_stage_is_that_of_its_method(w):
     assert caught('cwcl.stages.frame_table', pretrain_run, r, 'nowhere').kwargs['min_pixels'] == 40
     with TemporaryDirectory() as out, patch('cwcl.stages.frame_table', return_value=w.frames):
         assert caught('cwcl.stages.check_precision', pretrain_run, r, 'nowhere', out=out).args[0] == 'bf16'
-        assert caught('cwcl.stages.train_learner', pretrain_run, r, 'nowhere', out=out).kwargs['make'] == find_method('byol').make
+        call = caught('cwcl.stages.train_learner', pretrain_run, r, 'nowhere', out=out)
+        assert call.kwargs['make'] == find_method('byol').make
 
 @row('valid_labels', 'lr', 'schedule', 'class_set', 'left_out', 'batch', 'labelled')
 def remarks_are_those_of_the_recipe(w):
-    t,rate = w.split(BASE),'a rate of 0.02'
+    t = w.split(BASE)
+    slow_down = 'rate of 0.02'
     def said(**changes): return ' '.join(run_remarks(t, changed(**changes), 'fold'))
     assert 'flatter' in said() and 'flatter' not in said(valid_labels=False)
-    assert rate in said(schedule='plateau', lr=.02) and rate not in said(lr=.02)
+    assert slow_down in said(schedule='plateau', lr=.02) and slow_down not in said(lr=.02)
     for o in ((13, 'ignore'), (10, 'background')):
         assert ' '.join(coverage_warnings(t, class_set(*o))) in said(class_set=o[0], left_out=o[1])
     whole = split_table(w.frames, changed(batch=8, labelled=5), 'none')[1]
@@ -152,7 +159,8 @@ def remarks_are_those_of_the_recipe(w):
 
 @row('seed')
 def a_seed_draws_masks_order_and_crops(w):
-    r,dls = changed(seed=5),w.dls(changed(seed=5))
+    r = changed(seed=5)
+    dls = w.dls(changed(seed=5))
     assert not w.split(r).labelled.equals(w.split(BASE).labelled)
     d = dls.train
     assert d.batches(0)[0] == next(two_streams(d.labelled, torch.zeros(len(d.dataset)), 3, 6, 5))
@@ -162,7 +170,9 @@ def a_seed_draws_masks_order_and_crops(w):
 @row('class_set', 'left_out')
 def classes_are_those_of_the_recipe(w):
     for changes in (dict(class_set=13, left_out='ignore'), dict(class_set=10, left_out='background')):
-        n,dls,want = net(**changes)[0],w.dls(changed(**changes)),class_set(*changes.values())
+        n = net(**changes)[0]
+        dls = w.dls(changed(**changes))
+        want = class_set(*changes.values())
         assert n.classes == dls.train_ds.classes == byol(**changes).classes == want
         assert n.decoder.head.out_channels == n.presence_head.fc.out_features == dls.presence.shape[1] == len(want)
 
@@ -203,7 +213,8 @@ def whole_videos_are_drawn(w):
 @row('fold', 'fold_scheme')
 def a_fold_validates_its_videos(w):
     for changes in (dict(fold=1), dict(fold=2), dict(fold_scheme='partition'), dict(fold_scheme='seeds', fold=2)):
-        t,r = w.split(changed(**changes)),changed(**changes)
+        t = w.split(changed(**changes))
+        r = changed(**changes)
         assert set(t.video[t.part == 'valid']) == set(video_folds(w.frames, scheme=r.fold_scheme)[r.fold])
 
 @row('valid_labels')
@@ -351,7 +362,8 @@ def anchors_without_positives_can_count_as_zeros(w):
 
 @row('reduction')
 def losses_can_be_sums(w):
-    t,((_,seen,_),_,shown,_) = terms(reduction='sum'),outputs()
+    t = terms(reduction='sum')
+    ((_,seen,_),_,shown,_) = outputs()
     near(t['dcl'][1], contrast(reduction='sum')[0])
     near(t['presence'][1], presence_loss(seen, shown)*6)
 
@@ -380,7 +392,7 @@ def rare_structures_can_count_more(w):
 # The training
 
 def asked(learn):
-    "Which fit a recipe asks for: its verb, epochs, rate and callbacks"
+    "Which fit a recipe asks for: its verb, epochs, learning rate and callbacks"
     said = SimpleNamespace()
     for verb in ('fit', 'fit_one_cycle'):
         def fit(epochs, lr, cbs=None, verb=verb): vars(said).update(verb=verb, epochs=epochs, lr=lr, cbs=cbs)
@@ -418,7 +430,8 @@ def threads_are_set(w):
 @row('window', 'overlap', 'blend')
 def windows_lie_as_they_should(w):
     for changes in (dict(window=32), dict(window=32, overlap=.5), dict(window=32, blend='gaussian')):
-        n,r = net(**changes)[0].eval(),changed(**changes)
+        n = net(**changes)[0].eval()
+        r = changed(**changes)
         x = torch.rand(1, 3, 48, 70, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(): near(n(x), sliding_window(n.segment, x, r.window, r.overlap, r.blend))
 

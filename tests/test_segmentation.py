@@ -5,8 +5,8 @@ from fastai.torch_core import TensorImage, TensorMask
 from hypothesis import given, settings, strategies as st
 from monai.losses import GeneralizedDiceLoss
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.losses.segmentation import (IGNORE, dice_weights, focal_loss, full_precision, generalized_dice_loss, presence_loss, presence_weights,
-    segmentation_loss)
+from cwcl.losses.segmentation import (IGNORE, dice_weights, focal_loss, full_precision, generalized_dice_loss,
+    presence_loss, presence_weights, segmentation_loss)
 
 pixel_losses = (generalized_dice_loss, focal_loss, segmentation_loss)
 
@@ -21,7 +21,8 @@ def batch(seed, n=3, c=4, h=6, w=7, ignored=.2, top=None):
 def agree(loss, literal, x):
     "Same value, same gradient"
     torch.testing.assert_close(loss, literal)
-    for a,b in zip(*(torch.autograd.grad(o, x, retain_graph=True) for o in (loss, literal))): torch.testing.assert_close(a, b)
+    got,want = (torch.autograd.grad(o, x, retain_graph=True)[0] for o in (loss, literal))
+    torch.testing.assert_close(got, want)
 
 def softmax_at(x, i, y, v):
     "Probabilities of one pixel, as a list"
@@ -31,19 +32,21 @@ def softmax_at(x, i, y, v):
 def literal_gdl(x, mask, frames, form, min_pixels, eps):
     "Equation 6 over the pixels of some frames, or None where no class has a weight"
     n,c,h,w = x.shape
-    both,pred,true = [0]*c,[0]*c,[0]*c
+    both,pred,true = ([0]*c for _ in range(3))
     for i in frames:
         for y in range(h):
             for v in range(w):
                 if mask[i, y, v] == 255: continue
                 for k,p in enumerate(softmax_at(x, i, y, v)):
                     g = 1 if mask[i, y, v] == k else 0
-                    both[k],pred[k],true[k] = both[k] + p*g,pred[k] + (p*p if form == 'paper' else p),true[k] + g*g
+                    both[k] = both[k] + p*g
+                    pred[k] = pred[k] + (p*p if form == 'paper' else p)
+                    true[k] = true[k] + g*g
     labelled = sum(true)
     weights = [(labelled/t)**2 if t >= min_pixels and t > 0 else 0 for t in true]
     if not any(weights): return None
-    above,below = (2*sum(w*b for w,b in zip(weights, both)),sum(w*p for w,p in zip(weights, pred)) + sum(w*t for w,t in zip(weights, true)) + eps)
-    return 1 - above/below
+    def weighted(areas): return sum(w*a for w,a in zip(weights, areas))
+    return 1 - 2*weighted(both)/(weighted(pred) + weighted(true) + eps)
 
 @pytest.mark.parametrize('seed', range(4))
 @pytest.mark.parametrize('form', ('paper', 'sudre'))
@@ -75,7 +78,8 @@ def test_equation_7(seed, gamma):
             for v in range(7):
                 if mask[i, y, v] == 255: continue
                 p = softmax_at(x, i, y, v)[mask[i, y, v]]
-                sums[i],counts[i] = sums[i] - (1-p)**gamma*p.log(),counts[i] + 1
+                sums[i] = sums[i] - (1-p)**gamma*p.log()
+                counts[i] += 1
     agree(focal_loss(x, mask, gamma), sum(sums)/sum(counts), x)
     agree(focal_loss(x, mask, gamma, 'sum'), sum(sums), x)
     torch.testing.assert_close(focal_loss(x, mask, gamma, 'none'), torch.stack([s/c for s,c in zip(sums, counts)]))
@@ -85,7 +89,8 @@ def test_equation_7(seed, gamma):
 def test_equation_5(seed, weighted):
     "Binary cross-entropy with the minus before both terms, summed over classes"
     g = torch.Generator().manual_seed(seed)
-    x,y = (2*torch.randn(5, 4, generator=g).double()).requires_grad_(),torch.rand(5, 4, generator=g) < .4
+    x = (2*torch.randn(5, 4, generator=g).double()).requires_grad_()
+    y = torch.rand(5, 4, generator=g) < .4
     w = presence_weights(y).double() if weighted else torch.ones(4).double()
     p = 1/(1 + (-x).exp())
     frames = [-sum(w[j]*p[i, j].log() if y[i, j] else (1 - p[i, j]).log() for j in range(4)) for i in range(5)]
@@ -104,7 +109,8 @@ def test_monai(seed, pool, size):
     theirs = GeneralizedDiceLoss(softmax=True, to_onehot_y=True, batch=pool == 'batch')(x, mask[:, None])
     ours = generalized_dice_loss(x, mask, 'monai', pool)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
-    for a,b in zip(*(torch.autograd.grad(o, x) for o in (ours, theirs))): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-10)
+    got,want = (torch.autograd.grad(o, x)[0] for o in (ours, theirs))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-10)
 
 @pytest.mark.parametrize('seed', range(4))
 def test_focal_without_gamma_is_cross_entropy(seed):
@@ -112,15 +118,15 @@ def test_focal_without_gamma_is_cross_entropy(seed):
     agree(focal_loss(x, mask, 0), F.cross_entropy(x, mask, ignore_index=IGNORE), x)
     agree(focal_loss(x, mask, 0, 'sum'), F.cross_entropy(x, mask, ignore_index=IGNORE, reduction='sum'), x)
 
-@given(seed=st.integers(0, 10**6), n=st.integers(1, 4), c=st.integers(2, 6), form=st.sampled_from(('paper', 'sudre', 'monai')),
-    gamma=st.floats(0, 4), pool=st.sampled_from(('image', 'batch')))
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 4), c=st.integers(2, 6), gamma=st.floats(0, 4),
+    form=st.sampled_from(('paper', 'sudre', 'monai')), pool=st.sampled_from(('image', 'batch')))
 @settings(max_examples=50, deadline=None)
 def test_laws(seed, n, c, form, gamma, pool):
     "Bounds; renamed classes, flipped, moved and added-to logits, ignored pixels, and doubled frames change nothing"
     x,mask = batch(seed, n, c)
     x = x.detach()
     g = torch.Generator().manual_seed(seed)
-    loss = lambda a,m: torch.stack([generalized_dice_loss(a, m, form, pool, 1), focal_loss(a, m, gamma)])
+    def loss(a, m): return torch.stack([generalized_dice_loss(a, m, form, pool, 1), focal_loss(a, m, gamma)])
     base = loss(x, mask)
     assert 0 <= base[0] <= 1 and base[1] >= 0
     if (mask != IGNORE).all(1).all(): return
@@ -129,8 +135,10 @@ def test_laws(seed, n, c, form, gamma, pool):
     torch.testing.assert_close(loss(x[:, order], renamed), base)
     torch.testing.assert_close(loss(x.flip(-1), mask.flip(-1)), base)
     torch.testing.assert_close(loss(x + 7*torch.randn(n, 1, 6, 7, generator=g), mask), base)
-    torch.testing.assert_close(loss(torch.where((mask == IGNORE)[:, None], 30*torch.randn(x.shape, generator=g).double(), x), mask), base)
-    torch.testing.assert_close(loss(x.repeat(2, 1, 1, 1), mask.repeat(2, 1, 1)), base, rtol=1e-3 if form == 'monai' else 1e-5, atol=1e-4)
+    noise = 30*torch.randn(x.shape, generator=g).double()
+    torch.testing.assert_close(loss(torch.where((mask == IGNORE)[:, None], noise, x), mask), base)
+    doubled = loss(x.repeat(2, 1, 1, 1), mask.repeat(2, 1, 1))
+    torch.testing.assert_close(doubled, base, rtol=1e-3 if form == 'monai' else 1e-5, atol=1e-4)
 
 @pytest.mark.parametrize('loss', pixel_losses)
 def test_ignored_pixels_get_no_gradient(loss):
@@ -166,11 +174,13 @@ def test_nothing_labelled(form, pool, eps):
     "No labelled pixel, and no frame at all: a differentiable 0"
     for n in (2, 0):
         x,mask = batch(0, n)
-        loss = generalized_dice_loss(x, torch.full_like(mask, IGNORE), form, pool, eps=eps) + focal_loss(x, torch.full_like(mask, IGNORE))
+        mask = torch.full_like(mask, IGNORE)
+        loss = generalized_dice_loss(x, mask, form, pool, eps=eps) + focal_loss(x, mask)
         grad, = torch.autograd.grad(loss, x)
         assert loss == 0 and grad.shape == x.shape and (grad == 0).all()
     z = torch.zeros(0, 4, requires_grad=True)
-    assert presence_loss(z, torch.zeros(0, 4)) == 0 and torch.autograd.grad(presence_loss(z, torch.zeros(0, 4)), z)[0].shape == (0,4)
+    assert presence_loss(z, torch.zeros(0, 4)) == 0
+    assert torch.autograd.grad(presence_loss(z, torch.zeros(0, 4)), z)[0].shape == (0,4)
 
 @pytest.mark.parametrize('form', ('paper', 'sudre', 'monai'))
 @pytest.mark.parametrize('pool', ('image', 'batch'))
@@ -205,7 +215,8 @@ def test_half_precision(dtype):
     for f in pixel_losses:
         want = f(half.float(), mask)
         with torch.autocast('cpu', dtype=torch.bfloat16):
-            assert f(half, mask).dtype == torch.float32 and torch.equal(f(half, mask), want) and f(x, mask).dtype == torch.float64
+            assert f(half, mask).dtype == torch.float32 and torch.equal(f(half, mask), want)
+            assert f(x, mask).dtype == torch.float64
             assert torch.equal(f(half.float(), mask), want)
         assert torch.equal(f(half, mask), want) and f(x, mask).dtype == torch.float64
     with torch.autocast('cpu', dtype=torch.bfloat16): got = presence_loss(half[..., 0, 0], y, torch.ones(8))
@@ -229,7 +240,9 @@ def test_half_gradients_return_to_half():
 def test_pretended_cuda():
     "No tensor is made on the wrong device"
     with FakeTensorMode(), torch.device('cuda'):
-        x,mask,y = torch.rand(2, 8, 9, 11),torch.zeros(2, 9, 11, dtype=torch.int64),torch.zeros(2, 8)
+        x = torch.rand(2, 8, 9, 11)
+        mask = torch.zeros(2, 9, 11, dtype=torch.int64)
+        y = torch.zeros(2, 8)
         for form in ('paper', 'sudre', 'monai'):
             for pool in ('image', 'batch'): assert generalized_dice_loss(x, mask, form, pool).device.type == 'cuda'
         for reduction,shape in (('mean', ()), ('sum', ()), ('none', (2,))):
@@ -259,7 +272,8 @@ def test_frames_for_fastai():
         torch.testing.assert_close(segmentation_loss(x, mask, reduction=reduction), parts)
     assert segmentation_loss(x, mask, reduction='none').shape == (3,)
     kw = dict(form='sudre', pool='batch', min_pixels=2, eps=.01)
-    torch.testing.assert_close(segmentation_loss(x, mask, **kw, gamma=1), generalized_dice_loss(x, mask, **kw) + focal_loss(x, mask, 1))
+    parts = generalized_dice_loss(x, mask, **kw) + focal_loss(x, mask, 1)
+    torch.testing.assert_close(segmentation_loss(x, mask, **kw, gamma=1), parts)
     assert list(inspect.signature(generalized_dice_loss).parameters)[:3] == ['logits', 'target', 'form']
 
 def test_values_at_the_start():
@@ -267,12 +281,14 @@ def test_values_at_the_start():
     mask = torch.randint(0, 8, (2, 32, 32))
     assert focal_loss(torch.zeros(2, 8, 32, 32), mask).item() == pytest.approx((7/8)**2*math.log(8), rel=1e-5)
     assert presence_loss(torch.zeros(3, 8), torch.rand(3, 8) < .5).item() == pytest.approx(8*math.log(2), rel=1e-5)
-    assert presence_loss(torch.zeros(200, 8), torch.rand(200, 8) < .5, reduction='sum').item() == pytest.approx(1600*math.log(2), rel=1e-5)
+    total = presence_loss(torch.zeros(200, 8), torch.rand(200, 8) < .5, reduction='sum')
+    assert total.item() == pytest.approx(1600*math.log(2), rel=1e-5)
 
 def test_presence_weights():
     "Absences by presences, within the limit; 1 for classes never or always there; equal to a count by hand"
     y = torch.arange(50)[:, None] < torch.tensor([0, 1, 10, 25, 49, 50])
-    for labels in (y, y.long(), y.float()): torch.testing.assert_close(presence_weights(labels), torch.tensor([1, 10, 4, 1, .1, 1]))
+    want = torch.tensor([1, 10, 4, 1, .1, 1])
+    for labels in (y, y.long(), y.float()): torch.testing.assert_close(presence_weights(labels), want)
     torch.testing.assert_close(presence_weights(y, limit=100.), torch.tensor([1, 49, 4, 1, 1/49, 1]))
     assert presence_weights(y[:0]).tolist() == [1]*6
 
@@ -295,11 +311,16 @@ def test_shapes_and_types(loss):
 def test_bad_options():
     x,mask = batch(0)
     y = torch.rand(3, 4) < .5
-    for f,text in ((lambda: generalized_dice_loss(x, mask, form='v'), "form='v': choose one of paper, sudre, monai"),
+    for f,text in (
+        (lambda: generalized_dice_loss(x, mask, form='v'), "form='v': choose one of paper, sudre, monai"),
         (lambda: generalized_dice_loss(x, mask, pool='pixel'), "pool='pixel': choose one of image, batch"),
-        (lambda: generalized_dice_loss(x, mask, reduction='max'), "reduction='max'"), (lambda: focal_loss(x, mask, reduction='max'), "reduction='max'"),
-        (lambda: focal_loss(x, mask, gamma=-.1), 'gamma=-0.1'), (lambda: presence_loss(x[..., 0, 0], y, reduction='max'), "reduction='max'"),
-        (lambda: presence_loss(x[..., 0, 0], y[:2]), r'\(3, 4\) and presence \(2, 4\)'), (lambda: presence_loss(x[..., 0], y), r'\(3, 4, 6\)'),
-        (lambda: presence_loss(x[..., 0, 0], y*2.), 'presence holds 2.0'), (lambda: presence_loss(x[..., 0, 0], y*torch.nan), 'presence holds nan'),
+        (lambda: generalized_dice_loss(x, mask, reduction='max'), "reduction='max'"),
+        (lambda: focal_loss(x, mask, reduction='max'), "reduction='max'"),
+        (lambda: focal_loss(x, mask, gamma=-.1), 'gamma=-0.1'),
+        (lambda: presence_loss(x[..., 0, 0], y, reduction='max'), "reduction='max'"),
+        (lambda: presence_loss(x[..., 0, 0], y[:2]), r'\(3, 4\) and presence \(2, 4\)'),
+        (lambda: presence_loss(x[..., 0], y), r'\(3, 4, 6\)'),
+        (lambda: presence_loss(x[..., 0, 0], y*2.), 'presence holds 2.0'),
+        (lambda: presence_loss(x[..., 0, 0], y*torch.nan), 'presence holds nan'),
         (lambda: presence_loss(x[..., 0, 0], y, torch.ones(3)), r'pos_weight \(3,\) and 4 classes')):
         with pytest.raises(ValueError, match=text): f()

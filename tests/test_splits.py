@@ -1,9 +1,11 @@
 "Splits: laws of folds and budgets on the real layout, and what is refused."
 import numpy as np, pandas as pd, pytest
+from collections import Counter
 from hypothesis import given, settings, strategies as st
 from cwcl.core import InputError, data_file, recipe
 from cwcl.data.labels import CLASSES, class_set
-from cwcl.data.splits import TEST_VIDEOS, balanced_parts, class_coverage, coverage_warnings, label_budget, split_frames, video_folds
+from cwcl.data.splits import TEST_VIDEOS, balanced_parts, label_budget, split_frames, video_folds
+from cwcl.data.splits import class_coverage, coverage_warnings
 
 def layout(per_clip=80):
     "All frames of CholecSeg8k; in every video the first frames show a class"
@@ -69,10 +71,13 @@ def test_balanced_parts_part(sizes, n):
     load = [s[list(p)].sum() for p in parts]
     assert max(load) - min(load) <= max(sizes)
 
-@pytest.mark.parametrize('videos,scheme,n', [(['video52', 'video55'], 'pinned', 3), (['video12', 'video52'], 'partition', 3), (['video01', 'video09', 'video17'], 'pinned', 3),
-    (['video01', 'video52'], 'seeds', 3), (['video09', 'video17', 'video18'], 'pinned', 1), (['video09'], 'partition', 1)])
+@pytest.mark.parametrize('videos,scheme,n', [
+    (['video52', 'video55'], 'pinned', 3), (['video12', 'video52'], 'partition', 3),
+    (['video01', 'video09', 'video17'], 'pinned', 3), (['video01', 'video52'], 'seeds', 3),
+    (['video09', 'video17', 'video18'], 'pinned', 1), (['video09'], 'partition', 1)])
 def test_too_few_videos(table, videos, scheme, n):
-    with pytest.raises(InputError, match=f'{n} validation sets from .* impossible; add videos'): video_folds(table[table.video.isin(videos)], n, scheme)
+    with pytest.raises(InputError, match=f'{n} validation sets from .* impossible; add videos'):
+        video_folds(table[table.video.isin(videos)], n, scheme)
 
 def test_small_tables_that_suffice(table):
     assert len(video_folds(table[table.video.isin(['video09', 'video17', 'video18'])])) == 3
@@ -83,11 +88,13 @@ def test_small_tables_that_suffice(table):
 
 def literal_budget(t, share, unit, seed, base):
     "Units in the shuffled order, until the next would lead further away"
-    units = sorted(set(zip(*[t[k] for k in dict(frame=['video', 'clip', 'frame'], clip=['video', 'clip'], video=['video'])[unit]])))
-    size = {u: 0 for u in units}
-    keys = list(zip(*[t[k] for k in dict(frame=['video', 'clip', 'frame'], clip=['video', 'clip'], video=['video'])[unit]]))
-    for k in keys: size[k] += 1
-    want,have,chosen = round(share*base),0,set()
+    columns = dict(frame=['video', 'clip', 'frame'], clip=['video', 'clip'], video=['video'])[unit]
+    keys = list(zip(*[t[k] for k in columns]))
+    units = sorted(set(keys))
+    size = Counter(keys)
+    want = round(share*base)
+    have = 0
+    chosen = set()
     for i in np.random.default_rng(seed).permutation(len(units)):
         if chosen and abs(have + size[units[i]] - want) >= abs(have - want): break
         chosen.add(units[i])
@@ -117,11 +124,17 @@ SMALL = layout(8)
 
 def test_the_order_of_rows_does_not_matter(table):
     mixed = table.sample(frac=1, random_state=3)
-    for unit in 'frame','clip','video': assert label_budget(mixed, .05, unit)[table.index].equals(label_budget(table, .05, unit))
+    for unit in 'frame','clip','video':
+        want = label_budget(table, .05, unit)
+        assert label_budget(mixed, .05, unit)[table.index].equals(want)
 
-def test_other_seeds_draw_otherwise(table): assert not label_budget(table, .1, seed=1).equals(label_budget(table, .1, seed=2))
+def test_other_seeds_draw_otherwise(table):
+    one,two = (label_budget(table, .1, seed=s) for s in (1, 2))
+    assert not one.equals(two)
 
-@pytest.mark.parametrize('share,match', [(0, 'share=0'), (1.5, 'share=1.5'), (-.1, 'share=-0.1'), (.001, '0.001 of 25 frames leaves no mask: take a share of at least 0.04')])
+@pytest.mark.parametrize('share,match', [
+    (0, 'share=0'), (1.5, 'share=1.5'), (-.1, 'share=-0.1'),
+    (.001, '0.001 of 25 frames leaves no mask: take a share of at least 0.04')])
 def test_bad_shares(table, share, match):
     with pytest.raises(InputError, match=match): label_budget(table[:25], share)
 
@@ -143,16 +156,20 @@ def test_split_frames(table, scheme, fold):
     assert set(t.video[t.part == 'test']) == set(TEST_VIDEOS) and set(t.part) == {'train', 'valid', 'test'}
     assert set(t.video[t.part == 'valid']) == set(video_folds(table, scheme=scheme)[fold])
     assert t.groupby('video').part.nunique().max() == 1
-    assert (t.part[t.labelled] == 'train').all() and t.labelled.sum() == round(.05*(t.part == 'train').sum()) and t.labelled.dtype == bool
+    assert (t.part[t.labelled] == 'train').all()
+    assert t.labelled.sum() == round(.05*(t.part == 'train').sum()) and t.labelled.dtype == bool
     if scheme != 'partition': assert (t.part[t.video == 'video01'] == 'train').all()
 
 @pytest.mark.parametrize('of,n', [('fold', 49), ('train', 66), ('all', 81)])
-def test_what_one_percent_is_of(table, of, n): assert split_frames(table, recipe('paper', budget=.01, budget_of=of)).labelled.sum() == n
+def test_what_one_percent_is_of(table, of, n):
+    t = split_frames(table, recipe('paper', budget=.01, budget_of=of))
+    assert t.labelled.sum() == n
 
 def test_bases_and_seeds_are_nested(table):
-    fold,train,every = [split_frames(table, recipe('paper', budget=.01, budget_of=o)).labelled for o in ('fold', 'train', 'all')]
+    def labelled(**changes): return split_frames(table, recipe('paper', budget=.01, **changes)).labelled
+    fold,train,every = (labelled(budget_of=o) for o in ('fold', 'train', 'all'))
     assert (fold <= train).all() and (train <= every).all()
-    assert not split_frames(table, recipe('paper', budget=.01, seed=1)).labelled.equals(fold)
+    assert not labelled(seed=1).equals(fold)
 
 def test_the_seed_of_a_run_moves_the_budget_and_not_the_folds(table):
     a,b = [split_frames(table, recipe('paper', seed=s)) for s in (0, 1)]
@@ -163,12 +180,15 @@ def test_frames_without_mask_are_never_labelled(table):
     t.loc[t.index % 2 == 0, 'mask'] = ''
     s = split_frames(t, recipe('paper', budget=1.))
     assert (s.labelled == ((s.part == 'train') & (s['mask'] != ''))).all()
-    with pytest.raises(InputError, match='no training frame has a mask'): split_frames(t.assign(mask=''), recipe('paper'))
+    bare = t.assign(mask='')
+    with pytest.raises(InputError, match='no training frame has a mask'): split_frames(bare, recipe('paper'))
 
 def test_split_refuses(table):
     with pytest.raises(InputError, match='fold=3: choose 0 to 2'): split_frames(table, recipe('paper', fold=3))
-    with pytest.raises(InputError, match='but only 4880 can be drawn'): split_frames(table, recipe('paper', budget=.9, budget_of='all'))
-    with pytest.raises(InputError, match='validation sets'): split_frames(table[table.video.isin(['video52', 'video55'])], recipe('paper'))
+    most = recipe('paper', budget=.9, budget_of='all')
+    with pytest.raises(InputError, match='but only 4880 can be drawn'): split_frames(table, most)
+    two = table[table.video.isin(['video52', 'video55'])]
+    with pytest.raises(InputError, match='validation sets'): split_frames(two, recipe('paper'))
     with pytest.raises(InputError, match='leaves no mask'): split_frames(layout(1), recipe('paper', budget=.001))
 
 @pytest.mark.parametrize('per_clip', [1, 8, 20])
@@ -195,16 +215,17 @@ def test_connective_tissue_is_warned_of(table):
     zero = [f for f in range(3) if 'video01' in video_folds(table, scheme='partition')[f]]
     assert len(zero) == 1
     notes = coverage_warnings(split_frames(table, recipe('paper', fold=zero[0], fold_scheme='partition')), eight)
-    assert 'connective tissue: no training frame shows it, so it cannot be learnt; 640 test frames show it' in notes
+    assert 'connective tissue: no training frame shows it, so it cannot be learned; 640 test frames show it' in notes
     for f in range(3):
         notes = coverage_warnings(split_frames(table, recipe('paper', fold=f)), eight)
-        assert any(o.startswith('connective tissue: learnt from video01 alone') for o in notes)
+        assert any(o.startswith('connective tissue: learned from video01 alone') for o in notes)
         assert any(o.startswith('connective tissue: no validation frame') for o in notes)
 
 def test_a_budget_that_misses_a_class_is_warned_of(table):
     t = split_frames(table, recipe('paper'))
     t.loc[t['l-hook electrocautery'], 'labelled'] = False
-    assert any(o.startswith('l-hook electrocautery: none of the labelled frames shows it') for o in coverage_warnings(t, class_set(8)))
+    notes = coverage_warnings(t, class_set(8))
+    assert any(o.startswith('l-hook electrocautery: none of the labelled frames shows it') for o in notes)
 
 def test_no_warning_where_all_is_well(table):
     t = split_frames(table, recipe('paper')).assign(**{c: True for c in CLASSES.name})

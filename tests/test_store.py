@@ -26,20 +26,23 @@ def test_every_kind_of_frame_gives_the_same_bytes(scenes):
     p = scenes[0][0]
     pixels = read_png(p)
     chw = torch.tensor(pixels).permute(2, 0, 1)
-    kinds = [p, Path(p), Image.open(p), pixels, pixels/255, pixels.astype(np.float32)/255, chw, chw/255, TensorImage(chw)]
+    arrays = [pixels, pixels/255, pixels.astype(np.float32)/255]
+    kinds = [p, Path(p), Image.open(p), *arrays, chw, chw/255, TensorImage(chw)]
     ref = np.asarray(Image.open(p).convert('RGB').resize((50,30), Image.BILINEAR)).transpose(2, 0, 1)
     for o in kinds: assert (load_image(o, (30,50)) == ref).all()
-    grey = load_image(pixels[...,0], (60,107))
-    assert (grey[0] == pixels[...,0]).all() and (grey[0] == grey[2]).all()
+    gray = load_image(pixels[...,0], (60,107))
+    assert (gray[0] == pixels[...,0]).all() and (gray[0] == gray[2]).all()
 
 def test_shrinking_averages_and_does_not_skip():
     stripes = np.tile(np.array([0, 255], np.uint8), (40,40))
     assert abs(load_image(stripes, (20,20)).astype(int)[:,2:-2,2:-2] - 127).max() <= 1
 
-@pytest.mark.parametrize('bad,message', [(np.ones((4,4,3)), None), (np.full((4,4,3), 2.), 'floats in 0..1'), (np.ones((4,4), int), 'type int64'),
-    (np.ones((4,4,7), np.uint8), r'\(4, 4, 7\)'), (torch.full((3,4,4), -1.), 'floats in 0..1'), (7, 'int is no frame'), (None, 'NoneType'),
-    (torch.zeros(1, 3, 4, 4), r'\(1, 3, 4, 4\)'), (torch.zeros(4, 4).int(), r'\(4, 4\) and type int32')])
-def test_frames_that_are_none(bad, message):
+@pytest.mark.parametrize('bad,message', [
+    (np.ones((4,4,3)), None), (np.full((4,4,3), 2.), 'floats in 0..1'), (np.ones((4,4), int), 'type int64'),
+    (np.ones((4,4,7), np.uint8), r'\(4, 4, 7\)'), (torch.full((3,4,4), -1.), 'floats in 0..1'),
+    (7, 'int is not a frame'), (None, 'NoneType'), (torch.zeros(1, 3, 4, 4), r'\(1, 3, 4, 4\)'),
+    (torch.zeros(4, 4).int(), r'\(4, 4\) and type int32')])
+def test_what_is_not_a_frame(bad, message):
     if message is None: assert load_image(bad, (4,4)).min() == 255
     else:
         with pytest.raises(InputError, match=message): load_image(bad, (4,4))
@@ -52,10 +55,12 @@ def test_a_torn_jpeg_is_named(tmp_path):
     with pytest.raises(InputError, match='a.jpg: unreadable .*fetch the file again'): load_image(path, (20, 20))
 
 @pytest.mark.parametrize('n,left_out', [(8,'ignore'), (13,'ignore'), (8,'background')])
-def test_masks_are_resized_by_nearest_neighbour(scenes, n, left_out):
-    classes,p = class_set(n, left_out),scenes[1][0]
+def test_masks_are_resized_by_nearest_neighbor(scenes, n, left_out):
+    classes = class_set(n, left_out)
+    p = scenes[1][0]
     full = decode_mask(read_png(p))
-    rows,cols = ((np.arange(30) + .5)*60/30).astype(int),((np.arange(50) + .5)*107/50).astype(int)
+    rows = ((np.arange(30) + .5)*60/30).astype(int)
+    cols = ((np.arange(50) + .5)*107/50).astype(int)
     assert (load_mask(p, (30,50), classes) == classes.encode(full[rows][:,cols])).all()
 
 def test_real_masks_keep_their_known_pixels(real):
@@ -74,7 +79,9 @@ def test_store_holds_image_and_mask(scenes):
         assert (store.data[i,:3].numpy() == load_image(images[i], (30,50))).all()
         assert (store.data[i,3].numpy() == (load_mask(masks[i], (30,50), class_set(8)) if masks[i] else 255)).all()
 
-def little_memory(monkeypatch): monkeypatch.setattr(store_module.psutil, 'virtual_memory', lambda: types.SimpleNamespace(available=1000))
+def little_memory(monkeypatch):
+    little = types.SimpleNamespace(available=1000)
+    monkeypatch.setattr(store_module.psutil, 'virtual_memory', lambda: little)
 
 def test_frames_that_do_not_fit_lie_in_a_file_and_are_found_again(scenes, tmp_path, monkeypatch):
     images,masks = frames_and_masks(scenes)
@@ -93,11 +100,12 @@ def test_the_file_depends_on_everything_that_decides_its_bytes(scenes, tmp_path)
     copy = tmp_path/'a.png'
     copy.write_bytes(Path(images[0]).read_bytes())
     images[0] = str(copy)
-    keys = [store_key(images, masks, class_set(8), (30,50)), store_key(images[::-1], masks, class_set(8), (30,50)),
-        store_key(images, masks[::-1], class_set(8), (30,50)), store_key(images, masks, class_set(8, 'background'), (30,50)),
-        store_key(images, masks, class_set(8), (30,51))]
+    eight = class_set(8)
+    keys = [store_key(images, masks, eight, (30,50)), store_key(images[::-1], masks, eight, (30,50))]
+    keys += [store_key(images, masks[::-1], eight, (30,50)), store_key(images, masks, eight, (30,51))]
+    keys.append(store_key(images, masks, class_set(8, 'background'), (30,50)))
     copy.write_bytes(Path(images[1]).read_bytes() + b' ')
-    assert len({*keys, store_key(images, masks, class_set(8), (30,50))}) == 6
+    assert len({*keys, store_key(images, masks, eight, (30,50))}) == 6
 
 def test_a_failure_or_a_full_disk_leaves_no_file(scenes, tmp_path, monkeypatch):
     images,masks = frames_and_masks(scenes)
@@ -106,7 +114,9 @@ def test_a_failure_or_a_full_disk_leaves_no_file(scenes, tmp_path, monkeypatch):
     with pytest.raises(InputError, match='torn.png: unreadable'):
         FrameStore([*images[:4], str(tmp_path/'torn.png')], masks, class_set(8), (30,50), tmp_path/'cache')
     monkeypatch.setattr(store_module.shutil, 'disk_usage', lambda p: types.SimpleNamespace(free=10))
-    with pytest.raises(InputError, match='give another cache_dir'): FrameStore(images, masks, class_set(8), (30,50), tmp_path/'cache')
+    with pytest.raises(InputError, match='another cache_dir'):
+        cache = tmp_path/'cache'
+        FrameStore(images, masks, class_set(8), (30,50), cache)
     assert not list((tmp_path/'cache').iterdir())
 
 def test_statistics_of_all_frames(scenes):

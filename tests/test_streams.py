@@ -43,13 +43,15 @@ def test_shapes_types_and_counts(dls, smoke):
     assert [tuple(o.shape) for o in (x, mask, seen, ids)] == [(6,3,64,64), (3,64,64), (6,8), (6,3)]
     assert (type(x), type(mask)) == (TensorImage, TensorMask)
     assert (x.dtype, mask.dtype, seen.dtype, ids.dtype) == (torch.float32, torch.long, torch.float32, torch.long)
-    assert dls.n_inp == 1 and dls.n_labelled == 3 and len(dls.train) == len(dls.train_ds)//6 and ID_COLUMNS == ('phase', 'clip', 'video')
+    assert dls.n_inp == 1 and dls.n_labelled == 3 and len(dls.train) == len(dls.train_ds)//6
+    assert ID_COLUMNS == ('phase', 'clip', 'video')
     assert dls.vocab == class_set(8).names and dls.recipe == smoke and dls.presence.shape == (len(dls.train_ds), 8)
     v,m = dls.valid.one_batch()
     assert (v.shape[1:], m.shape[1:], m.dtype) == ((3,60,107), (60,107), torch.long)
 
 def test_the_labels_of_a_batch_are_those_of_its_frames(dls):
-    t,order = dls.train_ds.table.reset_index(),dls.train.batches(dls.train.epoch)
+    t = dls.train_ds.table.reset_index()
+    order = dls.train.batches(dls.train.epoch)
     for b,(_,_,seen,ids) in zip(order, dls.train):
         rows = t.iloc[b]
         assert (seen.bool().numpy() == rows[list(dls.vocab)].to_numpy()).all()
@@ -79,7 +81,7 @@ def test_the_epoch_moves_on_only_at_its_end(split, smoke):
     b.epoch = 1
     assert all(torch.equal(p, q) for x,y in zip(b, epochs[1]) for p,q in zip(x, y))
 
-def test_an_interrupted_order_goes_on_as_if_it_had_not_been(dls):
+def test_an_interrupted_order_continues_as_if_it_had_not_been(dls):
     steps = dls.train.steps
     whole = list(islice(two_streams(dls.train.labelled, np.zeros(len(dls.train_ds)), 3, 6, 3), 3*steps))
     assert dls.train.batches(2) == whole[2*steps:]
@@ -98,7 +100,8 @@ def test_looking_changes_nothing(split, smoke):
         for b in d.train:
             if look: d.train.one_batch()
             epoch.append(b[0])
-        assert random.getstate() == state[0] and (np.random.get_state()[1] == state[1]).all() and torch.equal(torch.get_rng_state(), state[2])
+        assert random.getstate() == state[0] and (np.random.get_state()[1] == state[1]).all()
+        assert torch.equal(torch.get_rng_state(), state[2])
         seen.append(torch.cat(epoch))
     plt.close('all')
     assert torch.equal(*seen)
@@ -170,14 +173,16 @@ def test_pk_makes_fewer_lonely_anchors(split, smoke):
     assert lonely('pk') < .7*lonely('uniform')
 
 @pytest.mark.parametrize('change,message', [
-    (dict(batch=500), '83 class-labelled frames cannot fill a batch of 500'), (dict(batch=500, method='random'), 'cannot fill a batch of 500')])
+    (dict(batch=500), '83 class-labelled frames cannot fill a batch of 500'),
+    (dict(batch=500, method='random'), 'cannot fill a batch of 500')])
 def test_too_few_frames(split, smoke, change, message):
     with pytest.raises(InputError, match=message): make(split, smoke, **change)
 
 def test_no_mask_no_part_no_validation(split, smoke, tmp_path):
-    with pytest.raises(InputError, match='no labelled frame: raise the budget'): cwcl_dls(split.assign(labelled=False), smoke)
+    bare,astray = split.assign(labelled=False),split.assign(labelled=split.part == 'test')
+    with pytest.raises(InputError, match='no labelled frame: raise the budget'): cwcl_dls(bare, smoke)
     with pytest.raises(InputError, match='run split_frames first'): cwcl_dls(split.drop(columns='part'), smoke)
-    with pytest.raises(InputError, match='labelled, but has no mask'): cwcl_dls(split.assign(labelled=split.part == 'test'), smoke)
+    with pytest.raises(InputError, match='labelled, but has no mask'): cwcl_dls(astray, smoke)
     with pytest.raises(InputError, match='no validation frame'): cwcl_dls(split[split.part != 'valid'], smoke)
     t = split.copy()
     t.loc[t.index[t.part == 'train'][0], 'image'] = str(tmp_path/'gone.png')
@@ -189,7 +194,8 @@ def test_test_dl_keeps_the_order_and_the_masks(dls, split, smoke):
     x,m = [torch.cat(o) for o in zip(*dl)]
     for i,(image,mask) in enumerate(zip(t.image, t['mask'])):
         assert (m[i].numpy() == load_mask(mask, (60,107), class_set(8))).all()
-        assert abs(dl.frames_of((x[i:i+1], m[i:i+1]))[0][0].astype(int) - load_image(image, (60,107)).transpose(1, 2, 0)).max() <= 1
+        shown = dl.frames_of((x[i:i+1], m[i:i+1]))[0][0].astype(int)
+        assert abs(shown - load_image(image, (60,107)).transpose(1, 2, 0)).max() <= 1
     assert (dls.test_dl(t.assign(mask='')).one_batch()[1] == 255).all()
 
 def test_test_dl_reuses_decoded_frames_but_not_hidden_masks(dls, split):
@@ -234,7 +240,8 @@ def test_an_ordinary_learner(split, smoke, workers, tmp_path):
         assert len(learn.get_preds(ds_idx=0)[0]) == len(dls.train.labelled)
         image = split.image.iloc[0]
         pixels = read_png(image)
-        results = [learn.predict(o)[0] for o in (image, Path(image), Image.open(image), pixels, torch.tensor(pixels).permute(2, 0, 1)/255)]
+        forms = image, Path(image), Image.open(image), pixels, torch.tensor(pixels).permute(2, 0, 1)/255
+        results = [learn.predict(o)[0] for o in forms]
     dls.show_batch()
     dls.valid.show_batch(max_n=3)
     plt.close('all')

@@ -3,7 +3,8 @@ import itertools, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.models.unet import UNet, UNetDecoder, UNetEncoder, conv_block, norm_layer, pad_to_multiple, receptive_fields, up_layer
+from cwcl.models.unet import UNet, UNetDecoder, UNetEncoder
+from cwcl.models.unet import conv_block, norm_layer, pad_to_multiple, receptive_fields, up_layer
 
 options = list(itertools.product(('batch', 'group'), ('transpose', 'bilinear')))
 
@@ -15,7 +16,8 @@ def literal_block(x, ws, k, norm):
         if norm == 'batch': m,v = (ws[f'{k}.{i+1}.running_{o}'][:,None,None] for o in ('mean', 'var'))
         else:
             g = x.unflatten(1, (max(g for g in (1, 2, 4, 8) if g == 1 or x.shape[1]%(2*g) == 0), -1))
-            m,v = (o.expand_as(g).flatten(1, 2) for o in (g.mean((2, 3, 4), keepdim=True), g.var((2, 3, 4), keepdim=True, unbiased=False)))
+            over = dict(dim=(2, 3, 4), keepdim=True)
+            m,v = (o.expand_as(g).flatten(1, 2) for o in (g.mean(**over), g.var(**over, unbiased=False)))
         x = ((x - m)/(v + 1e-5).sqrt()*w + b).clamp(min=0)
     return x
 
@@ -23,7 +25,8 @@ def literal_unet(x, ws, levels, norm, up):
     "Eval-mode logits, written from the lesson's words: pad by index, pool by maximum, join, crop"
     h,w = x.shape[-2:]
     rows,cols = (torch.arange(-(-s//2**(levels-1))*2**(levels-1)).clamp(max=s-1) for s in (h, w))
-    x,maps = x[:, :, rows][..., cols],[]
+    x = x[:, :, rows][..., cols]
+    maps = []
     for i in range(levels):
         if i: x = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).amax((3, 5))
         x = literal_block(x, ws, f'encoder.levels.{i}', norm)
@@ -34,7 +37,8 @@ def literal_unet(x, ws, levels, norm, up):
             y = y.flatten(4, 5).flatten(2, 3) + ws[f'decoder.ups.{i}.bias'][:,None,None]
         else:
             y = F.interpolate(x, scale_factor=2, mode='bilinear')
-            y = torch.einsum('nchw,dc->ndhw', y, ws[f'decoder.ups.{i}.0.weight'][..., 0, 0]) + ws[f'decoder.ups.{i}.0.bias'][:,None,None]
+            w1,b1 = (ws[f'decoder.ups.{i}.0.{o}'] for o in ('weight', 'bias'))
+            y = torch.einsum('nchw,dc->ndhw', y, w1[..., 0, 0]) + b1[:,None,None]
         x = literal_block(torch.cat([maps[levels-2-i], y], 1), ws, f'decoder.blocks.{i}', norm)
     return F.conv2d(x, ws['decoder.head.weight'], ws['decoder.head.bias'])[..., :h, :w]
 
@@ -55,20 +59,24 @@ def test_literal_network(norm, up, seed):
 
 def test_parameters_of_the_paper():
     "Widths 32 to 512 and 8 classes: about 7.8 million"
-    count = lambda m: sum(p.numel() for p in m.parameters())
+    def count(m): return sum(p.numel() for p in m.parameters())
     ws = (32, 64, 128, 256, 512)
-    block = lambda a,b: 9*a*b + 9*b*b + 4*b
-    hand = sum(block(a, b) for a,b in zip((3, *ws), ws)) + sum(4*a*b + b + block(2*b, b) for b,a in zip(ws, ws[1:])) + 33*8
+    def block(a, b): return 9*a*b + 9*b*b + 4*b
+    down = sum(block(a, b) for a,b in zip((3, *ws), ws))
+    hand = down + sum(4*a*b + b + block(2*b, b) for b,a in zip(ws, ws[1:])) + 33*8
     assert count(UNet(8)) == count(UNet(8, norm='group')) == hand == 7763272
     assert count(UNet(8, up='bilinear')) == hand - sum(3*a*b for b,a in zip(ws, ws[1:]))
 
-@given(h=st.integers(1, 70), w=st.integers(1, 70), n=st.integers(1, 3), option=st.sampled_from(options), levels=st.integers(1, 5))
+@given(h=st.integers(1, 70), w=st.integers(1, 70), n=st.integers(1, 3), option=st.sampled_from(options),
+    levels=st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
 def test_any_size(h, w, n, option, levels):
     "What goes in comes out, in eval mode; maps are H'/2**i and the padded frame gives the same"
     net = UNet(2, (4,)*levels, *option).eval()
     x = torch.rand(n, 3, h, w)
-    with torch.no_grad(): y,maps,padded = net(x),net.encoder(x),net(pad_to_multiple(x, 2**(levels-1)))
+    with torch.no_grad():
+        y,padded = net(x),net(pad_to_multiple(x, 2**(levels-1)))
+        maps = net.encoder(x)
     assert y.shape == (n,2,h,w)
     hp,wp = (-(-s//2**(levels-1))*2**(levels-1) for s in (h, w))
     assert [tuple(m.shape[2:]) for m in maps] == [(hp>>i,wp>>i) for i in range(levels)]
@@ -78,7 +86,8 @@ def test_padding_repeats_edges():
     x = torch.rand(2, 3, 13, 20)
     p = pad_to_multiple(x, 16)
     assert p.shape == (2,3,16,32) and torch.equal(p[..., :13, :20], x)
-    assert torch.equal(p[..., 13:, :20], x[..., 12:, :].expand(-1, -1, 3, -1)) and torch.equal(p[..., 20:], p[..., 19:20].expand(-1, -1, -1, 12))
+    assert torch.equal(p[..., 13:, :20], x[..., 12:, :].expand(-1, -1, 3, -1))
+    assert torch.equal(p[..., 20:], p[..., 19:20].expand(-1, -1, -1, 12))
     assert pad_to_multiple(p, 16) is p
 
 @pytest.mark.parametrize('up', ('transpose', 'bilinear'))
@@ -86,18 +95,19 @@ def test_padding_repeats_edges():
 def test_translation(up, levels):
     "A shift by the stride is a shift, in both directions and at every level; by one pixel it is not"
     torch.manual_seed(levels)
-    net,s = UNet(3, (4,)*levels, up=up).double().eval(),2**(levels-1)
+    net = UNet(3, (4,)*levels, up=up).double().eval()
+    s = 2**(levels-1)
     for p in net.parameters(): p.data *= 3
     r,n = -(-4*receptive_fields(levels)[-1]//(2*s))*s,-(-receptive_fields(levels)[-1]//s)*s*5
     wide = torch.rand(1, 3, 32, n+s).double()
     for x in (wide, wide.mT.contiguous()):
         d = -1 if x.shape[-1] > x.shape[-2] else -2
         with torch.no_grad(): a,b,c = (net(x.narrow(d, o, n)) for o in (0, s, 1))
-        cut = lambda o,start: o.narrow(d, start, n-2*r-s)
+        def cut(o, start): return o.narrow(d, start, n-2*r-s)
         torch.testing.assert_close(cut(a, r+s), cut(b, r))
         if levels > 2: assert (cut(a, r+1) - cut(c, r)).abs().max() > 1e-9
         for m,q,k in zip(net.encoder(x.narrow(d, 0, n)), net.encoder(x.narrow(d, s, n)), range(levels)):
-            cells = lambda o,start: o.narrow(d, start >> k, (n-2*r-s) >> k)
+            def cells(o, start): return o.narrow(d, start >> k, (n-2*r-s) >> k)
             torch.testing.assert_close(cells(m, r+s), cells(q, r))
 
 def test_receptive_field_is_a_limit():
@@ -110,12 +120,14 @@ def test_receptive_field_is_a_limit():
         start = (c << i) - (r - 2**i)//2
         inside = torch.zeros(128, 128, dtype=torch.bool)
         inside[start:start+r, start:start+r] = True
-        y,out,inn = (enc(torch.where(m, torch.rand_like(x), x))[i][0, :, c, c] for m in (torch.zeros_like(inside), ~inside, inside))
+        changed = torch.zeros_like(inside), ~inside, inside
+        y,out,inn = (enc(torch.where(m, torch.rand_like(x), x))[i][0, :, c, c] for m in changed)
         assert torch.equal(y, out) and not torch.equal(y, inn)
 
 def test_eval_is_deterministic():
-    "Same frame, same logits, whatever stands beside it and whatever was seen before"
-    net,x = UNet(3, (4, 8, 8)).eval(),torch.rand(5, 3, 21, 30)
+    "Same frame, same logits, in any company and after any other frame"
+    net = UNet(3, (4, 8, 8)).eval()
+    x = torch.rand(5, 3, 21, 30)
     with torch.no_grad():
         y = net(x)
         assert torch.equal(net(x), y)
@@ -124,14 +136,16 @@ def test_eval_is_deterministic():
 
 def test_group_norm_frames_are_strangers():
     "With group norm training equals evaluation and frames do not see each other"
-    net,x = UNet(3, (8, 16), 'group').train(),torch.rand(4, 3, 16, 16)
+    net = UNet(3, (8, 16), 'group').train()
+    x = torch.rand(4, 3, 16, 16)
     torch.testing.assert_close(net(x)[1:2], net(x[1:2]))
     torch.testing.assert_close(net(x), net.eval()(x))
 
 @pytest.mark.parametrize('norm,up', options)
 def test_channels_last(norm, up):
     torch.manual_seed(0)
-    net,x = UNet(3, (8, 8, 16), norm, up).eval(),torch.rand(2, 3, 30, 41)
+    net = UNet(3, (8, 8, 16), norm, up).eval()
+    x = torch.rand(2, 3, 30, 41)
     y = net(x)
     last = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(last, y, atol=1e-4, rtol=1e-4)
@@ -147,7 +161,8 @@ def test_pretended_cuda(norm, up):
 def test_bfloat16():
     "Under autocast the logits are near those of full precision, and gradients are finite"
     torch.manual_seed(0)
-    net,x = UNet(3, (8, 8, 16)),torch.rand(4, 3, 30, 41)
+    net = UNet(3, (8, 8, 16))
+    x = torch.rand(4, 3, 30, 41)
     with torch.autocast('cpu', dtype=torch.bfloat16): y = net(x)
     assert y.dtype == torch.bfloat16 and (y.float() - net(x)).abs().max() < .2
     y.float().square().mean().backward()
@@ -162,8 +177,11 @@ def test_trains():
     "Twenty steps on one batch more than halve the loss, for every option"
     for norm,up in options:
         torch.manual_seed(0)
-        net,x = UNet(2, (8, 16), norm, up),torch.rand(4, 3, 16, 16)
-        mask,opt,losses = (x[:, 0] > .5).long(),torch.optim.Adam(net.parameters(), 1e-2),[]
+        net = UNet(2, (8, 16), norm, up)
+        x = torch.rand(4, 3, 16, 16)
+        mask = (x[:, 0] > .5).long()
+        opt = torch.optim.Adam(net.parameters(), 1e-2)
+        losses = []
         for _ in range(20):
             losses.append(F.cross_entropy(net(x), mask))
             opt.zero_grad()
@@ -177,7 +195,8 @@ def test_every_parameter_learns():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 def test_export():
-    net,x = UNet(3, (4, 8, 16)).eval(),torch.rand(2, 3, 21, 30)
+    net = UNet(3, (4, 8, 16)).eval()
+    x = torch.rand(2, 3, 21, 30)
     torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), net(x))
 
 def test_state_dict_round_trip():
@@ -193,7 +212,8 @@ def test_empty_batch():
     assert all(b.isfinite().all() for b in net.buffers())
 
 @pytest.mark.parametrize('x,text', [
-    (torch.rand(2, 1, 16, 16), r'\(2, 1, 16, 16\).*\(N,3,H,W\)'), (torch.rand(3, 16, 16), r'\(3, 16, 16\).*\(N,3,H,W\)'),
+    (torch.rand(2, 1, 16, 16), r'\(2, 1, 16, 16\).*\(N,3,H,W\)'),
+    (torch.rand(3, 16, 16), r'\(3, 16, 16\).*\(N,3,H,W\)'),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 'torch.uint8'), (torch.zeros(2, 3, 0, 8), 'no pixels'),
     (torch.rand(1, 3, 4, 3), 'leave 1 cell at stride 4')])
 def test_bad_frames(x, text):

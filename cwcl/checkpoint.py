@@ -16,10 +16,10 @@ from .core import InputError, Recipe, atomic_path, data_file, default_device
 from .tasks import CWCLNet
 
 # %% ../nbs/33_checkpoint.ipynb #1b1e3107
+_CHOLEC = ('CholecSeg8k with phases of Cholec80, both CC BY-NC-SA 4.0: these weights are for **non-commercial** use only, '
+    'with attribution (Hong et al., arXiv:2012.12453; Twinanda et al., IEEE TMI 2016), and pass on the same license.')
 LICENCES = dict(embedded='Scenes drawn by this kit (no patient data); weights under Apache-2.0, as the kit.',
-    cholecseg8k='CholecSeg8k with phases of Cholec80, both CC BY-NC-SA 4.0: these weights are for **non-commercial** use '
-    'only, with attribution (Hong et al., arXiv:2012.12453; Twinanda et al., IEEE TMI 2016), and pass on the same license.',
-    unknown='Data of unknown license: clear the terms of the data before these weights are passed on.')
+    cholecseg8k=_CHOLEC, unknown='Data of unknown license: clear the terms of the data before these weights are passed on.')
 LICENCE_IDS = dict(embedded='apache-2.0', cholecseg8k='cc-by-nc-sa-4.0', unknown='unknown')
 
 # %% ../nbs/33_checkpoint.ipynb #c5171eea
@@ -34,7 +34,8 @@ def model_card(
     rows = '\n'.join(f'| {k} | {"n/a" if v is None else f"{v:.3f}"} |' for k,v in (iou or {}).items())
     scores = f'| class | IoU |\n|---|---|\n{rows}' if iou else 'Not tested.'
     widths,structures = (', '.join(map(str, o)) for o in (r.widths, names))
-    network = f'U-Net (widths {widths}) for {len(names)} structures in laparoscopic frames of {r.width}×{r.height} pixels'
+    network = f'U-Net (widths {widths}) for {len(names)} structures'
+    size = f'{r.width}×{r.height} pixels'
     method = 'class-wise contrastive learning (Zhang et al. 2024, doi 10.1049/htl2.12069)'
     return f'''---
 license: {LICENCE_IDS[data]}
@@ -45,7 +46,7 @@ tags: [medical, surgery, laparoscopy, image-segmentation, contrastive-learning]
 
 # Weights: {r.method}, {r.budget:.0%} of masks, preset {r.name}
 
-{network}: {structures}.
+{network} in laparoscopic frames of {size}: {structures}.
 Trained by cwcl {cwcl.__version__} with {method}. {note}
 
 ## Data and license
@@ -129,8 +130,8 @@ def load_encoder(
     state,r = read_weights(path)
     for k in ('widths', 'norm'):
         theirs,ours = getattr(r, k),getattr(net.recipe, k)
-        if theirs != ours:
-            raise InputError(f'{path}: an encoder of {k}={theirs}, this network has {k}={ours}; pre-train one with this recipe')
+        if theirs != ours: raise InputError(f'{path}: an encoder of {k}={theirs}, this network has {k}={ours}; '
+            'pre-train one with this recipe')
     net.encoder.load_state_dict({k.removeprefix('encoder.'): v for k,v in state.items() if k.startswith('encoder.')})
     return net
 

@@ -209,7 +209,8 @@ def gather_args(self:FrameLearner): return {}
 
 @patch
 def to_channelslast(self:FrameLearner, *args, **kwargs):
-    return super(FrameLearner, self).to_channelslast(*args, **kwargs) or self
+    done = super(FrameLearner, self).to_channelslast(*args, **kwargs)
+    return done or self
 
 # %% ../nbs/30_learner.ipynb #83afff32
 @patch

@@ -13,9 +13,10 @@ from dataclasses import replace
 from functools import lru_cache
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from .core import METHODS, InputError, Recipe, default_device, goals, recipe
+from .core import InputError, Recipe, default_device, goals, recipe
 from .data.labels import class_set
 from .data.streams import has_strong_views
+from .methods import METHODS
 from .tasks import CWCLLoss, CWCLNet
 
 # %% ../nbs/31a_memory.ipynb #84b1e33d

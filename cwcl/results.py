@@ -46,9 +46,9 @@ def scores(
 # %% ../nbs/31_results.ipynb #d6670a51
 def _frame_counts(pred, mask, n): # Two `(B,H,W)`, number of classes -> name to tensor with a row per frame
     "Count the pixels of each frame of a batch, and score each frame by itself"
-    found = dict(confusion=torch.stack([confusion_matrix(p, m, n) for p,m in zip(pred, mask)]),
-        image_iou=image_iou(pred, mask, n), surface_dice=surface_dice(pred, mask, n),
-        ignored=(mask == 255).double().mean((1, 2)))
+    found = dict(image_iou=image_iou(pred, mask, n), surface_dice=surface_dice(pred, mask, n))
+    found['confusion'] = torch.stack([confusion_matrix(p, m, n) for p,m in zip(pred, mask)])
+    found['ignored'] = (mask == 255).double().mean((1, 2))
     return {k: v.cpu() for k,v in found.items()}
 
 @torch.no_grad()
@@ -134,7 +134,8 @@ def plot_iou(
     iou = truth_iou(result)
     ax.barh(list(iou), [v or 0 for v in iou.values()], color=colors/255, edgecolor='k', lw=0.5)
     for i,v in enumerate(iou.values()):
-        ax.text((v or 0) + 0.01, i, 'absent' if v is None else f'{v:.2f}', va='center', fontsize=8)
+        said = 'absent' if v is None else f'{v:.2f}'
+        ax.text((v or 0) + 0.01, i, said, va='center', fontsize=8)
     ax.invert_yaxis()
     mean = 'of nothing' if result['mean_iou'] is None else f'{result["mean_iou"]:.3f}'
     ax.set(xlim=(0, 1.1), xlabel='IoU', title=f'{title}: mean {mean}')

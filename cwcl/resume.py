@@ -60,8 +60,8 @@ def learner_state(
         part = nested_attr(learn, k)
         if part is not None: parts[k] = {a: getattr(part, a) for a in names.split()}
     scaler = nested_attr(learn, 'scaler')
-    return dict(model=learn.model.state_dict(), opt=learn.opt.state_dict(), scaler=scaler.state_dict() if scaler else {},
-        parts=parts)
+    model,opt = learn.model.state_dict(),learn.opt.state_dict()
+    return dict(model=model, opt=opt, scaler=scaler.state_dict() if scaler else {}, parts=parts)
 
 # %% ../nbs/33a_resume.ipynb #c29d7f9e
 def _like(p, state): # Weights, what the optimizer keeps of them -> the same, on their device
@@ -96,8 +96,8 @@ def save_checkpoint(
     tensors = {}
     state = dict(epoch=learn.epoch+1, epochs=learn.n_epoch, **learner_state(learn))
     text = json.dumps(pack(state, tensors))
-    header = dict(format='pt', kit=f'cwcl {cwcl.__version__}', checkpoint=FORMAT,
-        recipe=learn.model.recipe.to_json(), state=text)
+    header = dict(format='pt', kit=f'cwcl {cwcl.__version__}', checkpoint=FORMAT, state=text)
+    header['recipe'] = learn.model.recipe.to_json()
     with atomic_path(path) as p: save_file(tensors, p, metadata=header)
 
 # %% ../nbs/33a_resume.ipynb #0e37221e
@@ -115,11 +115,10 @@ def read_checkpoint(
         with safe_open(path, framework='pt') as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             header = f.metadata() or {}
-    except SafetensorError as e:
-        raise InputError(f'{path}: cut short, or not a safetensors file ({e}); {_CURE}') from None
+    except SafetensorError as e: raise InputError(f'{path}: cut short, or not a safetensors file ({e}); {_CURE}') from None
     form = header.get('checkpoint')
-    if form != FORMAT:
-        raise InputError(f'{path}: checkpoint of format {form}, this version reads format {FORMAT}; {_CURE}')
+    if form != FORMAT: raise InputError(f'{path}: checkpoint of format {form}, this version '
+        f'reads format {FORMAT}; {_CURE}')
     state = unpack(json.loads(header['state']), tensors)
     _check_same(path, header, state, net, epochs)
     return state

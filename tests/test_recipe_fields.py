@@ -141,7 +141,7 @@ def a_first_stage_is_that_of_its_method(w):
 
 @row('valid_labels', 'lr', 'schedule', 'class_set', 'left_out', 'batch', 'labelled')
 def remarks_are_those_of_the_recipe(w):
-    t,rate = w.split(BASE),'a rate of 0.02'
+    t,rate = w.split(BASE),'a learning rate of 0.02'
     def said(**changes): return ' '.join(run_remarks(t, changed(**changes), 'fold'))
     assert 'flatter' in said() and 'flatter' not in said(valid_labels=False)
     assert rate in said(schedule='plateau', lr=.02) and rate not in said(lr=.02)

@@ -10,7 +10,8 @@ from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.baselines.byol import BYOLLoss, BYOLNet, MoveTarget, byol_learner, byol_loss, byol_recipe, embed, move_target, direction_spread, target_momentum
+from cwcl.baselines.byol import BYOLLoss, BYOLNet, MoveTarget, byol_learner, byol_loss, byol_recipe
+from cwcl.baselines.byol import direction_spread, embed, move_target, target_momentum
 from cwcl.checkpoint import load_encoder, save_model
 from cwcl.core import InputError, recipe, set_seed, goals
 from cwcl.data.streams import cwcl_dls
@@ -40,8 +41,10 @@ def learner(table, r, seed=0, **kwargs):
 @pytest.mark.parametrize('seed', range(8))
 def test_loss_is_that_of_lightly_and_the_distance_of_directions(seed):
     p,z = pair(seed)
-    far = sum((p[i]/p[i].square().sum().sqrt() - z[i]/z[i].square().sum().sqrt()).square().sum() for i in range(len(p)))/len(p)
-    got,want = byol_loss(p, z),2 + 2*NegativeCosineSimilarity()(p, z.detach())
+    def direction(v): return v/v.square().sum().sqrt()
+    far = sum((direction(a) - direction(b)).square().sum() for a,b in zip(p, z))/len(p)
+    got = byol_loss(p, z)
+    want = 2 + 2*NegativeCosineSimilarity()(p, z.detach())
     close(got, want)
     close(got.detach(), far.detach())
     close(*[torch.autograd.grad(o, p)[0] for o in (got, want)])
@@ -58,10 +61,13 @@ def test_no_gradient_goes_into_the_target_and_gradcheck():
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(2, 6))
 def test_laws(seed, n, d):
     p,z = pair(seed, n, d)
-    g,loss = torch.Generator().manual_seed(seed),byol_loss(p, z)
-    turn,order = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=p.dtype))[0],torch.randperm(n, generator=g)
+    loss = byol_loss(p, z)
+    g = torch.Generator().manual_seed(seed)
+    turn,_ = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=p.dtype))
+    order = torch.randperm(n, generator=g)
+    lengths = torch.rand(n, 1, generator=g, dtype=p.dtype).add(.01)*1e3
     assert -1e-9 <= loss <= 4 + 1e-9
-    close(byol_loss(p*torch.rand(n, 1, generator=g, dtype=p.dtype).add(.01)*1e3, z*7), loss)
+    close(byol_loss(p*lengths, z*7), loss)
     close(byol_loss(p @ turn, z @ turn), loss)
     close(byol_loss(p[order], z[order]), loss)
     close(byol_loss(z, p), loss)
@@ -91,21 +97,29 @@ def test_zero_vectors_have_a_loss_and_a_gradient():
     assert p.grad.isfinite().all()
     close(byol_loss(p[:1], z[:1]).detach(), torch.tensor(2.))
 
-@pytest.mark.parametrize('call,words', [(lambda p, z: byol_loss(p[0], z[0]), r'\(5,\).*\(5,\)'), (lambda p, z: byol_loss(p, z[:3]), r'\(7, 5\).*\(3, 5\)'),
-    (lambda p, z: byol_loss(p, z[:, :3]), r'\(7, 5\).*\(7, 3\)'), (lambda p, z: byol_loss(p[:0], z[:0]), r'\(0, 5\).*at least 1'),
-    (lambda p, z: target_momentum(4, 3), 'step 4 of 3'), (lambda p, z: target_momentum(-1, 3), 'step -1 of 3'), (lambda p, z: target_momentum(0, 0), 'step 0 of 0')])
-def test_impossible_input_is_named(call, words):
-    with pytest.raises(ValueError, match=words): call(*pair(0))
+@pytest.mark.parametrize('cut,words', [(lambda p, z: (p[0], z[0]), r'\(5,\).*\(5,\)'),
+    (lambda p, z: (p, z[:3]), r'\(7, 5\).*\(3, 5\)'), (lambda p, z: (p, z[:, :3]), r'\(7, 5\).*\(7, 3\)'),
+    (lambda p, z: (p[:0], z[:0]), r'\(0, 5\).*at least 1')])
+def test_impossible_input_is_named(cut, words):
+    with pytest.raises(ValueError, match=words): byol_loss(*cut(*pair(0)))
+
+@pytest.mark.parametrize('step,steps', [(4, 3), (-1, 3), (0, 0)])
+def test_impossible_steps_are_named(step, steps):
+    with pytest.raises(ValueError, match=f'step {step} of {steps}'): target_momentum(step, steps)
+
+def paper_momentum(k, K, base): return 1 - (1-base)*(math.cos(math.pi*k/K) + 1)/2
 
 @pytest.mark.parametrize('steps', [1, 2, 7, 1000])
 @pytest.mark.parametrize('base', [0., .9, .996])
 def test_momentum_is_the_formula_of_the_paper(steps, base):
     got = [target_momentum(k, steps, base) for k in range(steps+1)]
-    assert got == pytest.approx([1 - (1-base)*(math.cos(math.pi*k/steps) + 1)/2 for k in range(steps+1)], abs=1e-12)
+    assert got == pytest.approx([paper_momentum(k, steps, base) for k in range(steps+1)], abs=1e-12)
     assert got[0] == pytest.approx(base, abs=1e-12)
     assert got[-1] == 1
     assert got == sorted(got)
-    if steps > 2: assert got[:-2] == pytest.approx([cosine_schedule(k, steps+1, base, 1.) for k in range(steps-1)], abs=1e-12)
+    if steps > 2:
+        peer = [cosine_schedule(k, steps+1, base, 1.) for k in range(steps-1)]
+        assert got[:-2] == pytest.approx(peer, abs=1e-12)
 
 def test_half_of_the_way_is_the_mean_of_the_two_ends(): assert target_momentum(50, 100, 0.9) == pytest.approx(0.95)
 
@@ -114,7 +128,8 @@ def test_moving_is_that_of_lightly_and_leaves_running_averages_alone(momentum):
     torch.manual_seed(0)
     online,target = [mlp_bn(6, 8, 4) for _ in range(2)]
     for o in (online, target): o(torch.randn(20, 6))
-    peer,before = copy.deepcopy(target),{k: v.clone() for k,v in target.named_buffers()}
+    peer = copy.deepcopy(target)
+    before = {k: v.clone() for k,v in target.named_buffers()}
     move_target(target, online, momentum)
     update_momentum(online, peer, momentum)
     for a,b in zip(target.parameters(), peer.parameters(), strict=True): close(a, b, 1e-6)
@@ -134,9 +149,13 @@ class Literal(nn.Module):
     "The online half as the paper's appendix describes it"
     def __init__(self, r):
         super().__init__()
-        c,h = r.widths[-1],2*r.widths[-1]
-        self.f,self.bn1,self.bn2 = UNetEncoder(r.widths, norm=r.norm),nn.BatchNorm1d(h),nn.BatchNorm1d(h)
-        self.g1,self.g2,self.q1,self.q2 = nn.Linear(c, h, False),nn.Linear(h, r.dim, False),nn.Linear(r.dim, h, False),nn.Linear(h, r.dim, False)
+        c = r.widths[-1]
+        h = 2*c
+        self.f = UNetEncoder(r.widths, norm=r.norm)
+        self.g1,self.bn1,self.g2 = self.head(c, h, r.dim)
+        self.q1,self.bn2,self.q2 = self.head(r.dim, h, r.dim)
+
+    def head(self, n, h, d): return nn.Linear(n, h, False), nn.BatchNorm1d(h), nn.Linear(h, d, False)
 
     def project(self, v): return self.g2(F.relu(self.bn1(self.g1(self.f(v)[-1].flatten(2).mean(2)))))
     def predict(self, z): return self.q2(F.relu(self.bn2(self.q1(z))))
@@ -154,24 +173,30 @@ def unlike(p, z): return 2 - 2*F.cosine_similarity(p, z, dim=1)
 def literal_byol(net, batches, make_opt, steps, base):
     "Algorithm 1 of the paper: losses of all steps, and both networks at the end"
     online = literal_of(net).train()
-    target,opt,losses = copy.deepcopy(online).train(),make_opt(online),[]
+    target = copy.deepcopy(online).train()
+    opt = make_opt(online)
+    losses = []
     for k,x in enumerate(batches):
-        first,second = x[:len(x)//2],x[len(x)//2:]
-        z1,z2 = target.project(first).detach(),target.project(second).detach()
-        loss = unlike(online.predict(online.project(first)), z2).mean() + unlike(online.predict(online.project(second)), z1).mean()
+        views = x[:len(x)//2],x[len(x)//2:]
+        z1,z2 = (target.project(v).detach() for v in views)
+        p1,p2 = (online.predict(online.project(v)) for v in views)
+        loss = unlike(p1, z2).mean() + unlike(p2, z1).mean()
         opt.zero_grad()
         loss.backward()
         opt.step()
-        tau = 1 - (1-base)*(math.cos(math.pi*k/steps) + 1)/2
+        tau = paper_momentum(k, steps, base)
         with torch.no_grad():
             for xi,theta in zip(target.parameters(), online.parameters()): xi.copy_(tau*xi + (1-tau)*theta)
         losses.append(loss.item())
     return losses,online,target
 
 def adamw(o):
-    plain = [p for m in o.modules() for k,p in m.named_parameters(recurse=False) if k == 'bias' or isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    norms = nn.BatchNorm1d,nn.BatchNorm2d
+    named = [(m, k, p) for m in o.modules() for k,p in m.named_parameters(recurse=False)]
+    plain = [p for m,k,p in named if k == 'bias' or isinstance(m, norms)]
     rest = [p for p in o.parameters() if all(p is not q for q in plain)]
-    return torch.optim.AdamW([dict(params=rest, weight_decay=0.1), dict(params=plain, weight_decay=0.)], lr=3e-3, betas=(0.9, 0.999), eps=1e-8)
+    groups = [dict(params=rest, weight_decay=0.1), dict(params=plain, weight_decay=0.)]
+    return torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.999), eps=1e-8)
 
 def sgd(o): return torch.optim.SGD(o.parameters(), lr=3e-2)
 
@@ -200,7 +225,9 @@ def train_both(table, r, opt, move=None, base=0.9):
         learn.remove_cb(MoveTarget)
         learn.add_cb(move(base))
     learn.wd = 0.1
-    if opt is sgd: learn.opt_func,learn.wd = SGD,0.
+    if opt is sgd:
+        learn.opt_func = SGD
+        learn.wd = 0.
     start = copy.deepcopy(learn.model)
     quiet(learn, lambda o: o.fit(3, 3e-2 if opt is sgd else 3e-3))
     set_seed(r.seed, r.threads)
@@ -210,17 +237,18 @@ def train_both(table, r, opt, move=None, base=0.9):
 
 CLOSE = 1e-6 # Of losses of 1 to 4: frames are augmented and normalized in float32, which processors round
 
-def weights(o, parts): return [p for k in parts for p in getattr(o, k).parameters()]
+def weights(o): return [p for k in ('f', 'g1', 'bn1', 'g2') for p in getattr(o, k).parameters()]
 
-@pytest.mark.parametrize('norm,opt,strong', [('batch', sgd, True), ('group', sgd, False), ('batch', adamw, False), ('group', adamw, True)])
+@pytest.mark.parametrize('norm,opt,strong', [('batch', sgd, True), ('group', sgd, False), ('batch', adamw, False),
+    ('group', adamw, True)])
 def test_the_learner_is_the_algorithm_of_the_paper(table, small, norm, opt, strong):
     learn,(losses,online,target) = train_both(table, replace(small, norm=norm, strong=strong), opt)
     assert len(losses) == 3*len(learn.dls.train) > 12
     assert learn.seen.losses == pytest.approx(losses, abs=CLOSE)
-    tol,parts = dict(rtol=1e-5, atol=1e-7),('f', 'g1', 'bn1', 'g2')
-    nets = (learn.seen.thetas[-1], online, learn.model.encoder),(learn.seen.xis[-1], target, learn.model.target['encoder'])
-    for got,want,encoder in nets:
-        torch.testing.assert_close(got, [p.detach() for p in weights(want, parts)], **tol)
+    tol = dict(rtol=1e-5, atol=1e-7)
+    encoders = learn.model.encoder,learn.model.target['encoder']
+    for got,want,encoder in zip((learn.seen.thetas[-1], learn.seen.xis[-1]), (online, target), encoders):
+        torch.testing.assert_close(got, [p.detach() for p in weights(want)], **tol)
         torch.testing.assert_close(list(encoder.buffers()), list(want.f.buffers()), **tol)
 
 class Early(MoveTarget):
@@ -234,21 +262,23 @@ class Late(MoveTarget):
     "Counts steps from 1"
     def after_step(self):
         k,K = self.epoch*self.n_iter + self.iter + 1,self.n_epoch*self.n_iter
-        for name,o in self.model.target.items(): move_target(o, getattr(self.model, name), target_momentum(k, K, self.base))
+        momentum = target_momentum(k, K, self.base)
+        for name,o in self.model.target.items(): move_target(o, getattr(self.model, name), momentum)
 
 @pytest.mark.parametrize('move', [Early, Late])
 def test_another_order_would_be_seen(table, small, move):
     learn,(losses,_,target) = train_both(table, small, sgd, move)
     assert learn.seen.losses != pytest.approx(losses, abs=CLOSE)
-    assert not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a,b in zip(learn.seen.xis[-1], weights(target, ('f', 'g1', 'bn1', 'g2'))))
+    pairs = zip(learn.seen.xis[-1], weights(target))
+    assert not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a,b in pairs)
 
-def test_the_target_is_the_moving_average_of_what_the_online_network_was(table, small):
+def test_the_target_is_the_moving_average_of_the_online_network(table, small):
     learn = learner(table, small, cbs=Seen())
     xi = [p.clone() for o in learn.model.target.values() for p in o.parameters()]
     quiet(learn, lambda o: o.fit_recipe())
     steps = len(learn.seen.thetas)
     for k,(online,target) in enumerate(zip(learn.seen.thetas, learn.seen.xis)):
-        tau = 1 - (1-0.996)*(math.cos(math.pi*k/steps) + 1)/2
+        tau = paper_momentum(k, steps, 0.996)
         xi = [tau*a + (1-tau)*b for a,b in zip(xi, online)]
         for a,b in zip(xi, target): close(a, b, 1e-5)
 
@@ -264,12 +294,15 @@ class Refuse(Callback):
 def test_no_step_no_move(table, small, exception, order):
     cb = Refuse(exception)
     cb.order = order
-    learn,moves = learner(table, small, cbs=cb),[]
+    learn = learner(table, small, cbs=cb)
+    moves = []
     class Moved(Callback):
         order = 80
         def before_batch(self): self.before = [p.clone() for p in self.model.target.parameters()]
         def after_batch(self):
-            if self.training: moves.append(not all(torch.equal(a, b) for a,b in zip(self.before, self.model.target.parameters())))
+            if not self.training: return
+            pairs = zip(self.before, self.model.target.parameters())
+            moves.append(not all(torch.equal(a, b) for a,b in pairs))
     learn.add_cb(Moved())
     quiet(learn, lambda o: o.fit(1, 1e-2))
     assert moves == [k%2 == 0 for k in range(len(moves))]
@@ -288,14 +321,19 @@ class PowerCut(Callback):
     def after_step(self):
         if (self.epoch,self.iter) == (1,2): raise RuntimeError('power cut')
 
-@pytest.mark.parametrize('change', [{}, dict(schedule='plateau', patience=1, lr=1e-3), dict(precision='bf16', channels_last=True)], ids=str)
+CHANGES = [{}, dict(schedule='plateau', patience=1, lr=1e-3), dict(precision='bf16', channels_last=True)]
+
+@pytest.mark.parametrize('change', CHANGES, ids=str)
 def test_a_stop_leaves_no_trace(table, small, tmp_path, monkeypatch, change):
-    r,seen = replace(small, **change),spied(monkeypatch)
+    r = replace(small, **change)
+    seen = spied(monkeypatch)
     whole = quiet(learner(table, r), lambda o: o.fit_recipe())
-    steps,all_of_them = 3*len(whole.dls.train),seen[::2]
+    steps = 3*len(whole.dls.train)
+    all_of_them = seen[::2]
     assert all_of_them == [target_momentum(k, steps) for k in range(steps)] == seen[1::2]
     assert 0.9999 < all_of_them[-1] < 1
-    with pytest.raises(RuntimeError, match='power cut'): quiet(learner(table, r), lambda o: o.fit_recipe(cbs=[ResumeCallback(tmp_path), PowerCut()]))
+    with pytest.raises(RuntimeError, match='power cut'):
+        quiet(learner(table, r), lambda o: o.fit_recipe(cbs=[ResumeCallback(tmp_path), PowerCut()]))
     seen.clear()
     again = quiet(learner(table, r, seed=1), lambda o: o.fit_resumed(tmp_path))
     assert seen[::2] == all_of_them[steps//3:]
@@ -312,7 +350,8 @@ def test_target_and_optimizer_know_nothing_of_each_other(table, small):
 
 def test_each_view_has_batch_statistics_of_its_own(small):
     torch.manual_seed(0)
-    net,x = BYOLNet(small).train(),torch.randn(8, 3, 32, 32)
+    net = BYOLNet(small).train()
+    x = torch.randn(8, 3, 32, 32)
     (p1,p2),(z2,z1) = net(x)
     (q1,q2),(y2,y1) = net(torch.cat([x[:4], 5*x[4:]+1]))
     assert torch.equal(p1, q1)
@@ -323,24 +362,27 @@ def test_each_view_has_batch_statistics_of_its_own(small):
 
 def test_targets_change_places(small):
     torch.manual_seed(0)
-    net,x = BYOLNet(small).train(),torch.randn(8, 3, 32, 32)
+    net = BYOLNet(small).train()
+    x = torch.randn(8, 3, 32, 32)
     _,(z2,z1) = net(x)
     close(z1, embed(x[:4], **net.target), 1e-6)
     close(z2, embed(x[4:], **net.target), 1e-6)
     out = net(x)
-    close(BYOLLoss()(out, None, None), unlike(out[0][0], out[1][0]).mean() + unlike(out[0][1], out[1][1]).mean(), 1e-6)
+    close(BYOLLoss()(out, None, None), sum(unlike(p, z).mean() for p,z in zip(*out)), 1e-6)
 
 def test_heads_are_those_of_the_paper_in_proportion():
     net = BYOLNet(byol_recipe(recipe('paper')))
     assert [tuple(p.shape) for p in net.projector.parameters() if p.ndim == 2] == [(1024,512), (128,1024)]
     assert [tuple(p.shape) for p in net.predictor.parameters() if p.ndim == 2] == [(1024,128), (128,1024)]
-    assert [type(o) for o in net.projector] == [type(o) for o in net.predictor] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    layers = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert [type(o) for o in net.projector] == [type(o) for o in net.predictor] == layers
 
 @pytest.mark.parametrize('labelled,rows', [(0, 5), (0, 2), (0, 0), (3, 8)])
-def test_a_batch_that_is_no_two_views_is_refused(small, labelled, rows):
+def test_a_batch_that_is_not_two_views_is_refused(small, labelled, rows):
     net = BYOLNet(small).train()
     net.n_labelled = labelled
-    with pytest.raises(ValueError, match=f'{rows} frames, {labelled} of them labelled'): net(torch.randn(rows, 3, 32, 32))
+    says = f'{rows} frames, {labelled} of them labelled'
+    with pytest.raises(ValueError, match=says): net(torch.randn(rows, 3, 32, 32))
 
 def test_other_loaders_and_methods_are_refused_in_one_line(table, smoke, small):
     for r in (smoke, replace(small, method='simclr'), replace(small, method='byol', stage='frozen')):
@@ -372,17 +414,18 @@ def test_the_verbs_of_a_learner(table, small, tmp_path):
     with learn.no_bar(): learn.lr_find(num_it=12, show_plot=False)
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
     quiet(learn, lambda o: o.fit_recipe())
-    names,rows = list(learn.recorder.metric_names)[1:-1],learn.recorder.values
-    assert names == ['train_loss', 'valid_loss', 'byol']
+    rows = learn.recorder.values
+    assert list(learn.recorder.metric_names)[1:-1] == ['train_loss', 'valid_loss', 'byol']
     assert rows[-1][-1] < rows[0][-1]
     learn.save('kept')
     other = learner(table, small, seed=1, path=tmp_path).load('kept')
     for k,v in learn.model.state_dict().items(): assert torch.equal(v, other.model.state_dict()[k])
 
-def test_a_loss_that_is_no_number_puts_the_target_back_too(table, small):
+def test_a_loss_of_nan_puts_the_target_back_too(table, small):
     learn = learner(table, small)
     before = {k: v.clone() for k,v in learn.model.state_dict().items()}
-    with pytest.raises(InputError, match='weights from before this epoch are back'): quiet(learn, lambda o: o.fit(1, 1e30))
+    says = 'weights from before this epoch are back'
+    with pytest.raises(InputError, match=says): quiet(learn, lambda o: o.fit(1, 1e30))
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
 
 @pytest.mark.parametrize('norm', ['batch', 'group'])

@@ -49,7 +49,8 @@ def bad_files(folder, net):
     (folder/'cut.safetensors').write_bytes(whole[:len(whole)//2])
     save_file(dict(a=torch.ones(1)), folder/'other.safetensors')
     save_file(dict(a=torch.ones(1)), folder/'old.safetensors', metadata=dict(recipe='{"colour": 1}'))
-    save_file({k: v for k,v in list(net.state_dict().items())[1:]}, folder/'lacks.safetensors', metadata=dict(recipe=net.recipe.to_json()))
+    _,*rest = net.state_dict().items()
+    save_file(dict(rest), folder/'lacks.safetensors', metadata=dict(recipe=net.recipe.to_json()))
 
 @pytest.mark.parametrize('name,says', [('pickle.pth', 'other formats can run code'), ('empty.safetensors', 'not a whole safetensors file'),
     ('cut.safetensors', 'not a whole safetensors file'), ('other.safetensors', 'no recipe in its header'), ('old.safetensors', 'colour: not a field'),
@@ -62,13 +63,15 @@ def test_anything_else_is_refused_by_name(net, tmp_path, name, says):
 
 def test_weights_of_another_class_set_say_which_tensor(net, tmp_path):
     path = save_model(tmp_path/'m.safetensors', net)
-    with pytest.raises(InputError, match=r'needs \(13,.*the file is for 8 classes'): load_weights(CWCLNet(recipe('smoke', class_set=13)), path)
+    other = CWCLNet(recipe('smoke', class_set=13))
+    with pytest.raises(InputError, match=r'needs \(13,.*the file is for 8 classes'): load_weights(other, path)
 
 def test_devices(net, tmp_path):
     assert (check_device('cpu').type, check_device()) == ('cpu', default_device())
     for bad in ('gpu', 'cuda:99', 'meta'):
         with pytest.raises(InputError, match=f'device {bad}: cannot be used'): check_device(bad)
-    with pytest.raises(InputError, match='device tpu9: cannot be used'): load_model(save_model(tmp_path/'m.safetensors', net), 'tpu9')
+    path = save_model(tmp_path/'m.safetensors', net)
+    with pytest.raises(InputError, match='device tpu9: cannot be used'): load_model(path, 'tpu9')
 
 def test_the_weights_of_the_kit_are_small_licensed_and_whole():
     path = data_file('demo.safetensors')

@@ -1,11 +1,12 @@
 "What a run costs: pretended tensors against real ones, cards of three sizes, and nothing changed by looking"
-import random, re, numpy as np, pytest, torch
+import random, re, subprocess, sys
+import numpy as np, pytest, torch
 from dataclasses import replace
 from torch.profiler import ProfilerActivity, profile
 from cwcl.baselines.byol import BYOLLoss, BYOLNet
 from cwcl.core import InputError, recipe
-from cwcl.cost import GiB, check_memory, one_step, random_batch, run_cost, run_seconds, sample, saved_bytes, say_device
-from cwcl.cost import step_bytes, step_seconds
+from cwcl.cost import _sample, run_cost, run_seconds, say_device, step_seconds
+from cwcl.memory import GiB, check_memory, one_step, random_batch, saved_bytes, step_bytes
 from pages import root
 
 def real_bytes(r):
@@ -28,17 +29,21 @@ def test_what_is_kept_is_what_was_allocated(change):
     forward().backward()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: loss = forward()
     allocated = sum(o.self_cpu_memory_usage for o in p.key_averages())
-    before,kept = sum(o.nbytes for o in random_batch(r, 'cpu')),saved_bytes(forward, net)
+    before = sum(o.nbytes for o in random_batch(r, 'cpu'))
+    kept = saved_bytes(forward, net)
     assert loss.requires_grad and kept - before <= allocated*1.02 and allocated <= kept*1.02
 
 def test_weights_are_not_counted_twice():
     "By hand: a convolution keeps its input, a ReLU its output"
-    net,x = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.ReLU()),torch.randn(2, 3, 16, 16)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.ReLU())
+    x = torch.randn(2, 3, 16, 16)
     assert saved_bytes(lambda: net(x).sum(), net) == 4*2*16*16*(3 + 8)
 
 def test_byol_keeps_what_simclr_keeps_without_masks():
     r = recipe('smoke', method='byol')
-    net,loss,x = BYOLNet(r).train(),BYOLLoss(),random_batch(r, 'cpu')[0]
+    net = BYOLNet(r).train()
+    loss = BYOLLoss()
+    x,*_ = random_batch(r, 'cpu')
     weights = sum(o.nbytes*(4 if o.requires_grad else 1) for o in net.parameters())
     assert saved_bytes(lambda: loss(net(x)), net) + weights == pytest.approx(step_bytes(r), rel=.1)
 
@@ -65,9 +70,11 @@ def lines(monkeypatch, r, free, device='cpu'):
     (dict(method='simclr'), 80, ''), (dict(method='simclr'), 24, r'simclr needs 39\.. GiB, 24\.0 GiB are free; --change prec'),
     (dict(method='simclr'), 8, r'batch='), (dict(precision='bf16'), 8, 'precision=bf16,batch=')])
 def test_a_card_of_8_24_or_80_gib(monkeypatch, change, free, says):
-    said = lines(monkeypatch, r := recipe('paper', **change), free)
+    r = recipe('paper', **change)
+    said = lines(monkeypatch, r, free)
     assert said[0].startswith('device: cpu')
-    assert len(said) == (2 if says else 3) and re.search(says or '^memory: at least', said[1]) and '\n' not in said[1]
+    assert len(said) == (2 if says else 3)
+    assert re.search(says or '^memory: at least', said[1]) and '\n' not in said[1]
     if not says: assert said[2] == 'time: about 4 h 14 min, 200 epochs of 33 steps of 2 s'
     if found := re.search(r'precision=(\w+),batch=(\d+),labelled=(\d+)', said[-1]):
         smaller = replace(r, precision=found[1], batch=int(found[2]), labelled=int(found[3]))
@@ -81,7 +88,7 @@ def test_processes_share_a_card():
 
 def test_a_step_that_runs_out_of_memory_gets_the_same_advice(monkeypatch):
     def full(*args): raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
-    monkeypatch.setattr('cwcl.cost.timed', full)
+    monkeypatch.setattr('cwcl.cost._timed', full)
     monkeypatch.setattr('cwcl.cost.free_memory', lambda device: (21*GiB, 24*GiB))
     says = 'out of memory in a step of dcl.cls, with 21.0 GiB free; --change precision=bf16 needs 11'
     with pytest.raises(InputError, match=says): step_seconds(recipe('paper'), 'cpu')
@@ -97,16 +104,20 @@ def test_a_device_is_named(monkeypatch):
 
 def test_looking_changes_nothing():
     "Neither generators nor threads, also where the recipe asks for others"
-    def state(): return random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist(),torch.get_num_threads()
+    def state():
+        numbers = random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
+        return numbers, torch.get_num_threads()
     before = state()
-    assert len(list(run_cost(recipe('smoke', threads=before[3] + 1), (60, 20), 18, 'cpu'))) == 3 and state() == before
+    r = recipe('smoke', threads=torch.get_num_threads() + 1)
+    assert len(list(run_cost(r, (60, 20), 18, 'cpu'))) == 3 and state() == before
 
 def test_a_large_step_is_timed_on_a_fraction_of_its_batch(monkeypatch):
     r = recipe('paper')
-    assert sample(r, 'cpu').batch < 20 and sample(r, 'cuda') == r and sample(recipe('demo'), 'cpu') == recipe('demo')
-    monkeypatch.setattr('cwcl.cost.timed', lambda r, device, repeat: (1., .5))
+    few = _sample(r, 'cpu').batch
+    assert few < 20 and _sample(r, 'cuda') == r and _sample(recipe('demo'), 'cpu') == recipe('demo')
+    monkeypatch.setattr('cwcl.cost._timed', lambda r, device, repeat: (1., .5))
     monkeypatch.setattr('cwcl.cost.step_flops', lambda r: r.batch)
-    assert step_seconds(r, 'cpu') == (200/sample(r, 'cpu').batch, .5)
+    assert step_seconds(r, 'cpu') == (200/few, .5)
     assert step_seconds(recipe('demo'), 'cpu') == (1., .5)
 
 def test_the_time_of_a_run_is_that_of_its_steps_and_frames():
@@ -114,6 +125,11 @@ def test_the_time_of_a_run_is_that_of_its_steps_and_frames():
     assert run_seconds(r, (60, 20), 30, 3., 0.) == 10*(80//12)*3
     assert run_seconds(r, (60, 20), 30, 0., 1.) == 10*20/2 + 20 + 3*30
     assert run_seconds(replace(r, stage='pretrain'), (60, 20), 30, 0., 1.) == 0
+
+def test_the_command_prints_every_method_in_a_fresh_process():
+    call = [sys.executable, '-m', 'cwcl.cost', '--preset', 'smoke']
+    out = subprocess.run(call, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r'^\| ([\w+]+) \| [\d.]+ \|', out, re.M) == ['random', 'simclr', 'dcl', 'cls', 'dcl+cls', 'byol']
 
 @pytest.mark.parametrize('method', ['random', 'simclr', 'dcl+cls'])
 def test_the_table_of_the_readme_is_what_the_command_prints(method):

@@ -1,10 +1,11 @@
-"Every verb and callback of the page of verbs: what it does on batches whose first frames alone have masks"
+"Every verb and callback of the page of verbs: what it does on batches in which only the first frames have masks"
 import copy, multiprocessing, pickle, re
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 from dataclasses import replace
 from pathlib import Path
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
+from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
+from fastai.callback.core import CancelFitException, CancelTrainException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import ActivationStats
 from fastai.callback.mixup import CutMix, MixUp
@@ -21,7 +22,7 @@ from cwcl.baselines.simclr import simclr_learner, simclr_recipe
 from cwcl.core import InputError, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.learner import Mirror
-from cwcl.metrics import class_iou, confusion_matrix
+from cwcl.metrics import confusion_matrix, mean_iou
 from cwcl.multitask import cwcl_learner
 from cwcl.results import evaluate
 from pages import cells, source
@@ -72,13 +73,15 @@ def row(*names):
 
 @row('`fit`, `fit_one_cycle`, `fit_flat_cos`, `fit_sgdr`')
 def test_schedules_train(learn):
-    for f in (lambda: learn.fit(1, 1e-3), lambda: learn.fit_one_cycle(1, 1e-3), lambda: learn.fit_flat_cos(1, 1e-3), lambda: learn.fit_sgdr(1, 1, 1e-3)):
-        before,epoch = weights(learn),learn.dls.train.epoch
-        f()
+    calls = (learn.fit, [1]),(learn.fit_one_cycle, [1]),(learn.fit_flat_cos, [1]),(learn.fit_sgdr, [1, 1])
+    for fit,epochs in calls:
+        before = weights(learn)
+        epoch = learn.dls.train.epoch
+        fit(*epochs, 1e-3)
         assert not same(before, weights(learn)) and finite(learn) and learn.dls.train.epoch == epoch + 1
 
 @row('`lr_find`')
-def test_the_search_for_a_rate_changes_nothing_that_follows(learn):
+def test_the_search_for_a_learning_rate_changes_nothing_that_follows(learn):
     other = copy.deepcopy(learn)
     assert 0 < other.lr_find(num_it=12, show_plot=False).valley < 10
     assert other.dls.train.epoch == learn.dls.train.epoch
@@ -87,17 +90,19 @@ def test_the_search_for_a_rate_changes_nothing_that_follows(learn):
 
 @row('`freeze`, `unfreeze`, `fine_tune`')
 def test_freezing_stops_the_encoder_also_after_a_training(learn):
-    assert [len(o) for o in learn.opt.param_lists] == [len(list(o)) for o in
-        (learn.model.encoder.parameters(), [p for k,p in learn.model.named_parameters() if not k.startswith('encoder.')])]
+    names = [k for k,_ in learn.model.named_parameters()]
+    n = sum(k.startswith('encoder.') for k in names)
+    assert [len(o) for o in learn.opt.param_lists] == [n, len(names) - n]
     learn.freeze()
-    before,rest = encoder(learn),weights(learn)
+    before = encoder(learn)
+    rest = weights(learn)
     learn.fit(1, 1e-2, wd=1.)
     assert same(before, encoder(learn)) and not same(rest, weights(learn))
     learn.fine_tune(1, 1e-2)
     assert not same(before, encoder(learn)) and learn.opt.frozen_idx == 0
 
 @row('`fit(1, slice(1e-4, 1e-2))`')
-def test_rates_of_encoder_and_rest(learn):
+def test_learning_rates_of_encoder_and_rest(learn):
     learn.fit(1, slice(1e-4, 1e-2))
     assert [h['lr'] for h in learn.opt.hypers] == pytest.approx([1e-4, 1e-2])
 
@@ -105,7 +110,8 @@ def test_rates_of_encoder_and_rest(learn):
 def test_precision_to_and_fro(learn, few, few_smoke):
     seen = set()
     learn.model.encoder.levels[0][0].register_forward_hook(lambda m, i, o: seen.add(o.dtype))
-    for f,dtype in ((learn.to_bf16, torch.bfloat16), (learn.to_fp32, torch.float32), (learn.to_bf16, torch.bfloat16), (learn.to_bf16, torch.bfloat16)):
+    half,single = (learn.to_bf16, torch.bfloat16),(learn.to_fp32, torch.float32)
+    for f,dtype in (half, single, half, half):
         seen.clear()
         f().fit(1, 1e-3)
         assert seen == {dtype} and len(learn._grab_cbs(MixedPrecision)) == (dtype == torch.bfloat16)
@@ -137,15 +143,15 @@ class Stop(Callback):
 
 @row('`CancelFitException` and the like')
 @pytest.mark.parametrize('ex', [CancelFitException, CancelEpochException, CancelTrainException, CancelBatchException])
-def test_a_training_that_is_called_off_can_go_on(learn, ex):
+def test_a_training_that_is_called_off_can_continue(learn, ex):
     learn.to_bf16().fit(1, 1e-3, cbs=Stop(ex))
     assert not torch.is_autocast_enabled('cpu')
     learn.fit(1, 1e-3)
     assert finite(learn)
 
-def test_a_training_that_was_stopped_by_nan_goes_on_at_a_lower_rate(learn):
+def test_a_training_that_was_stopped_by_nan_continues_at_a_lower_learning_rate(learn):
     handle = next(learn.model.encoder.parameters()).register_hook(lambda g: g*torch.inf)
-    with pytest.raises(InputError, match='lower the rate'): learn.fit(1, 1e-3)
+    with pytest.raises(InputError, match='lower the learning rate'): learn.fit(1, 1e-3)
     handle.remove()
     learn.fit(1, 1e-4)
     assert finite(learn)
@@ -156,13 +162,14 @@ def test_a_training_that_was_stopped_by_nan_goes_on_at_a_lower_rate(learn):
 def test_validation_is_on_whole_frames(learn):
     preds,masks = learn.get_preds()
     cm = confusion_matrix(preds.argmax(1), masks, 8)
-    assert learn.validate()[-1] == pytest.approx(float(class_iou(cm)[cm.sum(1) > 0].mean()), abs=1e-6)
+    assert learn.validate()[-1] == pytest.approx(float(mean_iou(cm, truth=True)), abs=1e-6)
 
 @row('`validate(ds_idx=0)`, `validate(dl=dls.train)`')
 def test_numbers_of_the_training_set_are_those_of_its_labelled_frames(learn):
     rows = learn.dls.train_ds.table
     want = learn.validate(dl=learn.dls.test_dl(rows[rows.labelled]))
-    for got in (learn.validate(ds_idx=0), learn.validate(dl=learn.dls.train)): assert (got[0], got[-1]) == pytest.approx((want[0], want[-1]), abs=1e-6)
+    for got in (learn.validate(ds_idx=0), learn.validate(dl=learn.dls.train)):
+        assert (got[0], got[-1]) == pytest.approx((want[0], want[-1]), abs=1e-6)
     assert len(learn.get_preds(ds_idx=0)[0]) == len(learn.get_preds(dl=learn.dls.train)[0]) == rows.labelled.sum()
     learn.show_results(dl=learn.dls.train, max_n=2)
     with pytest.raises(InputError, match='ds_idx=0'): learn.dls.train.new(get_idxs=lambda: [0])
@@ -177,14 +184,16 @@ def test_predictions_keep_the_order(learn, few):
     assert (losses > 0).all() and losses.isfinite().all()
 
 @row('`predict`')
-def test_any_picture_is_predicted_and_what_is_none_is_named(learn, few):
+def test_any_picture_is_predicted_and_anything_else_is_named(learn, few):
     path = few.image.iloc[0]
     image = Image.open(path).convert('RGB')
     pixels = np.asarray(image)
-    same_frame = [path, Path(path), image, pixels, torch.tensor(pixels).permute(2, 0, 1), image.convert('RGBA'), few.iloc[0]]
+    tensor = torch.tensor(pixels).permute(2, 0, 1)
+    same_frame = [path, Path(path), image, pixels, tensor, image.convert('RGBA'), few.iloc[0]]
     masks = [learn.predict(o)[0] for o in same_frame]
     assert all(torch.equal(o, masks[0]) for o in masks) and masks[0].shape == (60, 107)
-    for o in (image.convert('L'), image.convert('P'), image.convert('LA'), pixels[..., 0], pixels[:7, :9]): assert learn.predict(o)[0].shape == (60, 107)
+    others = [*map(image.convert, ('L', 'P', 'LA')), pixels[..., 0], pixels[:7, :9]]
+    assert {learn.predict(o)[0].shape for o in others} == {(60, 107)}
     for o in (None, 7, np.zeros((2, 3, 4, 5), np.uint8), np.zeros((9, 9, 3), int), torch.zeros(9, 9, 3), 'nowhere.png'):
         with pytest.raises(InputError): learn.predict(o)
 
@@ -203,7 +212,8 @@ def test_mirrored_predictions_are_turned_back(learn, few):
     assert learn.validate(cbs=Mirror())[0] != learn.validate()[0]
     rows = learn.dls.valid_ds.table
     cm = confusion_matrix(preds.argmax(1), masks, 8)
-    assert np.abs(np.array(evaluate(learn.model, learn.dls, rows, native=False, flip=True)['confusion']) - cm.numpy()).sum() <= .01*cm.sum()
+    flipped = torch.tensor(evaluate(learn.model, learn.dls, rows, native=False, flip=True)['confusion'])
+    assert (flipped - cm).abs().sum() <= .01*cm.sum()
     for k in ('item_tfms', 'batch_tfms', 'beta', 'use_max'):
         with pytest.raises(InputError, match=k): learn.tta(**{k: None})
 
@@ -224,8 +234,10 @@ def test_the_score_in_training_is_that_of_the_labelled_crops(learn):
 @row('`summary`')
 def test_summary_counts_the_weights(learn):
     learn.add_cb(SaveModelCallback(monitor='mean_iou'))
-    before,said = weights(learn),str(learn.summary())
-    assert f'Total params: {sum(p.numel() for k,p in learn.model.named_parameters() if k.split(".")[0] in ("encoder", "decoder")):,}' in said
+    before = weights(learn)
+    said = str(learn.summary())
+    total = sum(p.numel() for o in (learn.model.encoder, learn.model.decoder) for p in o.parameters())
+    assert f'Total params: {total:,}' in said
     assert same(before, weights(learn)) and 'SaveModelCallback' in said and not list(learn.path.rglob('*.pth'))
 
 @row('`dls.show_batch`, `show_batch(unique=True)`')
@@ -273,12 +285,15 @@ def test_curves_of_a_training(learn, capsys):
 
 @row('`dls.test_dl`')
 def test_loaders_of_other_frames(learn, few):
-    path,dls = few.image.iloc[0],learn.dls
+    path = few.image.iloc[0]
+    dls = learn.dls
     pixels = np.asarray(Image.open(path).convert('RGB'))
-    given = [path, Path(path), Image.open(path), few.iloc[0], [path], [few.iloc[0]], pixels[None], few[:1], few[['image']][:1]]
+    row = few.iloc[0]
+    given = [path, Path(path), Image.open(path), row, [path], [row], pixels[None], few[:1], few[['image']][:1]]
     batches = [dls.test_dl(o).one_batch()[0] for o in given]
     assert all(len(o) == 1 and torch.equal(o, batches[0]) for o in batches)
-    assert (dls.test_dl(few.iloc[0]).one_batch()[1] != 255).any() and (dls.test_dl(pixels[None]).one_batch()[1] == 255).all()
+    with_mask,without = (dls.test_dl(o).one_batch()[1] for o in (row, pixels[None]))
+    assert (with_mask != 255).any() and (without == 255).all()
 
 @row('`dls.cpu`, `dls.cuda`, `pickle`')
 def test_loaders_travel(learn):
@@ -319,14 +334,15 @@ def test_an_exported_learner_predicts_as_before(learn, few):
 
 @row('`copy.deepcopy`, `add_cb`, `remove_cb`')
 def test_a_copy_is_independent(learn):
-    other,before = copy.deepcopy(learn),weights(learn)
+    other = copy.deepcopy(learn)
+    before = weights(learn)
     other.remove_cb(other.loss_guard).remove_cb(ProgressCallback).fit(1, 1e-2)
     assert same(before, weights(learn)) and not same(before, weights(other)) and hasattr(learn, 'loss_guard')
 
 # Callbacks
 
-PRE = dict(joint=(cwcl_learner, lambda r: r), random=(cwcl_learner, lambda r: replace(r, method='random')), simclr=(simclr_learner, simclr_recipe),
-    byol=(byol_learner, byol_recipe))
+PRE = dict(joint=(cwcl_learner, replace), random=(cwcl_learner, lambda r: replace(r, method='random')),
+    simclr=(simclr_learner, simclr_recipe), byol=(byol_learner, byol_recipe))
 
 @row('`GradientAccumulation`')
 @pytest.mark.parametrize('method', PRE)
@@ -357,7 +373,7 @@ def test_an_accumulated_gradient_is_the_mean_over_its_batches(few, few_smoke):
     assert (len(seen), len(apart)) == (1, 3)
     for got,*want in zip(*seen, *apart): torch.testing.assert_close(got, sum(want)/3, rtol=1e-4, atol=1e-6)
 
-def test_what_is_left_of_a_step_does_not_enter_the_next_training(learn):
+def test_leftover_gradients_do_not_enter_the_next_training(learn):
     learn.fit(1, 1e-3, cbs=GradientAccumulation(60))
     assert any(p.grad.abs().sum() > 0 for p in learn.model.encoder.parameters())
     before = weights(learn)
@@ -371,10 +387,11 @@ def test_what_is_left_of_a_step_does_not_enter_the_next_training(learn):
 def test_the_best_weights_are_kept_and_no_validation_overwrites_them(learn):
     learn.add_cb(SaveModelCallback(monitor='valid_loss', reset_on_fit=False))
     learn.fit(2, 1e-3, cbs=EarlyStoppingCallback(monitor='mean_iou', patience=1))
-    best,written = learn.save_model.best,(learn.path/'models'/'model.pth').stat().st_mtime_ns
+    def kept(): return learn.save_model.best,(learn.path/'models'/'model.pth').stat().st_mtime_ns
+    before = kept()
     learn.validate()
     learn.validate(ds_idx=0)
-    assert learn.save_model.best == best and (learn.path/'models'/'model.pth').stat().st_mtime_ns == written
+    assert kept() == before
 
 @row('`CSVLogger`')
 def test_a_log_has_a_line_for_each_epoch(learn):
@@ -461,7 +478,9 @@ def test_weights_stay_whole(learn):
 
 @row('`to_parallel`, `to_distributed`')
 def test_a_batch_stays_whole(learn):
-    for name in ('ParallelTrainer', 'DistributedTrainer'): refused(type(name, (Callback,), {})(), learn, 'cuts a batch into pieces')
+    for name in ('ParallelTrainer', 'DistributedTrainer'):
+        wrapper = type(name, (Callback,), {})
+        refused(wrapper(), learn, 'cuts a batch into pieces')
 
 @row('`tta`, `show_results`, `Interpretation` in pre-training')
 @pytest.mark.parametrize('method,change', [('byol', dict()), ('dcl', dict(stage='pretrain'))])
@@ -469,7 +488,9 @@ def test_an_encoder_alone_gives_no_masks(few, few_smoke, method, change):
     r = byol_recipe(few_smoke) if method == 'byol' else replace(few_smoke, method=method, **change)
     learn = make(few, r, byol_learner if method == 'byol' else cwcl_learner)
     with learn.no_bar(), learn.no_logging():
-        for f in (learn.tta, learn.show_results, lambda: SegmentationInterpretation.from_learner(learn), lambda: learn.validate(cbs=Mirror())):
+        def interpret(): SegmentationInterpretation.from_learner(learn)
+        def mirrored(): learn.validate(cbs=Mirror())
+        for f in (learn.tta, learn.show_results, interpret, mirrored):
             with pytest.raises(InputError, match='an encoder alone'): f()
         assert len(learn.get_preds()[0]) == 4 and learn.validate()[0] is None
         assert 'Total params' in str(learn.summary())

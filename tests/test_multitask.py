@@ -33,7 +33,7 @@ def outputs(dls, r):
     x,mask,presence,ids = dls.train.one_batch()
     net = CWCLNet(r).train()
     net.n_labelled = len(mask)
-    return net,x,mask,presence,ids
+    return net, x, mask, presence, ids
 
 def test_loss_is_equation_8(dls, smoke):
     for change in (dict(), dict(alpha=0.03, beta=0.1, per_scale='alpha'), dict(reduction='sum'), dict(use_phase=False)):
@@ -42,9 +42,10 @@ def test_loss_is_equation_8(dls, smoke):
         out = net(x)
         a,b = loss_weights(r)
         pos = positive_mask(label_set_ids(presence > 0.5, ids[:, 0] if r.use_phase else None))
-        want = generalized_dice_loss(out[0], mask) + focal_loss(out[0], mask) + a*presence_loss(out[1], presence, reduction=r.reduction)
-        want = want + b*deep_contrastive_loss(out[2], pos, r.temp, r.reduction)
-        torch.testing.assert_close(CWCLLoss(r)(out, mask, presence, ids), want)
+        seg = generalized_dice_loss(out[0], mask) + focal_loss(out[0], mask)
+        cls = presence_loss(out[1], presence, reduction=r.reduction)
+        dcl = deep_contrastive_loss(out[2], pos, r.temp, r.reduction)
+        torch.testing.assert_close(CWCLLoss(r)(out, mask, presence, ids), seg + a*cls + b*dcl)
 
 def test_decoder_sees_the_labelled_part_alone(dls, smoke):
     net,x,mask,_,_ = outputs(dls, smoke)
@@ -76,7 +77,9 @@ def test_training_improves_and_the_recorder_shows_every_term(table, smoke, metho
     names = list(learn.recorder.metric_names)
     log = {k: [row[i-1] for row in learn.recorder.values] for i,k in enumerate(names) if 0 < i < len(names)-1}
     assert log['train_loss'][-1] < log['train_loss'][0]
-    want = {'gdl', 'focal', 'mean_iou'} | ({'presence'} if 'cls' in method else set()) | ({'dcl', 'lonely'} if 'dcl' in method else set())
+    want = {'gdl', 'focal', 'mean_iou'}
+    if 'cls' in method: want |= {'presence'}
+    if 'dcl' in method: want |= {'dcl', 'lonely'}
     assert want == set(log) - {'train_loss', 'valid_loss'}
     assert np.isfinite(np.array([log[k] for k in want])).all()
 
@@ -100,7 +103,8 @@ def test_two_trainings_agree_to_the_bit_at_demo_size(scenes, table):
     assert same(a, b)
 
 def test_batch_norm_statistics_without_class_only_frames(dls, smoke):
-    r,state = replace(smoke, bn_frames='labelled'),{}
+    r = replace(smoke, bn_frames='labelled')
+    state = {}
     for factor in (1, 5):
         set_seed(0)
         net,x,mask,_,_ = outputs(dls, r)
@@ -116,7 +120,7 @@ def test_two_views_double_the_batch(table, smoke):
     x,mask,presence,ids = learn.dls.train.one_batch()
     assert (len(x), len(mask), len(presence), len(ids)) == (2*r.batch, r.labelled, 2*r.batch, 2*r.batch)
 
-def test_left_out_pairs_are_no_positives(dls, smoke):
+def test_left_out_pairs_are_not_positives(dls, smoke):
     net,x,mask,presence,ids = outputs(dls, smoke)
     ids = torch.zeros_like(ids)
     presence = torch.ones_like(presence)
@@ -124,11 +128,11 @@ def test_left_out_pairs_are_no_positives(dls, smoke):
         terms = CWCLLoss(replace(smoke, exclude=exclude)).weighted_terms(net(x), mask, presence, ids)
         assert terms['lonely'][1] == share
 
-def test_plateau_lowers_the_rate(dls, smoke):
+def test_plateau_lowers_the_learning_rate(dls, smoke):
     learn = cwcl_learner(dls, recipe=replace(smoke, norm='group', schedule='plateau', patience=1, lr=1e-20, epochs=3))
     quiet(learn, lambda o: o.fit_recipe())
-    rates = sorted(set(learn.recorder.lrs), reverse=True)
-    assert rates[1] == rates[0]*smoke.factor
+    lrs = sorted(set(learn.recorder.lrs), reverse=True)
+    assert lrs[1] == lrs[0]*smoke.factor
 
 def test_nan_stops_before_the_step_and_names_the_term(dls, smoke):
     learn = cwcl_learner(dls, recipe=smoke)
@@ -150,17 +154,21 @@ def test_best_weights_on_validation_are_put_back(table, smoke):
     best = max(row[-1] for row in learn.recorder.values)
     assert quiet(learn, lambda o: o.validate())[-1] == pytest.approx(best, abs=1e-6)
 
-@pytest.mark.parametrize('change', [dict(precision='bf16'), dict(channels_last=True), dict(precision='bf16', channels_last=True), dict(norm='group'),
-    dict(projection='mlp'), dict(pos_weight=True), dict(bn_frames='labelled'), dict(up='bilinear'), dict(sampler='pk', pk_frames=2), dict(gdl_pool='batch'),
-    dict(presence_from='crop'), dict(class_set=13), dict(class_set=10, left_out='background')], ids=str)
+OPTIONS = [dict(precision='bf16'), dict(channels_last=True), dict(precision='bf16', channels_last=True), dict(norm='group'),
+    dict(projection='mlp'), dict(pos_weight=True), dict(bn_frames='labelled'), dict(up='bilinear'), dict(gdl_pool='batch'),
+    dict(sampler='pk', pk_frames=2), dict(presence_from='crop'), dict(class_set=13), dict(class_set=10, left_out='background')]
+
+@pytest.mark.parametrize('change', OPTIONS, ids=str)
 def test_options_train(table, smoke, change):
     r = replace(smoke, **change)
     learn = train(table, r, 1)
     assert np.isfinite(learn.recorder.values[-1][0])
 
 def test_bfloat16_runs_the_convolutions_in_bfloat16(dls, smoke):
-    learn,seen = cwcl_learner(dls, recipe=replace(smoke, precision='bf16')),set()
-    next(o for o in learn.model.modules() if isinstance(o, nn.Conv2d)).register_forward_hook(lambda m, i, o: seen.add(o.dtype))
+    learn = cwcl_learner(dls, recipe=replace(smoke, precision='bf16'))
+    seen = set()
+    convolution = next(o for o in learn.model.modules() if isinstance(o, nn.Conv2d))
+    convolution.register_forward_hook(lambda m, i, o: seen.add(o.dtype))
     quiet(learn, lambda o: o.fit(1, 1e-3))
     assert seen == {torch.bfloat16}
 
@@ -206,7 +214,7 @@ def test_network_and_loss_on_pretended_cuda(smoke):
         assert net.eval()(zeros(1, 3, 60, 107, dtype=torch.float32)).device.type == 'cuda'
 
 def test_the_validation_score_is_over_what_the_truth_shows():
-    "A pixel of a class that is not there costs the class it was taken from, and does not make a class of IoU 0"
+    "A pixel called a class that is not there costs its own class, and does not add a class of IoU 0"
     score = MeanIoU(3)
     score.cm = torch.tensor([[4, 0, 0], [0, 3, 1], [0, 0, 0]])
     assert score.value == pytest.approx((1 + 3/4)/2)

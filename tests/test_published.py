@@ -1,5 +1,5 @@
 "Every result that is published, walked through"
-import json, pytest, torch
+import json, math, pytest, torch
 from cwcl.core import Recipe, data_file
 from cwcl.metrics import class_iou, mean_iou
 from cwcl.study.grid import Run, VERSION, read_result
@@ -18,12 +18,21 @@ def test_key_recipe_and_size(result):
     assert len(json.dumps(result)) < 40_000 and result['version'] == VERSION
     assert result['threads'] == r.threads and result['seconds'] >= result['train_seconds'] > 0
 
-def test_scores_follow_from_the_confusion_matrix(result):
-    t = result['test']
-    cm = torch.tensor(t['confusion'])
-    assert abs(float(mean_iou(cm)) - t['mean_iou']) < 1e-6
-    for a,b in zip(class_iou(cm).tolist(), t['class_iou'].values()): assert b is None and a != a or abs(a - b) < 1e-5
-    assert torch.equal(sum(map(torch.tensor, t['clips'].values())), cm)
+@pytest.mark.parametrize('part', ['valid', 'test'])
+def test_scores_follow_from_the_confusion_matrix(result, part):
+    "The means run over the classes that occur in the truth; the stored scores of a class have six digits"
+    o = result[part]
+    cm = torch.tensor(o['confusion'])
+    for have,want in zip(o['class_iou'].values(), class_iou(cm).tolist(), strict=True):
+        assert math.isnan(want) if have is None else have == pytest.approx(want, abs=1e-5)
+    assert o['mean_iou'] == pytest.approx(float(mean_iou(cm, truth=True)), abs=1e-6)
+    for k in ('image_iou', 'surface_dice'):
+        counted = [v for v,n in zip(o[k].values(), cm.sum(1).tolist(), strict=True) if n and v is not None]
+        assert o[f'mean_{k}'] == pytest.approx(sum(counted)/len(counted), abs=2e-6)
+
+def test_clips_add_up(result):
+    test = result['test']
+    assert torch.equal(sum(map(torch.tensor, test['clips'].values())), torch.tensor(test['confusion']))
 
 def test_steps_are_those_of_the_recipe(result):
     r,f = Recipe(**result['recipe']),result['frames']

@@ -148,7 +148,7 @@ def a_first_stage_is_that_of_its_method(w):
 @row('valid_labels', 'lr', 'schedule', 'class_set', 'left_out', 'batch', 'labelled')
 def remarks_are_those_of_the_recipe(w):
     t = w.split(BASE)
-    slow_down = 'rate of 0.02'
+    slow_down = 'a learning rate of 0.02'
     def said(**changes): return ' '.join(run_remarks(t, changed(**changes), 'fold'))
     assert 'flatter' in said() and 'flatter' not in said(valid_labels=False)
     assert slow_down in said(schedule='plateau', lr=.02) and slow_down not in said(lr=.02)

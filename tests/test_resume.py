@@ -1,4 +1,4 @@
-"A training that was stopped and went on is the same training, to the bit"
+"A training that was stopped and resumed is the same training, to the bit"
 import json, pytest, torch
 from dataclasses import replace
 from fastai.callback.core import Callback
@@ -10,15 +10,16 @@ from cwcl.data.streams import cwcl_dls
 from cwcl.multitask import MeanIoU, cwcl_learner
 from cwcl.resume import ResumeCallback, pack, read_checkpoint, unpack
 
-RUNS = dict(last=dict(), best=dict(select='best'), bf16=dict(precision='bf16'), plateau=dict(schedule='plateau', patience=1, lr=1e-2),
-    waiting=dict(schedule='plateau', patience=2, select='best', lr=1e-2), channels_last=dict(channels_last=True), pk=dict(sampler='pk', pk_frames=2),
-    views=dict(views=2), random=dict(method='random'), pretrain=dict(method='dcl', stage='pretrain'),
-    sinking=dict(method='dcl', stage='pretrain', schedule='plateau', patience=1, lr=1e-20))
-SHORT = [('last', 1), ('last', 2), ('best', 1), ('best', 2), ('bf16', 2), ('plateau', 1), ('plateau', 2), ('waiting', 2), ('channels_last', 2), ('pk', 1),
-    ('views', 1), ('random', 2), ('pretrain', 1), ('sinking', 2)]
+PLATEAU = dict(schedule='plateau', patience=1, lr=1e-2)
+PRE = dict(method='dcl', stage='pretrain')
+RUNS = dict(last=dict(), best=dict(select='best'), bf16=dict(precision='bf16'), plateau=PLATEAU, pretrain=PRE,
+    waiting=dict(PLATEAU, patience=2, select='best'), sinking=dict(PLATEAU, **PRE) | dict(lr=1e-20), views=dict(views=2),
+    channels_last=dict(channels_last=True), pk=dict(sampler='pk', pk_frames=2), random=dict(method='random'))
+SHORT = [('last', 1), ('last', 2), ('best', 1), ('best', 2), ('bf16', 2), ('plateau', 1), ('plateau', 2), ('waiting', 2),
+    ('channels_last', 2), ('pk', 1), ('views', 1), ('random', 2), ('pretrain', 1), ('sinking', 2)]
 
 class PowerCut(Callback):
-    "The power fails after a step, when the weights have moved on from what the file holds"
+    "The power fails after a step, when the weights have moved beyond the file"
     def __init__(self, epoch, step=2): self.at = (epoch,step)
     def after_step(self):
         if (self.epoch,self.iter) == self.at: raise RuntimeError('power cut')
@@ -31,7 +32,7 @@ class Scaled(Callback):
 
 @pytest.fixture
 def falling(monkeypatch):
-    "Validation scores that fall from the first epoch on, so that the best weights lie before the stop and the rate must fall"
+    "Validation scores that fall from the first epoch on, so the best weights are early and the learning rate must fall"
     def accumulate(self, learn): self.cm = learn.epoch
     monkeypatch.setattr(MeanIoU, 'accumulate', accumulate)
     monkeypatch.setattr(MeanIoU, 'value', property(lambda self: 1/(2 + self.cm)))
@@ -59,7 +60,9 @@ def equal(a, b):
     for s,t in zip(*(o['state'] for o in states)):
         assert s.keys() == t.keys()
         for k,v in s.items(): assert torch.equal(torch.as_tensor(v), torch.as_tensor(t[k])), k
-    for k in ('values', 'losses', 'lrs', 'iters'): assert list(getattr(a.recorder, k)) == list(getattr(b.recorder, k)), k
+    for k in ('values', 'losses', 'lrs', 'iters'):
+        ours,theirs = (list(getattr(o.recorder, k)) for o in (a, b))
+        assert ours == theirs, k
     assert a.dls.train.epoch == b.dls.train.epoch
     assert a.train_iter == b.train_iter
 
@@ -83,7 +86,8 @@ def test_a_stop_leaves_no_trace(table, small, falling, tmp_path, wholes, name, a
 def test_the_best_weights_are_those_from_before_the_stop(table, small, falling, tmp_path):
     r = replace(small, select='best')
     stop(table, r, 1, tmp_path)
-    best = {k.removeprefix('model.'): v for k,v in load_file(tmp_path/'last.safetensors').items() if k.startswith('model.')}
+    kept = load_file(tmp_path/'last.safetensors')
+    best = {k.removeprefix('model.'): v for k,v in kept.items() if k.startswith('model.')}
     resumed = quiet(learner(table, r, seed=1), lambda o: o.fit_resumed(tmp_path))
     assert all(torch.equal(v, best[k]) for k,v in resumed.model.state_dict().items())
 
@@ -103,8 +107,9 @@ def test_a_finished_training_is_there_at_once(table, small, tmp_path):
     again.model.forward = None
     equal(quiet(again, lambda o: o.fit_resumed(tmp_path)), whole)
 
-def test_the_same_learner_goes_on_after_an_interrupt(table, small, tmp_path):
-    whole,learn = quiet(learner(table, small), lambda o: o.fit_recipe()),learner(table, small)
+def test_the_same_learner_resumes_after_an_interrupt(table, small, tmp_path):
+    whole = quiet(learner(table, small), lambda o: o.fit_recipe())
+    learn = learner(table, small)
     with pytest.raises(RuntimeError): quiet(learn, lambda o: o.fit_recipe(cbs=[ResumeCallback(tmp_path), PowerCut(2)]))
     equal(quiet(learn, lambda o: o.fit_resumed(tmp_path)), whole)
 
@@ -125,7 +130,8 @@ def test_bars_and_rows_are_shown(table, small, tmp_path, capsys):
     assert 'Traceback' not in capsys.readouterr().err
 
 def test_a_stop_while_writing_leaves_the_epoch_before(table, small, tmp_path, monkeypatch):
-    whole,tries = quiet(learner(table, small), lambda o: o.fit_recipe()),[]
+    whole = quiet(learner(table, small), lambda o: o.fit_recipe())
+    tries = []
     def write(state, p, metadata):
         tries.append(p)
         if len(tries) < 3: return save_file(state, p, metadata=metadata)
@@ -140,8 +146,10 @@ def test_a_stop_while_writing_leaves_the_epoch_before(table, small, tmp_path, mo
     equal(quiet(resumed, lambda o: o.fit_resumed(tmp_path)), whole)
 
 def test_the_scale_of_gradients_is_kept(table, small, tmp_path):
-    learn = quiet(learner(table, replace(small, epochs=1)), lambda o: o.fit_recipe(cbs=[Scaled(8.), ResumeCallback(tmp_path)]))
-    again = quiet(learner(table, replace(small, epochs=1)), lambda o: o.fit_recipe(cbs=[Scaled(2.), ResumeCallback(tmp_path)]))
+    def scaled(scale):
+        learn = learner(table, replace(small, epochs=1))
+        return quiet(learn, lambda o: o.fit_recipe(cbs=[Scaled(scale), ResumeCallback(tmp_path)]))
+    learn,again = scaled(8.),scaled(2.)
     assert again.scaler.state_dict() == learn.scaler.state_dict()
     assert again.scaler.state_dict()['scale'] == 8.
 
@@ -160,7 +168,8 @@ def test_it_is_one_file_without_pickles(table, small, tmp_path):
 
 def test_packing_keeps_every_bit():
     x = torch.randn(3, 4).T
-    nest = dict(a=[1, 2.5, None, True, 'b', float('inf'), 0.1+0.2], b=[dict(c=x, d=torch.tensor(3))], e=[], f=[x[0], x[1]])
+    plain = [1, 2.5, None, True, 'b', float('inf'), 0.1+0.2]
+    nest = dict(a=plain, b=[dict(c=x, d=torch.tensor(3))], e=[], f=[x[0], x[1]])
     tensors = {}
     again = unpack(json.loads(json.dumps(pack(nest, tensors))), tensors)
     assert again['a'] == nest['a']
@@ -173,7 +182,8 @@ def test_packing_keeps_every_bit():
 @pytest.fixture(scope='module')
 def kept(table, small, tmp_path_factory):
     "A checkpoint of a finished training, as bytes, and its recipe"
-    folder,r = tmp_path_factory.mktemp('kept'),replace(small, epochs=1)
+    folder = tmp_path_factory.mktemp('kept')
+    r = replace(small, epochs=1)
     quiet(learner(table, r), lambda o: o.fit_resumed(folder))
     return (folder/'last.safetensors').read_bytes(),r
 
@@ -187,10 +197,11 @@ def refusal(table, r, file, epochs=None):
 
 @pytest.mark.parametrize('how', ['empty', 'cut', 'pickle', 'long'])
 def test_a_damaged_file_is_refused(table, kept, tmp_path, how):
-    content,file = kept[0],tmp_path/'last.safetensors'
+    content,r = kept
+    file = tmp_path/'last.safetensors'
     if how == 'pickle': torch.save(dict(a=1), file)
     else: file.write_bytes(dict(empty=b'', cut=content[:len(content)//2], long=content + b'0')[how])
-    assert 'cut short, or no safetensors file' in refusal(table, kept[1], file)
+    assert 'cut short, or not a safetensors file' in refusal(table, r, file)
 
 def test_another_format_is_refused(table, kept, tmp_path):
     file = tmp_path/'last.safetensors'
@@ -200,7 +211,8 @@ def test_another_format_is_refused(table, kept, tmp_path):
 
 @pytest.mark.parametrize('change,epochs,says', [(dict(seed=5), None, 'of a training with seed=0, this one has seed=5'),
     (dict(widths=(4, 8, 8, 16, 32)), None, 'widths=[4, 8, 8, 16, 16], this one has widths=[4, 8, 8, 16, 32]'),
-    (dict(method='dcl'), None, "method='dcl+cls', this one has method='dcl'"), ({}, 3, 'epochs to train=1, this one has epochs to train=3')], ids=str)
+    (dict(method='dcl'), None, "method='dcl+cls', this one has method='dcl'"),
+    ({}, 3, 'epochs to train=1, this one has epochs to train=3')], ids=str)
 def test_another_training_is_refused(table, kept, tmp_path, change, epochs, says):
     (tmp_path/'last.safetensors').write_bytes(kept[0])
     assert says in refusal(table, replace(kept[1], **change), tmp_path/'last.safetensors', epochs)

@@ -34,10 +34,13 @@ def test_a_frozen_encoder_stays_to_the_bit(table, smoke, method, schedule):
     assert any('running_mean' in k for k in before) and changed(decoder, part(net, 'decoder'))
 
 def test_a_frozen_encoder_says_the_same_in_training_and_evaluation(smoke):
-    net,x = CWCLNet(replace(smoke, stage='frozen')),torch.randn(2, 3, 64, 64)
-    a,b = net.train().encoder(x),net.eval().encoder(x)
-    assert all(torch.equal(p, q) for p,q in zip(a, b))
-    assert not any(p.requires_grad for p in net.train().encoder.parameters()) and all(p.requires_grad for p in net.decoder.parameters())
+    net = CWCLNet(replace(smoke, stage='frozen'))
+    x = torch.randn(2, 3, 64, 64)
+    training = net.train().encoder(x)
+    evaluation = net.eval().encoder(x)
+    assert all(torch.equal(a, b) for a,b in zip(training, evaluation))
+    assert not any(p.requires_grad for p in net.train().encoder.parameters())
+    assert all(p.requires_grad for p in net.decoder.parameters())
 
 @pytest.mark.parametrize('method', METHODS, ids=str)
 def test_an_unfrozen_encoder_moves(table, smoke, method):
@@ -59,7 +62,9 @@ def test_a_second_stage_is_segmentation_alone(table, smoke, stage, method):
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a,b in zip(learn.dls.train, plain.dls.train))
     assert set(learn.recorder.metric_names) == {'epoch', 'train_loss', 'valid_loss', 'gdl', 'focal', 'mean_iou', 'time'}
 
-@pytest.mark.parametrize('method', [dict(method='dcl'), dict(method='simclr', views=2), dict(method='simclr', views=2, strong=False)], ids=str)
+FIRST = [dict(method='dcl'), dict(method='simclr', views=2), dict(method='simclr', views=2, strong=False)]
+
+@pytest.mark.parametrize('method', FIRST, ids=str)
 def test_batch_norm_without_a_labelled_frame_sees_all_of_them(table, smoke, method):
     outs = {}
     for frames in ('all', 'labelled'):
@@ -77,7 +82,8 @@ def test_batch_norm_without_a_labelled_frame_sees_all_of_them(table, smoke, meth
     assert not changed(outs['all'][1], outs['labelled'][1])
 
 def test_batch_norm_remembers_no_strong_view(table, smoke):
-    r,states = replace(smoke, method='simclr', views=2, bn_frames='labelled'),[]
+    r = replace(smoke, method='simclr', views=2, bn_frames='labelled')
+    states = []
     x,mask,*_ = cwcl_dls(table, r, device='cpu').train.one_batch()
     for factor in (1, 5):
         set_seed(0, 1)

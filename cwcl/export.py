@@ -23,7 +23,8 @@ class Deployed(nn.Module):
     ):
         super().__init__()
         r = net.recipe
-        self.net,self.classes = net,net.classes
+        self.net = net
+        self.classes = net.classes
         self.size = r.height,r.width
         self.window = r.window
         rows,cols = (window_starts(max(o, r.window), r.window, r.overlap) for o in self.size)

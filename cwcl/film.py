@@ -43,7 +43,8 @@ def video_writer(
             last = max(round(due), last + 1)
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format='rgb24')
             picture.time_base = Fraction(1, _TICKS)
-            picture.pts,picture.duration = last,round(step)
+            picture.pts = last
+            picture.duration = round(step)
             c.mux(s.encode(picture))
         yield add
         c.mux(s.encode())

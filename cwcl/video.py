@@ -119,7 +119,8 @@ def segment_video(
     _check_options(every, alpha)
     info = probe_video(path)
     start = time.perf_counter()
-    out,name = Path(out),Path(path).stem
+    out = Path(out)
+    name = Path(path).stem
     video = out/f'{name}_overlay.mp4'
     if video.resolve() == Path(path).resolve(): raise InputError(f'{path}: would be overwritten; choose another folder')
     strip = legend_strip(model.classes, info['height'])

@@ -210,11 +210,13 @@ class TemperatureExplorer(Explorer):
 @patch
 def summary(self:TemperatureExplorer):
     "Say what the anchor's loss is, and which negative it pushes most"
-    if not self.pos.any(): return f'Frame {self.now.anchor} has no positive: its loss is 0 and nothing is pulled or pushed.'
+    a = self.now.anchor
+    if not self.pos.any(): return f'Frame {a} has no positive: its loss is 0 and nothing is pulled or pushed.'
     push = torch.where(self.others & ~self.pos, self.force, 0)
-    best,most = self.pos.sum().log(),push.max()/push.sum()
-    return (f'Temperature {self.now.temp:g}: the loss of frame {self.now.anchor} is {self.loss:.2f}, at best {best:.2f}. '
-        f'Of the push on negatives, frame {push.argmax()} gets {most:.0%}.')
+    share = push.max()/push.sum()
+    best = self.pos.sum().log()
+    return (f'Temperature {self.now.temp:g}: the loss of frame {a} is {self.loss:.2f}, at best {best:.2f}. '
+        f'Of the push on negatives, frame {push.argmax()} gets {share:.0%}.')
 
 @patch
 def draw(self:TemperatureExplorer, fig):
@@ -227,7 +229,7 @@ def draw(self:TemperatureExplorer, fig):
     columns = {'similarity (cosine)': self.cosine, 'softmax weight (dashed: target)': self.weights,
         'gradient of similarity': self.force, 'gradient of features (length)': push}
     for k,(title,values) in enumerate(columns.items()):
-        ax = fig.add_axes([.095 + .229*k, .15, .2, .76])
+        ax = fig.add_axes([.105 + .227*k, .15, .198, .76])
         x = values[order].numpy()
         flat_bars(ax, y, x, np.where(pos, '#009E73', '#FFFFFF'), np.where(pos, '#009E73', '#D55E00'))
         ax.axvline(0, color='k', lw=.6)

@@ -108,9 +108,8 @@ class ScaleExplorer(Explorer):
         n = len(self.images)
         alike = torch.ones(n, n, dtype=bool)
         if self.videos.shape == (n,): alike = torch.from_numpy(self.videos[:,None] == self.videos)
-        if (~alike).sum(1).min() < 3 or len(self.shows) != n:
-            raise ValueError(f'{n} frames: give shows and videos of each, with at least 3 frames of other videos beside each')
-        return alike
+        if (~alike).sum(1).min() >= 3 and len(self.shows) == n: return alike
+        raise ValueError(f'{n} frames: give shows and videos of each, with at least 3 frames of other videos beside it')
 
 # %% ../../nbs/60b_widgets.scales.ipynb #ca9dc3e9
 @patch
@@ -151,13 +150,13 @@ def _mosaic(rows, gap): # Rows of tiles, uint8 `(H,W,3)`, pixels between them ->
 def draw(self:ScaleExplorer, fig):
     "Draw the frame, and for both networks a map and three neighbors at each scale"
     h,w = self.images[0].shape[:2]
-    axs = fig.subplots(1, 3, width_ratios=(1.2,4,4),
-        gridspec_kw=dict(left=.005, right=.995, top=.9, bottom=.01, wspace=.03))
+    place = dict(left=.005, right=.995, top=.9, bottom=.01, wspace=.03)
+    axs = fig.subplots(1, 3, width_ratios=(1.2,4,4), gridspec_kw=place)
     axs[0].imshow(self.images[self.now.frame])
     axs[0].set_title('frame')
     axs[0].set_anchor('N')
     names = [k for k,o in zip(class_set(8).names, self.shows[self.now.frame]) if o]
-    axs[0].text(0, 1.1*h, '\n'.join(['shows', *names]), va='top', fontsize=7.5)
+    axs[0].text(0, 1.1*h, '\n'.join(['shows', *names, '', '✓ same classes', '✗ other classes']), va='top', fontsize=7.5)
     for k,title in enumerate(('before', 'after')):
         axs[k+1].set_title(f'{title} training: map, and three nearest neighbors (cosine, video)')
         self.draw_network(axs[k+1], k)

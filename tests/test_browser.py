@@ -6,10 +6,12 @@ from importlib.util import find_spec
 from pathlib import Path
 import pytest
 
-book,token = Path(__file__).parents[1]/'nbs','browser-test'
+book = Path(__file__).parents[1]/'nbs'
+token = 'browser-test'
 names = 'pairs', 'batch', 'temperature', 'scale', 'window', 'split', 'prediction'
 browser = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+    '--disable-component-update', '--disable-sync']
 pytestmark = [pytest.mark.skipif(not browser, reason='no chromium on this machine'),
     pytest.mark.skipif(not find_spec('playwright'), reason='playwright is not installed'),
     pytest.mark.skipif(version('ipywidgets') < '8', reason='JupyterLab 4 shows the widgets of ipywidgets 8')]
@@ -19,21 +21,29 @@ def free_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
+FOLDERS = ['JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_SETTINGS_DIR',
+    'JUPYTERLAB_WORKSPACES_DIR']
+TRACKER,NEWS = 'notebook-extension/tracker','apputils-extension/notification'
+SETTINGS = {TRACKER: {'windowingMode': 'none'}, NEWS: {'fetchNews': 'false'}}
+
 @contextmanager
 def server(home, url, *args):
-    "A server of our own, with settings of its own, that ends with the block; in both, PORT stands for a free one"
+    "Start a server with settings of its own, which ends with the block; a free port replaces PORT in `url` and `args`"
     port = str(free_port())
-    url,args = url.replace('PORT', port),[str(o).replace('PORT', port) for o in args]
-    folders = {k: str(home/k.lower()) for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
-    for name,value in {'notebook-extension/tracker': {'windowingMode': 'none'}, 'apputils-extension/notification': {'fetchNews': 'false'}}.items():
+    url = url.replace('PORT', port)
+    args = [str(o).replace('PORT', port) for o in args]
+    folders = {k: str(home/k.lower()) for k in FOLDERS}
+    for name,value in SETTINGS.items():
         file = Path(folders['JUPYTERLAB_SETTINGS_DIR'])/'@jupyterlab'/f'{name}.jupyterlab-settings'
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps(value))
     env = {**os.environ, **folders, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(book.parent)}
-    with (home/'server.log').open('w') as log: held = subprocess.Popen([sys.executable, '-m', *args], env=env, stdout=log, stderr=log, cwd=home)
+    log = home/'server.log'
+    command = [sys.executable, '-m', *args]
+    with log.open('w') as f: held = subprocess.Popen(command, env=env, stdout=f, stderr=f, cwd=home)
     try:
         for _ in range(1200): # Ten minutes, as a busy machine may need them
-            assert held.poll() is None, (home/'server.log').read_text()[-2000:]
+            assert held.poll() is None, log.read_text()[-2000:]
             try: urllib.request.urlopen(url, timeout=30)
             except OSError: time.sleep(.5)
             else: break
@@ -55,13 +65,17 @@ def chromium():
 def page(chromium):
     "A page of desktop width that can reach nothing but this machine"
     opened = chromium.new_page(viewport=dict(width=1280, height=900))
-    opened.route('**/*', lambda r: r.continue_() if r.request.url.split(':')[0] in ('data', 'blob') or '//127.0.0.1' in r.request.url else r.abort())
+    def guard(route):
+        url = route.request.url
+        if url.split(':')[0] in ('data', 'blob') or '//127.0.0.1' in url: route.continue_()
+        else: route.abort()
+    opened.route('**/*', guard)
     opened.set_default_timeout(600_000)
     yield opened
     opened.close()
 
 def wait_for(page, what, why):
-    "Seven of something"
+    "Wait for seven of something and return them"
     found = page.locator(what)
     for _ in range(1200):
         if found.count() == len(names): return found
@@ -80,7 +94,8 @@ def shown(explorer):
 
 def moves(page, explorer, control='.noUi-handle, button:not(.mod-active)'):
     "The picture follows the keyboard: a slider moves by an arrow, a button or a box by the space bar"
-    before,control = shown(explorer)[0],explorer.locator(control).first
+    before = shown(explorer)[0]
+    control = explorer.locator(control).first
     control.focus()
     page.keyboard.press('ArrowRight' if control.evaluate('o => o.tagName') == 'DIV' else 'Space')
     for _ in range(3000):
@@ -90,10 +105,12 @@ def moves(page, explorer, control='.noUi-handle, button:not(.mod-active)'):
 
 def lies_well(page, explorer):
     "Nothing sticks out of the window, and the picture is whole"
-    box,image = explorer.bounding_box(),explorer.locator('> img.widget-image')
+    box = explorer.bounding_box()
     assert box['x'] >= 0 and box['x'] + box['width'] <= 1280
-    natural,size = image.evaluate('o => [o.naturalWidth, o.naturalHeight]'),image.bounding_box()
-    assert size['width'] >= 500 and abs(size['width']/size['height'] - natural[0]/natural[1]) < .05
+    image = explorer.locator('> img.widget-image')
+    width,height = image.evaluate('o => [o.naturalWidth, o.naturalHeight]')
+    size = image.bounding_box()
+    assert size['width'] >= 500 and abs(size['width']/size['height'] - width/height) < .05
 
 def test_jupyterlab(page, tmp_path):
     work = tmp_path/'book'

@@ -3,7 +3,7 @@ import json, pytest, sys, torch
 from fastcore.script import CliError
 from cwcl.checkpoint import load_model, save_model
 from cwcl.core import InputError, recipe
-from cwcl.export import Deployed, check_packages, cwcl_export, export_model, onnx_difference
+from cwcl.export import Deployed, _check_packages, cwcl_export, export_model, onnx_difference
 from cwcl.tasks import CWCLNet
 
 onnx = pytest.importorskip('onnx', reason='onnx is not installed')
@@ -23,9 +23,12 @@ SHAPES = [dict(), dict(SEVERAL, window=64), dict(height=40, width=200, window=64
 @pytest.mark.parametrize('changes', SHAPES, ids=str)
 def test_windows_and_normalization_inside_are_those_outside(changes):
     net = network(**changes)
-    r,whole = net.recipe,Deployed(net).eval()
-    frames = torch.rand(3, 3, r.height, r.width)
-    with torch.no_grad(): inside,outside = whole(frames),net((frames - net.mean.view(3, 1, 1))/net.std.view(3, 1, 1))
+    whole = Deployed(net).eval()
+    frames = torch.rand(3, 3, net.recipe.height, net.recipe.width)
+    mean,std = (o.view(3, 1, 1) for o in (net.mean, net.std))
+    with torch.no_grad():
+        inside = whole(frames)
+        outside = net((frames - mean)/std)
     torch.testing.assert_close(inside, outside, rtol=1e-4, atol=1e-5)
 
 @pytest.fixture(scope='module')
@@ -55,7 +58,7 @@ def test_no_folder_of_the_machine_is_in_the_file(done):
     assert b'.py' not in data and b'stack_trace' not in data
 
 def test_a_file_that_is_not_equal_is_not_written(done, tmp_path, monkeypatch):
-    monkeypatch.setattr('cwcl.export.write_graph', lambda net, path: path.write_bytes(done[1]['path'].read_bytes()))
+    monkeypatch.setattr('cwcl.export._write_graph', lambda net, path: path.write_bytes(done[1]['path'].read_bytes()))
     other = network(**SEVERAL, seed=1)
     with torch.no_grad(): other.decoder.head.weight.add_(.1)
     (tmp_path/'net.onnx').write_bytes(b'older')
@@ -66,7 +69,7 @@ def test_a_file_that_is_not_equal_is_not_written(done, tmp_path, monkeypatch):
 
 def test_command_and_what_it_refuses(done, tmp_path, capsys, monkeypatch):
     weights,found = done
-    monkeypatch.setattr('cwcl.export.write_graph', lambda net, path: path.write_bytes(found['path'].read_bytes()))
+    monkeypatch.setattr('cwcl.export._write_graph', lambda net, path: path.write_bytes(found['path'].read_bytes()))
     cwcl_export(str(weights), str(tmp_path/'a.onnx'))
     assert capsys.readouterr().out.startswith(f'{tmp_path/"a.onnx"}: ')
     for model,out,says in ((weights, 'a.pt', 'ends in .onnx'), ('nosuch.safetensors', 'a.onnx', 'no such file')):
@@ -75,7 +78,7 @@ def test_command_and_what_it_refuses(done, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize('name', ['onnx', 'onnxscript', 'onnxruntime'])
 def test_what_is_missing_is_named_in_one_line(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=f'^{name} is not installed.*cwcl.export'): check_packages()
+    with pytest.raises(InputError, match=f'^{name} is not installed.*cwcl.export'): _check_packages()
 
 def test_the_older_exporter_serves_where_the_newer_fails(done, tmp_path, monkeypatch):
     export = torch.onnx.export

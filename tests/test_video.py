@@ -12,7 +12,7 @@ from cwcl.checkpoint import check_device, find_weights, save_model
 from cwcl.core import InputError, data_file, recipe
 from cwcl.data.classes import OwnClasses
 from cwcl.data.labels import CLASSES, class_set, decode_mask
-from cwcl.film import ends_with_packet, open_video, probe_video, read_film, read_frames, video_writer
+from cwcl.film import _ends_with_packet, open_video, probe_video, read_film, read_frames, video_writer
 from cwcl.infer import sliding_window
 from cwcl.tasks import CWCLNet
 from cwcl.video import (cwcl_predict, draw_overlay, legend_strip, legend_text, list_images, read_images, segment_frames,
@@ -22,7 +22,9 @@ class Bright(nn.Module):
     "Class 7 (gallbladder of the 8) where red is bright, class 0 elsewhere"
     def __init__(self, width=107, height=60):
         super().__init__()
-        self.recipe,self.classes,self.mean,self.std = recipe('smoke', width=width, height=height),class_set(8),[.5]*3,[.25]*3
+        self.recipe = recipe('smoke', width=width, height=height)
+        self.classes = class_set(8)
+        self.mean,self.std = [.5]*3,[.25]*3
         self.w = nn.Parameter(torch.ones(1))
         self.seen = []
     def forward(self, x):
@@ -45,11 +47,14 @@ def write(path, n=12, h=48, w=86, rate=25, codec='libx264', times=None, title=''
     with av.open(str(path), 'w', options=options) as c:
         c.metadata.update(dict(title=title) if title else {})
         s = c.add_stream(codec, rate=rate)
-        s.width,s.height,s.pix_fmt = w,h,'yuv420p'
+        s.width,s.height = w,h
+        s.pix_fmt = 'yuv420p'
         if times is not None: s.codec_context.time_base = Fraction(1, 1000)
         for i in range(n):
             f = av.VideoFrame.from_ndarray(frame(i % 30, h, w), format='rgb24')
-            if times is not None: f.pts,f.time_base = int(times[i]),Fraction(1, 1000)
+            if times is not None:
+                f.pts = int(times[i])
+                f.time_base = Fraction(1, 1000)
             c.mux(s.encode(f))
         c.mux(s.encode())
     return path
@@ -71,7 +76,8 @@ def copy(path, out, sound=0, cover=False):
 
 def silence(stream, seconds):
     quiet = av.AudioFrame.from_ndarray(np.zeros((1, 8000*seconds), np.int16), format='s16', layout='mono')
-    quiet.sample_rate,quiet.pts,quiet.time_base = 8000,0,Fraction(1, 8000)
+    quiet.sample_rate,quiet.pts = 8000,0
+    quiet.time_base = Fraction(1, 8000)
     return [*stream.encode(quiet), *stream.encode()]
 
 def boxes(data):
@@ -145,14 +151,16 @@ def holed(path):
     path.write_bytes(data)
     return path
 
-def text(path, content='this is no video\n'*50):
+def text(path, content='this is not a video\n'*50):
     path.write_text(content)
     return path
 
-BROKEN = dict(text=text, empty=lambda p: text(p, ''), half=lambda p: cut(p, .5), nearly=lambda p: cut(p, .97), hole=holed,
-    front=lambda p: cut(p, .7, movflags='faststart'), end=lambda p: cut(p, .95, movflags='faststart'),
-    matroska=lambda p: cut(p, .6, '.mkv'), late=lambda p: cut(p, .6, '.mkv', times=100_000+40*np.arange(60)),
-    stream=lambda p: cut(p, .6, '.ts'), blueray=lambda p: cut(p, .43, '.m2ts'))
+def fast(path, share): return cut(path, share, movflags='faststart')
+
+BROKEN = dict(text=text, empty=lambda p: text(p, ''), half=lambda p: cut(p, .5), nearly=lambda p: cut(p, .97),
+    hole=holed, front=lambda p: fast(p, .7), end=lambda p: fast(p, .95), matroska=lambda p: cut(p, .6, '.mkv'),
+    late=lambda p: cut(p, .6, '.mkv', times=100_000+40*np.arange(60)), stream=lambda p: cut(p, .6, '.ts'),
+    blueray=lambda p: cut(p, .43, '.m2ts'))
 
 @pytest.mark.parametrize('kind', BROKEN)
 def test_broken_videos_leave_one_line_and_no_overlay(tmp_path, model, kind):
@@ -179,8 +187,9 @@ WHOLE = dict(live=('mkv', dict(live='1')), late=('mkv', LATE), late_mp4=('mp4', 
     variable=('mkv', dict(times=VARIABLE)), variable_mp4=('mp4', dict(times=VARIABLE)))
 
 def is_whole(path):
-    "All frames of a film of 50 are found, the first at second 0; its rate"
-    info,film = probe_video(path),[second for (_,second),_ in read_film(path)]
+    "Check that all frames of a film of 50 are found, the first at second 0, and return its frame rate"
+    info = probe_video(path)
+    film = [second for (_,second),_ in read_film(path)]
     assert info['frames'] == 50 == len(film) and film[0] == pytest.approx(0, abs=1e-3)
     return info['rate']
 
@@ -205,7 +214,7 @@ def test_packets_of_a_stream_are_found_at_its_end(tmp_path, size, last):
     packet = bytes(size-last) + b'\x47' + bytes(last-1)
     for cut,want in ((0, True), (5, False), (size, True)):
         (tmp_path/'a.ts').write_bytes((packet*30)[:30*size-cut])
-        assert ends_with_packet(tmp_path/'a.ts') == want
+        assert _ends_with_packet(tmp_path/'a.ts') == want
 
 @pytest.mark.parametrize('every', [1, 5])
 @pytest.mark.parametrize('name', ['a.mp4', 'a.mkv'])
@@ -324,7 +333,8 @@ def test_memory_does_not_grow_with_length(tmp_path, model):
 
 @pytest.mark.parametrize('batch', [1, 4])
 def test_few_frames_are_held(model, batch):
-    alive,most = set(),[]
+    alive = set()
+    most = []
     def stream():
         for i in range(60):
             f = frame(i % 12)
@@ -351,7 +361,8 @@ def pictures(folder, *files, **kw):
     return folder
 
 def test_segments_a_folder_in_counting_order(tmp_path, model):
-    folder = pictures(tmp_path/'in', 'frame_80_endo.png', 'frame_9_endo.jpg', 'frame_120_endo.bmp', 'frame_80_endo_mask.png', 'frame_80_endo_color_mask.png', 'x_overlay.png')
+    ours = 'frame_80_endo_mask.png', 'frame_80_endo_color_mask.png', 'x_overlay.png'
+    folder = pictures(tmp_path/'in', 'frame_80_endo.png', 'frame_9_endo.jpg', 'frame_120_endo.bmp', *ours)
     (folder/'notes.txt').write_text('no image')
     assert [o.name for o in list_images(folder)] == ['frame_9_endo.jpg', 'frame_80_endo.png', 'frame_120_endo.bmp']
     assert [o.name for o in list_images(folder, 2)] == ['frame_9_endo.jpg', 'frame_120_endo.bmp']
@@ -379,7 +390,8 @@ def test_bad_folders_and_images(tmp_path, model):
     (folder/'a.jpg').unlink()
     for out in (folder, tmp_path/'in'/'..'/'in'):
         with pytest.raises(InputError, match='another folder'): segment_images(model, folder, out, progress=False)
-    with pytest.raises(InputError, match='another folder'): segment_images(model, folder/'a.png', folder, progress=False)
+    one = folder/'a.png'
+    with pytest.raises(InputError, match='another folder'): segment_images(model, one, folder, progress=False)
     whole = (folder/'a.png').read_bytes()
     for content in (b'', b'text', whole[:60], whole[:-40]):
         (folder/'b.png').write_bytes(content)
@@ -429,7 +441,8 @@ def test_another_font_serves_where_ours_lacks_a_character(monkeypatch):
     finally: legend_text.cache_clear()
 
 def test_pictures_are_read_as_viewers_show_them(tmp_path, model):
-    im,tag = Image.fromarray(frame(3)),Image.Exif()
+    im = Image.fromarray(frame(3))
+    tag = Image.Exif()
     tag[0x0112] = 6
     im.save(tmp_path/'a.png', exif=tag)
     Image.fromarray((frame(3)[...,0].astype(np.uint16)*257)).save(tmp_path/'b.png')
@@ -468,11 +481,13 @@ def test_command(tmp_path, weights, capsys, monkeypatch):
     assert weights == [('w.safetensors', None), (kit, 'cpu'), (kit, None)]
     said = capsys.readouterr()
     assert said.err.count(f'weights of {kit}') == 2
-    assert [o.split(' in ')[0] for o in said.out.splitlines()] == ['4 frames', '2 frames', '1 frames'] and 'op: ' in said.err
+    assert [o.split(' in ')[0] for o in said.out.splitlines()] == ['4 frames', '2 frames', '1 frames']
+    assert 'op: ' in said.err
     assert len(names(tmp_path/'out')) == 5+4 and names(tmp_path/'one') == ['b_mask.png', 'b_overlay.png']
 
-@pytest.mark.parametrize('change,words', [(dict(input='nowhere.mp4'), 'nowhere.mp4: no such file'), (dict(input='nowhere.png'), 'nowhere.png: no such file'),
-    (dict(input='empty'), 'holds no image'), (dict(input='notes.mp4'), 'notes.mp4: not a readable video'), (dict(input='notes.txt'), 'notes.txt: has no pictures'),
+@pytest.mark.parametrize('change,words', [(dict(input='nowhere.mp4'), 'nowhere.mp4: no such file'),
+    (dict(input='nowhere.png'), 'nowhere.png: no such file'), (dict(input='empty'), 'holds no image'),
+    (dict(input='notes.mp4'), 'notes.mp4: not a readable video'), (dict(input='notes.txt'), 'notes.txt: has no pictures'),
     (dict(input='notes.png'), 'notes.png: unreadable'),
     (dict(every=0), 'every=0'), (dict(every=-3), 'every=-3'), (dict(alpha=1.5), 'alpha=1.5'),
     (dict(device='tpu9'), 'device tpu9'), (dict(out='notes.txt'), 'notes.txt'), (dict(out='notes.txt/deep'), 'notes.txt')])
@@ -490,9 +505,12 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, weights, change, words):
 def test_bad_weights_are_one_line(tmp_path, content):
     path = tmp_path/'model.safetensors'
     if content == 'shape': save_file({'encoder.weight': torch.zeros(2, 3)}, path)
-    elif content == 'other': save_file(CWCLNet(recipe('smoke')).state_dict(), path, metadata=dict(format='pt', recipe=recipe('demo').to_json()))
+    elif content == 'other':
+        wrong = dict(format='pt', recipe=recipe('demo').to_json())
+        save_file(CWCLNet(recipe('smoke')).state_dict(), path, metadata=wrong)
     elif content != 'missing': path.write_text('no weights' if content == 'text' else '')
-    with pytest.raises(CliError) as e: cwcl_predict(str(write(tmp_path/'op.mp4')), str(path), str(tmp_path/'out'), device='cpu')
+    film = str(write(tmp_path/'op.mp4'))
+    with pytest.raises(CliError) as e: cwcl_predict(film, str(path), str(tmp_path/'out'), device='cpu')
     assert str(path) in str(e.value) and '\n' not in str(e.value) and names(tmp_path/'out') == []
 
 def test_saved_network_end_to_end(tmp_path):
@@ -504,7 +522,8 @@ def test_saved_network_end_to_end(tmp_path):
     save_model(tmp_path/'model.safetensors', net)
     pictures(tmp_path/'in', 'a.png', h=100, w=180)
     cwcl_predict(str(tmp_path/'in'), str(tmp_path/'model.safetensors'), str(tmp_path/'out'), device='cpu')
-    small = torch.tensor(np.asarray(Image.fromarray(frame(0, 100, 180)).resize((r.width, r.height), Image.BILINEAR))).permute(2,0,1)[None]/255
+    small = np.asarray(Image.fromarray(frame(0, 100, 180)).resize((r.width, r.height), Image.BILINEAR))
+    small = torch.tensor(small).permute(2,0,1)[None]/255
     x = (small - torch.tensor([.4,.3,.2]).view(3,1,1))/torch.tensor([.2,.2,.3]).view(3,1,1)
     with torch.no_grad(): logits = sliding_window(net.segment, x, r.window, r.overlap, r.blend)
     want = torch.nn.functional.interpolate(logits, (100,180), mode='bilinear', align_corners=False).argmax(1)[0].numpy()
@@ -514,7 +533,8 @@ def test_saved_network_end_to_end(tmp_path):
 def test_exit_code_and_help(tmp_path):
     (tmp_path/'run.py').write_text('from cwcl.video import cwcl_predict\ncwcl_predict()\n')
     bad = subprocess.run([sys.executable, 'run.py', 'nowhere.mp4'], capture_output=True, text=True, cwd=tmp_path)
-    assert bad.returncode == 1 and bad.stderr.strip().splitlines() == ['cwcl_predict: nowhere.mp4: no such file; give an image, a folder of images or a video']
+    says = 'cwcl_predict: nowhere.mp4: no such file; give an image, a folder of images or a video'
+    assert bad.returncode == 1 and bad.stderr.strip().splitlines() == [says]
     helped = anno_parser(cwcl_predict).format_help()
     for word in ('input', '--model', '--out', '--device', '--alpha', '--every', 'overlays'): assert word in helped
 

@@ -14,7 +14,7 @@ from cwcl.losses.contrastive import contrastive_loss
 from cwcl.pairs import pair_stats, positive_mask
 from cwcl.widgets.base import Explorer, small_png, step, update_ms
 from cwcl.widgets.pairs import BatchExplorer, PairExplorer, TemperatureExplorer
-from cwcl.widgets.pools import counted_pool, draw_batch, drawn_frames, drawn_pool, pool_ids, table_frames
+from cwcl.widgets.pools import POOLS, counted_pool, draw_batch, drawn_frames, pool_ids, table_frames
 
 book = Path(__file__).parents[1]/'nbs'
 
@@ -34,16 +34,21 @@ def put(explorer, **values):
 def by_hand(f, anchor, ids13, least, phase):
     "Kind of each frame, counted class by class"
     for i in range(len(f.names)):
-        n = sum((f.pixels[i,k] >= least) != (f.pixels[anchor,k] >= least) for k in ids13) + (phase and f.phase[i] != f.phase[anchor])
-        yield 'anchor' if i == anchor else ('positive', 'near')[n] if n < 2 else 'negative'
+        n = sum((f.pixels[i,k] >= least) != (f.pixels[anchor,k] >= least) for k in ids13)
+        if phase and f.phase[i] != f.phase[anchor]: n += 1
+        if i == anchor: yield 'anchor'
+        else: yield ('positive', 'near', 'negative')[min(n, 2)]
 
-@pytest.mark.parametrize('anchor,least,classes,phase', itertools.product((0, 32, 100), (1, 16, 256), (8, 13), (True, False)))
+KINDS = dict(positive='are positives', near='near misses', negative='negatives')
+PLACES = list(itertools.product((0, 32, 100), (1, 16, 256), (8, 13), (True, False)))
+
+@pytest.mark.parametrize('anchor,least,classes,phase', PLACES)
 def test_kinds_of_frames_are_what_counting_gives(pairs, anchor, least, classes, phase):
     put(pairs, anchor=anchor, min_pixels=least, classes=classes, phase=phase)
     kinds = np.array(list(by_hand(pairs.frames, anchor, class_set(classes).ids, least, phase)))
     for k,found in pairs.groups.items():
         assert found.tolist() == np.flatnonzero(kinds == k).tolist()
-        assert re.search(rf'\b{len(found)} {dict(positive="are positives", near="near misses", negative="negatives")[k]}', pairs.summary())
+        assert re.search(rf'\b{len(found)} {KINDS[k]}', pairs.summary())
 
 def test_words_name_every_difference(pairs):
     put(pairs, anchor=32, min_pixels=4, classes=13, phase=True)
@@ -67,10 +72,13 @@ def test_frames_on_disk_can_be_explored(scenes):
     assert (own.shown == shown).all()
     with pytest.raises(InputError, match='none of 2 frames'): table_frames(table.head(2).assign(mask=''))
 
-@pytest.mark.parametrize('pool,size,per_clip,phase', itertools.product(('embedded scenes', 'CholecSeg8k'), (8, 60, 200), (0, 4), (True, False)))
+BATCHES = list(itertools.product(('embedded scenes', 'CholecSeg8k'), (8, 60, 200), (0, 4), (True, False)))
+
+@pytest.mark.parametrize('pool,size,per_clip,phase', BATCHES)
 def test_a_batch_is_what_loops_count(batch, pool, size, per_clip, phase):
     put(batch, pool=pool, batch=size, per_clip=per_clip, phase=phase, labelled=.3, seed=size)
-    ids,video = batch.ids.tolist(),dict(zip(('embedded scenes', 'CholecSeg8k'), (drawn_pool, counted_pool)))[pool]().video[batch.chosen].tolist()
+    ids = batch.ids.tolist()
+    video = POOLS[pool]().video[batch.chosen].tolist()
     n = round(.3*size)
     partners = [[j for j in range(size) if j != i and ids[j] == ids[i]] for i in range(size)]
     assert len(set(batch.chosen.tolist())) == size and batch.n == n
@@ -81,14 +89,15 @@ def test_a_batch_is_what_loops_count(batch, pool, size, per_clip, phase):
     assert np.isclose(batch.same_video, np.mean(same) if same else np.nan, equal_nan=True)
     assert (batch.pos == positive_mask(batch.ids)).all()
 
-def test_labelled_frames_come_first_whatever_their_share(batch):
+def test_labelled_frames_come_first_for_any_share(batch):
     put(batch, pool='CholecSeg8k', batch=60, per_clip=0, seed=5, labelled=0)
     assert np.isnan(batch.lonely_labelled)
     whole = set(batch.chosen.tolist())
     put(batch, labelled=1)
     assert batch.lonely_labelled == batch.lonely and set(batch.chosen.tolist()) == whole
     put(batch, labelled=.5)
-    assert set(batch.chosen.tolist()) == whole and set(batch.chosen[:30].tolist()) == set(draw_batch(counted_pool().clip, 60, 0, 5)[:30].tolist())
+    assert set(batch.chosen.tolist()) == whole
+    assert set(batch.chosen[:30].tolist()) == set(draw_batch(counted_pool().clip, 60, 0, 5)[:30].tolist())
 
 def test_the_closed_form_beside_the_batch_is_that_of_lesson_20(batch):
     put(batch, pool='CholecSeg8k', classes=13, batch=25)
@@ -110,7 +119,8 @@ def test_clips_give_their_frames_in_a_row(per_clip, size):
 @pytest.mark.parametrize('temp,anchor,trained', itertools.product((.01, .07, 1.), (0, 8, 14, 15), (0, .6)))
 def test_forces_are_those_of_autograd(temperature, temp, anchor, trained):
     put(temperature, temp=temp, anchor=anchor, trained=trained)
-    t,pos = temperature,positive_mask(temperature.ids)
+    t = temperature
+    pos = positive_mask(t.ids)
     z = t.z.clone().requires_grad_()
     loss = contrastive_loss(z, pos, temp, reduction='none')[anchor]
     grad, = torch.autograd.grad(loss, z)
@@ -126,13 +136,17 @@ def test_a_trained_encoder_puts_positives_on_the_anchor(temperature):
     put(temperature, trained=1, anchor=0, temp=.07)
     assert temperature.cosine[temperature.pos].min() > 1 - 1e-9 and temperature.gradient[temperature.pos].norm() < 1e-6
 
-@pytest.mark.parametrize('name', ['pairs', 'batch', 'temperature'])
+PAIRS = dict(anchor=32, min_pixels=1, classes=8, phase=True)
+BATCH = dict(pool='embedded scenes', batch=25, labelled=.3, per_clip=0, classes=8, phase=True, seed=0)
+STARTS = dict(pairs=PAIRS, temperature=dict(temp=.07, anchor=0, trained=.6), batch=BATCH)
+
+@pytest.mark.parametrize('name', STARTS)
 def test_every_control_changes_the_picture(name, request):
     explorer = request.getfixturevalue(name)
-    put(explorer, **dict(pairs=dict(anchor=32, min_pixels=1, classes=8, phase=True), temperature=dict(temp=.07, anchor=0, trained=.6),
-        batch=dict(pool='embedded scenes', batch=25, labelled=.3, per_clip=0, classes=8, phase=True, seed=0))[name])
+    put(explorer, **STARTS[name])
     for k,c in explorer.controls.items():
-        before,value,changed = explorer.image.value,c.value,False
+        before,value = explorer.image.value,c.value
+        changed = False
         for _ in range(8):
             step(c)
             changed |= explorer.image.value != before
@@ -142,8 +156,9 @@ def test_every_control_changes_the_picture(name, request):
 
 @pytest.mark.parametrize('name,control', [('pairs', 'anchor'), ('batch', 'batch'), ('temperature', 'temp')])
 def test_a_price_is_that_of_steps(name, control, request):
-    "How much a step costs is for a lesson to show, not for a test to judge; here it is that the steps are made"
-    explorer,seen = request.getfixturevalue(name),[]
+    "A lesson shows how much a step costs; this test only checks that the steps are made"
+    explorer = request.getfixturevalue(name)
+    seen = []
     moved = explorer.controls[control]
     value = moved.value
     def note(change): seen.append(change.new)
@@ -159,7 +174,8 @@ def test_the_display_holds_view_picture_and_sentence(name, request):
     assert data['application/vnd.jupyter.widget-view+json']['model_id'] == explorer.view.model_id
     assert data['text/plain'] == explorer.summary() and explorer.summary() in explorer.note.value.replace('&#x27;', "'")
     kept,live = (Image.open(io.BytesIO(o)) for o in (base64.b64decode(data['image/png']), explorer.image.value))
-    assert kept.format == live.format == 'PNG' and kept.size == live.size == tuple(round(o*explorer.dpi) for o in explorer.size)
+    assert kept.format == live.format == 'PNG'
+    assert kept.size == live.size == tuple(round(o*explorer.dpi) for o in explorer.size)
     assert len(data['image/png']) <= 4*explorer.kept/3 + 4
 
 def test_a_kept_picture_is_small_and_looks_alike():
@@ -167,7 +183,8 @@ def test_a_kept_picture_is_small_and_looks_alike():
     file = io.BytesIO()
     Image.fromarray(noise).save(file, 'PNG')
     large,small = (Image.open(io.BytesIO(small_png(file.getvalue(), n))) for n in (10**6, 1))
-    assert (large.size, len(large.getcolors())) == ((80, 60), 128) and (small.size, len(small.getcolors())) == ((40, 30), 32)
+    assert (large.size, len(large.getcolors())) == ((80, 60), 128)
+    assert (small.size, len(small.getcolors())) == ((40, 30), 32)
     flat = np.full((9, 9, 3), [0, 158, 115], np.uint8)
     file = io.BytesIO()
     Image.fromarray(flat).save(file, 'PNG')
@@ -189,7 +206,8 @@ def test_cleaning_and_the_site_keep_the_picture(temperature):
     output_html = pytest.importorskip('smalldocs.notebook').output_html
     data = temperature._repr_mimebundle_()
     out = dict(output_type='execute_result', execution_count=3, data=dict(data), metadata={'a': 1})
-    nb = dict2nb(dict(cells=[dict(cell_type='code', source='t', outputs=[out], execution_count=3, metadata={})], metadata={}, nbformat=4, nbformat_minor=5))
+    cell = dict(cell_type='code', source='t', outputs=[out], execution_count=3, metadata={})
+    nb = dict2nb(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=5))
     clean_nb(nb)
     kept = nb['cells'][0]['outputs'][0]
     assert kept['data']['image/png'] == data['image/png']
@@ -202,7 +220,7 @@ def test_an_explorer_that_fails_leaves_the_collector_on():
     with pytest.raises(RuntimeError): Broken()
     assert gc.isenabled()
 
-@pytest.mark.parametrize('nb', sorted(book.glob('6[0-3]_*.ipynb')) + sorted(book.glob('59_*.ipynb')), ids=lambda o: o.stem)
+@pytest.mark.parametrize('nb', sorted([*book.glob('59*.ipynb'), *book.glob('6[0-3]*.ipynb')]), ids=lambda o: o.stem)
 def test_explorers_are_kept_as_pictures_and_nothing_else(nb):
     own = json.loads(nb.read_text(encoding='utf-8'))
     assert 'widgets' not in own['metadata']

@@ -1,4 +1,4 @@
-"Explorers of windows, folds, predictions and scales: their state against slower ways to the same numbers, without a browser."
+"Explorers of windows, folds, predictions and scales, without a browser: slower ways give the same state."
 import base64, io, math, shutil
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
@@ -9,22 +9,24 @@ from cwcl.infer import sliding_window, window_starts
 from cwcl.pairs import label_set_ids
 from cwcl.tasks import CWCLNet
 from cwcl.widgets.base import Explorer, update_ms
-from cwcl.widgets.folds import VideoPicker, class_counts, split_counts
-from cwcl.widgets.frames import VISIBLE, PredictionBrowser, SplitExplorer, WindowExplorer, jumps, ramp, stored_frames
+from cwcl.widgets.folds import SplitExplorer, VideoPicker, class_counts, split_counts
+from cwcl.widgets.frames import VISIBLE, PredictionBrowser, WindowExplorer, jumps, ramp, stored_frames
 from cwcl.widgets.scales import ScaleExplorer, brief_training, small_scenes
 
-def stand(ex, **values):
+def put(ex, **values):
+    "Set controls as a browser does"
     for k,v in values.items(): ex.controls[k].value = v
     return ex
 
-def literal_neighbours(z, barred, k=3):
-    "For each row the k others with the largest cosine, by sorting"
+def literal_neighbors(z, barred, k=3):
+    "Return for each row the k others with the largest cosine, by sorting"
     z = z.double()/z.double().norm(dim=1, keepdim=True)
-    return [sorted((j for j in range(len(z)) if not barred(i, j)), key=lambda j: -float(z[i] @ z[j]))[:k] for i in range(len(z))]
+    def nearest(i): return sorted((j for j in range(len(z)) if not barred(i, j)), key=lambda j: -float(z[i] @ z[j]))
+    return [nearest(i)[:k] for i in range(len(z))]
 
 @pytest.fixture
 def blind(monkeypatch):
-    "Explorers that do not draw, where only their state is asked for"
+    "Explorers that do not draw, for tests of their state"
     monkeypatch.setattr(Explorer, 'png', lambda self: b'')
 
 @pytest.fixture(scope='module')
@@ -42,8 +44,8 @@ def counts(): return class_counts()
 @pytest.fixture(scope='module')
 def laid_out(counts):
     "A row for each real frame"
-    each = [pd.DataFrame({k: np.arange(n.frames) < n[k] for k in CLASSES.name}).assign(video=v) for v,n in counts.iterrows()]
-    return pd.concat(each, ignore_index=True)
+    def rows(video, n): return pd.DataFrame({k: np.arange(n.frames) < n[k] for k in CLASSES.name}).assign(video=video)
+    return pd.concat([rows(*o) for o in counts.iterrows()], ignore_index=True)
 
 def net(seed):
     torch.manual_seed(seed)
@@ -60,11 +62,11 @@ def explorer(request): return request.getfixturevalue(request.param)
 
 # Windows
 
-PLACES = [(256, .25, 'constant'), (128, .5, 'gaussian'), (96, .33, 'constant'), (64, 0, 'gaussian'), (224, .75, 'constant')]
+PLACES = [(256,.25,'constant'), (128,.5,'gaussian'), (96,.33,'constant'), (64,0,'gaussian'), (224,.75,'constant')]
 
 @pytest.mark.parametrize('window,overlap,blend', PLACES)
 def test_hits_count_the_windows_over_each_pixel(windows, blind, window, overlap, blend):
-    ex = stand(windows, window=window, overlap=overlap, blend=blend)
+    ex = put(windows, window=window, overlap=overlap, blend=blend)
     ys,xs = window_starts(240, window, overlap),window_starts(427, window, overlap)
     assert ex.boxes == [(y, x) for y in ys for x in xs]
     assert ex.hits.shape == (max(240, window), 427)
@@ -73,8 +75,9 @@ def test_hits_count_the_windows_over_each_pixel(windows, blind, window, overlap,
 
 @pytest.mark.parametrize('window,overlap,blend', PLACES)
 def test_error_is_that_of_the_sliding_window(windows, blind, window, overlap, blend):
-    ex = stand(windows, window=window, overlap=overlap, blend=blend)
-    whole = sliding_window(lambda w: w[:,:1]*0 + ramp(window), torch.zeros(1, 3, *ex.hits.shape), window, overlap, blend)[0,0]
+    ex = put(windows, window=window, overlap=overlap, blend=blend)
+    def slopes(w): return w[:,:1]*0 + ramp(window)
+    whole = sliding_window(slopes, torch.zeros(1, 3, *ex.hits.shape), window, overlap, blend)[0,0]
     assert torch.allclose(ex.error, whole, atol=1e-5)
     right,below = np.abs(np.diff(whole, axis=1)),np.abs(np.diff(whole, axis=0))
     assert ex.jumps.max().item() == pytest.approx(max(right.max(), below.max()), abs=1e-5)
@@ -92,9 +95,9 @@ def test_jumps_look_right_and_below():
 
 @pytest.mark.parametrize('blend', ['constant', 'gaussian'])
 def test_shares_of_all_windows_add_up_to_one(windows, blind, blend):
-    stand(windows, window=192, overlap=.33, blend=blend)
+    put(windows, window=192, overlap=.33, blend=blend)
     shares = {}
-    for a in windows.controls['along'].options: shares[stand(windows, along=a).k] = windows.share
+    for a in windows.controls['along'].options: shares[put(windows, along=a).k] = windows.share
     assert list(shares) == list(range(len(windows.boxes)))
     assert torch.allclose(sum(shares.values()), torch.ones(240, 427), atol=1e-5)
     for k,share in shares.items():
@@ -102,7 +105,8 @@ def test_shares_of_all_windows_add_up_to_one(windows, blind, blend):
         assert (share[y:y+192, x:x+192] > 0).all() and share.count_nonzero() == 192*192
 
 def test_a_frame_smaller_than_the_window_is_padded():
-    ex = stand(WindowExplorer(np.random.default_rng(0).integers(0, 255, (50,90,3), dtype=np.uint8)), window=64, overlap=.5)
+    noise = np.random.default_rng(0).integers(0, 255, (50,90,3), dtype=np.uint8)
+    ex = put(WindowExplorer(noise), window=64, overlap=.5)
     assert ex.padded.shape == (64,90,3) and ex.hits.shape == (64,90)
     assert np.array_equal(ex.padded[7:57], ex.frame)
     assert '90×50' in ex.summary()
@@ -117,7 +121,7 @@ def choices(counts):
 @pytest.mark.parametrize('n', [8, 13])
 def test_split_agrees_with_the_frames_laid_out(split, blind, counts, laid_out, k, n):
     valid = choices(counts)[k]
-    stand(split, valid=valid, classes=n)
+    put(split, valid=valid, classes=n)
     part = np.select([laid_out.video.isin(TEST_VIDEOS), laid_out.video.isin(valid)], ['test', 'valid'], 'train')
     table = laid_out.assign(part=part, labelled=part == 'train')
     want = class_coverage(table, class_set(n))
@@ -141,12 +145,14 @@ def test_budgets_by_counting_draws(counts, k):
 
 @pytest.mark.parametrize('video', ['video12', 'video52', 'video99'])
 def test_only_videos_outside_the_test_validate(counts, video):
-    with pytest.raises(InputError, match=f'{video}: no video that may validate'): split_counts(counts, [video], ['liver'])
+    with pytest.raises(InputError, match=f'{video}: not a video'): split_counts(counts, [video], ['liver'])
 
 def test_buttons_folds_and_value_are_one_control(counts):
     others = counts.index.drop(list(TEST_VIDEOS))
-    folds = {f'fold {i}': f for i,f in enumerate(video_folds(pd.DataFrame(dict(video=counts.index.repeat(counts.frames)))))}
-    picker,seen = VideoPicker(others, folds),[]
+    frames = pd.DataFrame(dict(video=counts.index.repeat(counts.frames)))
+    folds = {f'fold {i}': f for i,f in enumerate(video_folds(frames))}
+    picker = VideoPicker(others, folds)
+    seen = []
     picker.observe(lambda o: seen.append(o.new), 'value')
     picker.start.value = folds['fold 1']
     assert seen == [folds['fold 1']] and {v for v,b in picker.buttons.items() if b.value} == set(folds['fold 1'])
@@ -158,7 +164,7 @@ def test_buttons_folds_and_value_are_one_control(counts):
     assert not any(b.value for b in picker.buttons.values()) and picker.start.label == 'by hand'
 
 def test_a_fold_is_drawn_once(split, monkeypatch):
-    stand(split, valid=())
+    put(split, valid=())
     drawn = []
     monkeypatch.setattr(SplitExplorer, 'draw', lambda self, fig: drawn.append(self.now.valid))
     split.controls['valid'].start.index = 2
@@ -174,7 +180,7 @@ def test_prediction_state_by_sets_of_pixels(browser, blind):
     stored = stored_frames()
     for i in range(len(stored['images'])):
         for method in ('Random', 'DCL+cls'):
-            stand(browser, frame=i, method=method)
+            put(browser, frame=i, method=method)
             truth,pred = stored['truths'][i],stored['masks'][method][i]
             assert np.array_equal(browser.truth, truth) and np.array_equal(browser.pred, pred)
             assert browser.error.sum() == sum(int(a != b) for a,b in zip(truth.ravel(), pred.ravel()) if a != 255)
@@ -184,9 +190,10 @@ def test_prediction_state_by_sets_of_pixels(browser, blind):
             assert f'{browser.iou.mean():.2f}' in browser.summary() and method in browser.summary()
 
 def test_opacity_changes_the_picture_and_not_the_state(browser):
-    stand(browser, opacity=.6)
-    before,iou = browser.image.value,browser.iou.copy()
-    stand(browser, opacity=.1)
+    put(browser, opacity=.6)
+    before = browser.image.value
+    iou = browser.iou.copy()
+    put(browser, opacity=.1)
     assert browser.image.value != before and browser.iou.equals(iou)
 
 def test_browser_takes_arrays_of_any_class_set():
@@ -194,10 +201,12 @@ def test_browser_takes_arrays_of_any_class_set():
     truth = rng.integers(0, 13, (2,20,30)).astype(np.uint8)
     images = rng.integers(0, 255, (2,20,30,3), dtype=np.uint8)
     ex = PredictionBrowser(images, truth, dict(same=truth, none=np.zeros_like(truth)), class_set(13))
-    assert ex.now.method == 'none' and ex.iou['black background'] == pytest.approx((truth[0] == 0).mean()) and ex.iou['liver'] == 0
-    assert stand(ex, method='same', frame=1).iou.eq(1).all() and not ex.error.any()
+    assert ex.now.method == 'none' and ex.iou['liver'] == 0
+    assert ex.iou['black background'] == pytest.approx((truth[0] == 0).mean())
+    assert put(ex, method='same', frame=1).iou.eq(1).all() and not ex.error.any()
     for kw in (dict(), dict(truths=[]), dict(truths=[], masks={})):
-        with pytest.raises(ValueError, match='1 frames: give their truths, and masks'): PredictionBrowser([np.zeros((4, 4, 3), np.uint8)], **kw)
+        with pytest.raises(ValueError, match='1 frames: give their truths, and masks'):
+            PredictionBrowser([np.zeros((4, 4, 3), np.uint8)], **kw)
     with pytest.raises(ValueError, match=r'truth: masks of \[\(10, 30\), \(10, 30\)\] for frames of \[\(20, 30, 3\)'):
         PredictionBrowser(images, truth[:,::2], dict(same=truth), class_set(13))
 
@@ -212,31 +221,37 @@ def test_lost_files_leave_frames_or_methods_out(tmp_path):
 # Scales
 
 @pytest.mark.parametrize('others', [True, False])
-def test_neighbours_by_sorting(scales, blind, others):
-    stand(scales, others=others)
-    barred = (lambda i, j: scales.videos[i] == scales.videos[j]) if others else (lambda i, j: i == j)
+def test_neighbors_by_sorting(scales, blind, others):
+    put(scales, others=others)
+    def barred(i, j): return scales.videos[i] == scales.videos[j] if others else i == j
     sets = [tuple(o) for o in scales.shows.tolist()]
     x = torch.from_numpy(scales.images).permute(0, 3, 1, 2).float()/255
-    chance = np.mean([np.mean([sets[i] == sets[j] for j in range(len(sets)) if not barred(i, j)]) for i in range(len(sets))])
+    def alike(i): return np.mean([sets[i] == sets[j] for j in range(len(sets)) if not barred(i, j)])
+    chance = np.mean([alike(i) for i in range(len(sets))])
     assert scales.chance == pytest.approx(chance, abs=1e-6)
     for n,model in enumerate((net(0), net(1))):
         with torch.no_grad(): zs = model.msph(model.encoder((x - .5)/.25)[model.levels])
         for l,z in enumerate(zs):
-            want = literal_neighbours(z, barred)
+            want = literal_neighbors(z, barred)
             agree = np.mean([[sets[j] == sets[i] for j in row] for i,row in enumerate(want)])
             assert scales.agree[n,l].item() == pytest.approx(agree, abs=.015)
             for i in (0, 7, 25):
-                stand(scales, frame=i)
+                put(scales, frame=i)
                 cos = torch.nn.functional.cosine_similarity(z[i:i+1].double(), z[want[i]].double())
                 assert torch.allclose(scales.similarity[n,l], cos, atol=1e-9)
 
-@pytest.mark.parametrize('kw', [dict(), dict(shows=np.ones((6, 8), bool), videos=['a']*6), dict(shows=np.ones((6, 8), bool), videos=list('abc')),
-    dict(shows=np.ones((5, 8), bool), videos=list('abcdef'))])
-def test_frames_without_neighbours_are_refused(kw):
-    with pytest.raises(ValueError, match='6 frames: give shows and videos of each, with at least 3'): ScaleExplorer(net(0), net(1), np.zeros((6, 32, 48, 3), np.uint8), **kw)
+ALL = np.ones((6, 8), bool)
+FEW = [dict(), dict(shows=ALL, videos=['a']*6), dict(shows=ALL, videos=list('abc')),
+    dict(shows=ALL[:5], videos=list('abcdef'))]
+
+@pytest.mark.parametrize('kw', FEW)
+def test_frames_without_neighbors_are_refused(kw):
+    black = np.zeros((6, 32, 48, 3), np.uint8)
+    with pytest.raises(ValueError, match='6 frames: give shows and videos of each, with at least 3'):
+        ScaleExplorer(net(0), net(1), black, **kw)
 
 def test_maps_are_channels_of_the_encoder(scales, blind):
-    stand(scales, frame=3, channel=2)
+    put(scales, frame=3, channel=2)
     model = net(1)
     x = torch.from_numpy(scales.images).permute(0, 3, 1, 2).float()/255
     with torch.no_grad(): maps = model.encoder((x - .5)/.25)[model.levels]
@@ -244,7 +259,7 @@ def test_maps_are_channels_of_the_encoder(scales, blind):
         spread = m.flatten(2).std(2).mean(0)
         assert torch.allclose(shown, m[3,spread.argsort(descending=True)[1]], atol=1e-6)
 
-def test_training_is_seeded_and_leaves_global_randomness_alone(monkeypatch):
+def test_training_is_seeded_and_does_not_touch_global_randomness(monkeypatch):
     few = {k: v[:12] for k,v in small_scenes([5], (48,32)).items()}
     monkeypatch.setattr('cwcl.widgets.scales.small_scenes', lambda at: few)
     torch.manual_seed(5)
@@ -272,10 +287,10 @@ def test_state_has_no_memory(explorer):
     now = {k: c.value for k,c in explorer.controls.items()}
     before = explorer.png()
     for name in explorer.controls: update_ms(explorer, name, 2)
-    stand(explorer, **now)
+    put(explorer, **now)
     assert explorer.image.value == before
 
-def test_names_stand_beside_colours(browser, split):
+def test_names_lie_beside_colors(browser, split):
     names = set(class_set(8).names)
     assert names <= {t.get_text() for t in browser.figure().axes[-1].get_yticklabels()}
-    assert names <= {t.get_text() for t in stand(split, classes=8).figure().axes[0].texts}
+    assert names <= {t.get_text() for t in put(split, classes=8).figure().axes[0].texts}

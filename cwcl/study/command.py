@@ -15,10 +15,12 @@ from pathlib import Path
 from fastcore.script import call_parse, store_true
 from ..checkpoint import check_device
 from ..core import InputError, data_file, one_line_errors, recipe
-from ..cost import check_memory, free_memory, say_bytes, say_device
+from ..cost import say_device
 from ..data.cholec import frame_table
 from ..data.synth import write_scenes
+from ..memory import check_memory, free_memory, say_bytes
 from ..methods import load_methods
+from ..options import parse_changes, with_field_help, without_phases
 from ..results import save_figure
 from .ablation import ablation, report_ablation
 from .charts import budget_curve
@@ -27,7 +29,6 @@ from .grid import TABLE_METHODS, check_runs, fold_parts, grid, run_all
 from .jobs import EpochBar, estimate, largest_step, run_jobs, say_estimate, sharing
 from .tables import fold_table, frame_markdown, save_table, table1, table2, table_markdown, table_notes
 from .verdicts import verdicts
-from ..train import parse_changes, with_field_help, without_phases
 
 # %% ../../nbs/53a_study.command.ipynb #d2b31fa2
 def kit_results()->Path|None:

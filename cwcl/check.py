@@ -47,7 +47,8 @@ def check(
             'run it, and run this cell again.')
     try: right = bool(want(answer) if callable(want) else same(answer, want))
     except Exception as e:
-        raise NotYet(f'{hint} (Your answer made the check fail with {type(e).__name__}: {e})') from None
+        reason = f'{type(e).__name__}: {e}'
+        raise NotYet(f'{hint} (Your answer made the check fail with {reason})') from None
     if not right: raise NotYet(hint if callable(answer) else f'{hint} (Your answer: {answer!r:.80})')
     return 'Right.'
 

@@ -196,8 +196,7 @@ CHOICES['class_set'] = 8, 10, 13
 # (low, high, in words)
 LIMITS = {f.name: f.type.__metadata__[0] for f in fields(Recipe) if get_origin(f.type) is Annotated}
 LIMITS['widths'] = LIMITS['width']
-_KINDS = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'text',
-    tuple: 'integers, such as (8, 16, 32)'}
+_KINDS = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'text', tuple: 'integers, as in (8, 16)'}
 
 def _is_kind(v, kind): # A field's value, and the type of its default
     if kind is tuple: return isinstance(v, tuple) and all(_is_kind(o, int) for o in v)
@@ -208,8 +207,7 @@ def _check_field(k, v, default):
     own_classes = k == 'class_set' and '=' in str(v)
     if k in CHOICES and v not in CHOICES[k] and not own_classes:
         raise InputError(f'{k}={v!r}: choose one of {", ".join(map(str, CHOICES[k]))}')
-    if k not in CHOICES and not _is_kind(v, type(default)):
-        raise InputError(f'{k}={v!r}: give {_KINDS[type(default)]}')
+    if k not in CHOICES and not _is_kind(v, type(default)): raise InputError(f'{k}={v!r}: give {_KINDS[type(default)]}')
     if k in LIMITS:
         low,high,said = LIMITS[k]
         values = v if k == 'widths' else [v]
@@ -230,10 +228,10 @@ def check_recipe(r): # `Recipe`
     for f in fields(r): _check_field(f.name, getattr(r, f.name), f.default)
     own = find_method(r.method)
     if r.batch < r.labelled:
-        raise InputError(f'batch={r.batch} is smaller than labelled={r.labelled}: raise batch or lower labelled')
+        raise InputError(f'batch={r.batch} is smaller than labelled={r.labelled}: '
+            'raise batch or lower labelled')
     top = len(r.widths) - r.skip
-    if r.scales > top:
-        raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {top}, widths less skip')
+    if r.scales > top: raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {top}')
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')
@@ -259,12 +257,10 @@ def loss_weights(r:Recipe)->tuple: # (α of the presence loss, β of the contras
 _small = dict(height=96, width=171, crop=96, window=96, widths=(8, 16, 32, 64, 128), dim=64, batch=12, labelled=6,
     budget=0.1, schedule='one_cycle', lr=1e-2, epochs=28, overlap=.2, select='last', channels_last=True)
 _tiny = dict(height=60, width=107, crop=64, window=64, widths=(4, 8, 8, 16, 16), dim=16, batch=6, labelled=3)
-PRESETS = dict(
-    paper={},
-    eq8=dict(alpha=0.03, beta=0.1, per_scale='alpha'),
-    demo={**_small, 'threads': 1, 'valid_step': 8},
-    study={**_small, 'epochs': 11, 'threads': 1, 'valid_step': 5},
-    smoke={**_small, **_tiny, 'channels_last': False, 'epochs': 1})
+PRESETS = dict(paper={}, eq8=dict(alpha=0.03, beta=0.1, per_scale='alpha'))
+PRESETS['demo'] = {**_small, 'threads': 1, 'valid_step': 8}
+PRESETS['study'] = {**_small, 'epochs': 11, 'threads': 1, 'valid_step': 5}
+PRESETS['smoke'] = {**_small, **_tiny, 'channels_last': False, 'epochs': 1}
 
 # %% ../nbs/00_core.ipynb #79339867
 def recipe(
@@ -300,12 +296,11 @@ def _from_json(
 )->Recipe:
     "Return the recipe that a JSON text describes"
     try: d = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise InputError(f'{source}: not JSON ({e}); write it again with Recipe.to_json') from None
+    except ValueError as e: raise InputError(f'{source}: not JSON ({e}); write it with Recipe.to_json') from None
     if not isinstance(d, dict): raise InputError(f'{source}: holds a {type(d).__name__}, not the fields of a recipe')
     known = {f.name for f in fields(cls)}
-    if set(d) < known:
-        raise InputError(f'{source}: lacks {", ".join(sorted(known - set(d)))}; write it with this version')
+    lacking = ', '.join(sorted(known - set(d)))
+    if set(d) < known: raise InputError(f'{source}: lacks {lacking}; write it with this version')
     try: return recipe(**d)
     except (TypeError, InputError) as e: raise InputError(f'{source}: {e}') from None
 

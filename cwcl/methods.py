@@ -73,8 +73,7 @@ def load_methods(
 )->list: # Names of the methods that it registered
     "Execute a file that registers methods, and return their names"
     file = Path(file)
-    if not file.is_file():
-        raise InputError(f'{file}: no such file; give a Python file that calls cwcl.methods.register_method')
+    if not file.is_file(): raise InputError(f'{file}: no such file; give one that calls cwcl.methods.register_method')
     before = dict(METHODS)
     spec = importlib.util.spec_from_file_location(f'cwcl_with_{file.stem}', file)
     if spec is None: raise InputError(f'{file}: not a Python file; its name must end in .py')

@@ -100,8 +100,8 @@ def _frame_notes(t, min_pixels):
         if r.problem: yield r.file,r.problem,r.value
         elif not r.mask: yield r.image,'frame without its mask','no ' + r.image.replace('.png', '_watershed_mask.png')
         if s and s != usual[0]: yield r.image,'another frame size',f'{s}, mostly {usual[0]}'
-        if r.unknown and r.problem != 'mask without a class':
-            yield r.mask,'unknown values',f'{r.unknown} pixels ({r.values})'
+        foreign = r.problem == 'mask without a class'
+        if r.unknown and not foreign: yield r.mask,'unknown values',f'{r.unknown} pixels ({r.values})'
         if r.channels == 4: yield r.mask,'alpha channel','RGBA'
     for c in CLASSES.name:
         few = t[(t[c] > 0) & (t[c] < min_pixels)]
@@ -187,9 +187,9 @@ def cwcl_data(
 ):
     "Write the embedded data set, or audit or index a folder of CholecSeg8k"
     if command == 'write':
-        if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', size):
-            raise InputError(f'size {size!r}: give width x height, such as 427x240')
-        write_scenes(root, frames_per_clip, tuple(map(int, size.split('x'))), seed, workers, progress=True)
+        found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', size)
+        if not found: raise InputError(f'size {size!r}: give width x height, such as 427x240')
+        write_scenes(root, frames_per_clip, tuple(map(int, found.groups())), seed, workers, progress=True)
     if command == 'audit':
         report = audit(root, phases, min_pixels, workers, progress=True)
         sys.stdout.write(audit_text(report) + '\n')

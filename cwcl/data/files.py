@@ -61,9 +61,9 @@ def mask_facts(
     values = [f'{k}:{n}'.replace(' ', '') for k,n in unknown.items()]
     if len(values) > 4: values = [*values[:4], '...']
     pixels = np.bincount(ids.ravel(), minlength=256)[:len(CLASSES)].tolist()
+    channels = 1 if watershed.ndim == 2 else watershed.shape[2]
     return dict(contour=inside, border=round((int(white.sum())-inside)/max(ring, 1), 3), zero=int((gray == 0).sum()),
-        unknown=sum(unknown.values()), values=' '.join(values), channels=1 if watershed.ndim == 2 else watershed.shape[2],
-        **dict(zip(CLASSES.name, pixels)))
+        unknown=sum(unknown.values()), values=' '.join(values), channels=channels, **dict(zip(CLASSES.name, pixels)))
 
 # %% ../../nbs/11b_data.files.ipynb #0a289f88
 FACTS = ['file', 'problem', 'value', 'digest', 'width', 'height', *mask_facts(np.zeros((3,3), np.uint8))]

@@ -132,8 +132,7 @@ def _lookup(
     table = np.full(256, IGNORE, np.uint8)
     table[:n] = to
     bad = mask[(mask >= n) & (mask != IGNORE)]
-    if bad.size:
-        raise ValueError(f'value {bad[0]} in a mask of ids 0 to {n-1}: decode_mask turns the codes of a file into ids')
+    if bad.size: raise ValueError(f'value {bad[0]} in a mask of ids 0 to {n-1}: decode_mask turns codes into ids')
     return table[mask]
 
 # %% ../../nbs/10_data.labels.ipynb #0328b875

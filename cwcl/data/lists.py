@@ -35,8 +35,7 @@ def read_list(
     rows = {lines.line_num: [c.strip() for c in o] for o in lines if any(c.strip() for c in o)}
     head = [o.lower() if o.lower() in needed + maybe else o for o in rows.pop(next(iter(rows), 0), [])]
     lacking = [o for o in needed if o not in head]
-    if lacking:
-        raise InputError(f'{path}: no column {lacking[0]} among {", ".join(head)}; needed: {", ".join(needed)}')
+    if lacking: raise InputError(f'{path}: no column {lacking[0]} among {", ".join(head)}; needed: {", ".join(needed)}')
     twice = [o for o in head if o and head.count(o) > 1]
     if twice: raise InputError(f'{path}: two columns are called {twice[0]}; keep one of them')
     for n,row in rows.items():

@@ -97,8 +97,7 @@ def _apart(images, found, frames):
     masks = {k: p for k,p in found.items() if has_mask_word(k)}
     both = set(masks.values())
     images = {k: p for k,p in images.items() if p not in both}
-    if not masks or not images:
-        raise InputError(f'{frames}: no word in a name tells pictures and masks apart. {_SAY}')
+    if not masks or not images: raise InputError(f'{frames}: no word in a name tells pictures and masks apart. {_SAY}')
     return images,masks
 
 # %% ../../nbs/12b_data.match.ipynb #48b03af2

@@ -72,8 +72,7 @@ def _phase_rows(
         rows = rows[1:]
     if not rows: raise InputError(f'{path}: no rows; fetch the file again')
     for n,r in rows:
-        if len(r) <= max(f, p):
-            raise InputError(f'{path} line {n}: {str(r)[:99]} has no phase; {_AGAIN}, as {_LAYOUT}')
+        if len(r) <= max(f, p): raise InputError(f'{path} line {n}: {str(r)[:99]} has no phase; {_AGAIN}, as {_LAYOUT}')
     return [n for n,_ in rows],[r[f] for _,r in rows],[r[p] for _,r in rows]
 
 # %% ../../nbs/11a_data.phases.ipynb #360baaff
@@ -141,8 +140,7 @@ def _triplet_phases(path)->pd.Series: # A file of CholecT50 -> as `read_phases`
     if fps not in (1, 5, 25): raise InputError(f'{path}: fps is {fps!r}; give 1, 5 or 25 frames per second')
     names = _phase_names(found)
     known = {int(k): _frame_phase(v, f'{path} frame {k}', names) for k,v in notes.items()}
-    if max(known.values()) < 0:
-        raise InputError(f'{path}: none of {len(known)} frames has a phase; give another file')
+    if max(known.values()) < 0: raise InputError(f'{path}: none of {len(known)} frames has a phase; give another file')
     at = np.arange(min(known), max(known)+1)
     return pd.Series([known.get(i, -1) for i in at], index=at*int(25//fps), dtype='int8', name='phase')
 
@@ -196,12 +194,10 @@ def phase_files(
     videos = list(videos)
     if path.is_file():
         found = re.search(_video, path.name, re.IGNORECASE)
-        if not found and len(videos) > 1:
-            raise InputError(f'{path}: which of {len(videos)} videos? name it videoNN-phase.txt')
+        if not found and len(videos) > 1: raise InputError(f'{path}: for which video? name it videoNN-phase.txt')
         return {v: path for v in videos if not found or _number(v) == int(found[1])}
     path = next((path/o for o in ('phase_annotations', 'labels') if (path/o).is_dir()), path)
-    if not path.is_dir():
-        raise InputError(f'{path}: no such folder or file; give the one that holds videoNN-phase.txt')
+    if not path.is_dir(): raise InputError(f'{path}: no such folder or file; give the one that holds videoNN-phase.txt')
     files = _named_files(path)
     mine = {v: files[_number(v)] for v in videos if _number(v) in files}
     for v,(a,*more) in mine.items():

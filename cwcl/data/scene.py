@@ -105,8 +105,7 @@ def _check_frame(
     frame:int, # Within the clip, such as 80 to 159
 ):
     "Raise `InputError` if there is no such frame"
-    if clip not in CLIPS.index or CLIPS.video[clip] != video:
-        raise InputError(f'{video}, {clip}: no such clip; see data/clips.csv')
+    if CLIPS.video.get(clip) != video: raise InputError(f'{video}, {clip}: no such clip; see data/clips.csv')
     first = int(CLIPS.start[clip])
     if not first <= frame < first+80: raise InputError(f'frame {frame} of {clip}: choose {first} to {first+79}')
 

@@ -48,8 +48,10 @@ def _column(
 # %% ../../nbs/08_data.surface.ipynb #90248b43
 _SHARED = np.array([[205,150,95], [128,62,58], [165,110,115], [190,165,145],
     [205,145,140], [180,120,95], [150,90,70], [170,150,150]])/255
-_DRAWS = dict(expose=(.07, .2), contrast=(1.05, 1.35), focus=(.3, .8), blur=(0, 1.5), sharp=(.7, 1.2), noise=(1.5, 5),
-    quality=(65, 90), far=(1.25, 1.7), deep=(.1, .6), scale=(.26, .34), stain=(-.3, .3), grasper=(.1, .3), hook=(.015, .06))
+_CAMERA = dict(expose=(.07, .2), contrast=(1.05, 1.35), focus=(.3, .8), blur=(0, 1.5), sharp=(.7, 1.2), noise=(1.5, 5),
+    quality=(65, 90))
+_PLACE = dict(far=(1.25, 1.7), deep=(.1, .6), scale=(.26, .34))
+_PAINT = dict(stain=(-.3, .3), grasper=(.1, .3), hook=(.015, .06))
 
 @functools.cache
 def video_look(
@@ -65,7 +67,7 @@ def video_look(
     color[0,6] = .75*color[0,10] + .15*base[6]**2.2
     color[1,6] = color[1,4]
     color[1,[7,11]] = color[0,[7,11]]
-    look = {n: between(rng, *v) for n,v in _DRAWS.items()}
+    look = {n: between(rng, *v) for n,v in (_CAMERA | _PLACE | _PAINT).items()}
     look['color'] = color.astype(np.float32)
     look['gain'] = np.array([1.05, between(rng, .78, 1.05), between(rng, .68, 1.1)]).astype(np.float32)
     look['tint'] = (.85 + .3*rng.random(3)).astype(np.float32)

@@ -130,10 +130,9 @@ def _claim_scenes(
     cure = 'give a new or empty folder'
     if root.exists() and not root.is_dir(): raise InputError(f'{root}: a file, not a folder; {cure}')
     if mark.exists():
-        try: there = json.loads(mark.read_text())
+        try: old = json.loads(mark.read_text())
         except ValueError: raise InputError(f'{mark}: not JSON; {cure}') from None
-        if there != args:
-            raise InputError(f'{root}: holds scenes written with {there}, not {args}; {cure}, or the same arguments')
+        if old != args: raise InputError(f'{root}: holds scenes of {old}, not {args}; {cure}, or the same arguments')
     elif root.exists() and any(root.iterdir()): raise InputError(f'{root}: holds other files; {cure}')
     with atomic_path(mark) as part: part.write_text(json.dumps(args))
 
@@ -169,8 +168,7 @@ def _processes(
     workers:int|None, # As for `write_scenes`
 )->int:
     "Return how many processes to use, one for each processor that we may run on if `None`"
-    if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if workers is None: return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     if workers < 1: raise InputError(f'workers={workers}: give 1 or more')
     return workers
 
@@ -186,8 +184,7 @@ def write_scenes(
     root = Path(root)
     size = tuple(int(s) for s in size)
     seed = int(seed)
-    if len(size) != 2 or min(size) < 32:
-        raise InputError(f'size={size}: give (width, height) of at least 32 pixels each')
+    if len(size) != 2 or min(size) < 32: raise InputError(f'size={size}: give (width, height) of at least 32 pixels')
     if seed < 0: raise InputError(f'seed={seed}: give 0 or more')
     workers = _processes(workers)
     clip_frames(frames_per_clip)

@@ -141,7 +141,8 @@ def test_a_mapped_file_is_closed_before_it_is_renamed(monkeypatch, tmp_path):
     "Windows renames no file that is open"
     import cwcl.core, gc
     from cwcl.data.store import mapped_array
-    move,alive = os.replace,[]
+    move = os.replace
+    alive = []
     def replace(a, b):
         alive.extend(o for o in gc.get_objects() if isinstance(o, np.memmap) and str(o.filename) == str(a))
         move(a, b)

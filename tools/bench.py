@@ -26,7 +26,8 @@ def step(learn, batch):
     x,mask,*labels = batch
     learn.model.train()
     learn.model.n_labelled = len(mask)
-    device,half = x.device.type,learn.model.recipe.precision == 'bf16'
+    device = x.device.type
+    half = learn.model.recipe.precision == 'bf16'
     def run():
         with torch.autocast(device, torch.bfloat16, enabled=half): loss = learn.loss_func(learn.model(x), mask, *labels)
         loss.backward()
@@ -36,7 +37,8 @@ def step(learn, batch):
 
 def rows(data):
     "Name and seconds of each part, at the demo's sizes"
-    r,device = recipe('demo'),default_device()
+    r = recipe('demo')
+    device = default_device()
     set_seed(r.seed, r.threads)
     table = split_frames(frame_table(data), r)
     dls = cwcl_dls(table, r, device=device)

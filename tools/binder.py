@@ -28,7 +28,8 @@ def user_requirements():
 
 def binder_files():
     "Name to text: the requirements at their tested versions, Python, and the kit itself"
-    pinned,wanted = pins(),[name_of(o) for o in user_requirements()] + list(NOTEBOOK)
+    pinned = pins()
+    wanted = [name_of(o) for o in user_requirements()] + list(NOTEBOOK)
     lines = [pinned[o] + '+cpu'*(o in ('torch', 'torchvision')) for o in wanted]
     return {'requirements.txt': '\n'.join(['# Written by tools/binder.py', f'--extra-index-url {CPU}', *lines]) + '\n',
         'runtime.txt': f'python-{PYTHON}\n',

@@ -31,7 +31,8 @@ def mended(o, page, repo):
 def with_mathml(text):
     "A page whose formulas every browser draws by itself, without a script from elsewhere"
     def formula(m):
-        tex,tag = re.subn(r'\\tag\{(.*?)\}', '', html.unescape(m[1] or m[2])),re.search(r'\\tag\{(.*?)\}', m[0])
+        tex = re.subn(r'\\tag\{(.*?)\}', '', html.unescape(m[1] or m[2]))
+        tag = re.search(r'\\tag\{(.*?)\}', m[0])
         return convert(tex[0], display='block' if m[2] else 'inline') + (f'<span class="equation-number">({tag[1]})</span>' if tag else '')
     text = re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?', '', text)
     return re.sub(r'(?s)(?<=>)\\\((.+?)\\\)(?=</span>)|(?<=>)\\\[(.+?)\\\](?=</span>)', formula, text)

@@ -19,7 +19,8 @@ def without(
     site:tuple|None=None, # (file, line) where it is read; everywhere in the library if `None`
 ): # Context in which the library finds the value of `BASE` there, whatever a recipe says
     "A library in which a field has no effect"
-    plain,value = object.__getattribute__,getattr(BASE, field)
+    plain = object.__getattribute__
+    value = getattr(BASE, field)
     def read(self, name):
         if name != field: return plain(self, name)
         code,line = (frame := sys._getframe(1)).f_code,frame.f_lineno
@@ -50,7 +51,8 @@ def main():
     p.add_argument('--sites', action='store_true', help='every place where a field is read, for itself')
     p.add_argument('fields', nargs='*', help='all if none is named')
     args = p.parse_args()
-    names,missed = args.fields or list(ROWS),[]
+    names = args.fields or list(ROWS)
+    missed = []
     with tempfile.TemporaryDirectory() as tmp:
         size = (BASE.width, BASE.height)
         world = World(frame_table(write_scenes(Path(tmp)/'scenes', frames_per_clip=1, size=size, progress=False)))
@@ -58,7 +60,8 @@ def main():
         walk = [o for o in dict.fromkeys(sites()) if o[0] in names] if args.sites else [(k, None, None) for k in names]
         for field,file,line in walk:
             site = None if file is None else (file, line)
-            said,where = verdict(field, world, site),'' if file is None else f'{file.relative_to(root)}:{line}'
+            said = verdict(field, world, site)
+            where = '' if file is None else f'{file.relative_to(root)}:{line}'
             end = f'red ({said})' if said else 'GREEN'
             print(f'{field:16} {where:32} {end:24} {", ".join(f.__name__ for f in ROWS[field])}', flush=True)
             if not said: missed.append(f'{field} {where}'.strip())

@@ -85,7 +85,9 @@ def m2caiseg(home, d):
 def dsad(home, d):
     for v,k,_,pixels,ids in frames(home):
         put(d/f'0{v}'/f'image{k[1:]}.png', pixels)
-        for i,n in enumerate(NAMES[1:], 1): put(d/f'0{v}'/f'mask{k[1:]}_{n}.png', np.where(ids == i, 255, 0).astype(np.uint8))
+        for i,n in enumerate(NAMES[1:], 1):
+            layer = np.where(ids == i, 255, 0).astype(np.uint8)
+            put(d/f'0{v}'/f'mask{k[1:]}_{n}.png', layer)
     return dict(frames=f'{d}/*/image*.png', masks=f'{d}/*/mask*_{{class}}.png', classes='floor=0, bar=1, disc=2, box=3')
 
 def autolaparo(home, d):

@@ -215,3 +215,16 @@ def test_clips_that_straddle_a_transition(real):
         return set(frame_phases([r.video]*80, range(r.start, r.end+1), real/'cholec80'/'phases_1fps'))
     want = dict(video52_02746=2, video55_00508=2, video52_00080=1)
     assert {c: len(phases(c)) for c in want} == want
+
+def test_the_quick_way_and_the_careful_one_agree(scenes, tmp_path):
+    for file in sorted((scenes/'phase_annotations').iterdir())[:3]:
+        text = file.read_text()
+        other = tmp_path/file.name
+        other.write_text(text.replace('\t', ' \t'))
+        quick,careful = read_phases(file),read_phases(other)
+        assert careful.equals(quick) and careful.attrs == quick.attrs
+        lines = text.splitlines(keepends=True)
+        lunch = [*lines[:9], '9\tLunch\n', *lines[10:]]
+        for odd,says in ((lines[:9] + lines[10:], 'follows'), (lunch, 'line 10: unknown phase')):
+            other.write_text(''.join(odd))
+            with pytest.raises(InputError, match=says): read_phases(other)

@@ -81,7 +81,8 @@ sys.meta_path.insert(0, Absent())
 """
 
 def test_losses_networks_metrics_and_windows_need_torch_and_numpy_alone():
-    back,kept = {v: k for k,v in NAMES.items()},('torch', 'numpy', 'filelock') # The last one is imported by torch
+    back = {v: k for k,v in NAMES.items()}
+    kept = 'torch', 'numpy', 'filelock' # The last one is imported by torch
     code = absent(*(back.get(o, o.replace('-', '_')) for o in KNOWN if o not in kept)) + """
 import json, torch
 from cwcl.core import InputError, recipe

@@ -9,7 +9,7 @@ from cwcl.train import train_run
 from cwcl.video import cwcl_predict
 
 def import_all():
-    "Modules that can be imported, and those that want an extra"
+    "Import every module; return those that can be imported, and those that want an extra"
     names = [m.name for m in pkgutil.walk_packages(cwcl.__path__, 'cwcl.')]
     lacking = {}
     for name in names:

@@ -46,25 +46,26 @@ def _columns(
     raise InputError(f'{where}: header {str(head)[:200]} lacks frame or phase; {cure}')
 
 # %% ../../nbs/11a_data.phases.ipynb #90375cce
-def _phase_lines(
-    path:Path, # A phase file
-)->list: # (number of the line, its text), without empty lines
-    "Read the lines of a phase file"
-    try: text = path.read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f'{path}: unreadable ({e}); give plain text') from None
+_cholec80 = re.compile(r'Frame\tPhase\n(?:[0-9]+\t[A-Za-z]+\n)+')
+
+def _cells(text, path): # Text of a phase file -> (number of the line, its cells as text), without empty lines
     lines = [(n, o) for n,o in enumerate(text.splitlines(), 1) if o.strip()]
     odd = '\0' in text or not lines or max(len(o) for _,o in lines) > 10_000
     if odd: raise InputError(f'{path}: no rows of plain text; {_AGAIN}')
-    return lines
+    sep = next((o for o in '\t;,' if o in lines[0][1]), ' ')
+    cells = [(n, next(csv.reader([o.strip(' ')], delimiter=sep, skipinitialspace=True))) for n,o in lines]
+    return [(n, [o.strip() for o in row]) for n,row in cells]
 
 def _phase_rows(
     path:Path, # A phase file
 )->tuple: # Lists of line numbers, frames and phases, the last two as text
     "Read the rows of a phase file in any of its dialects"
-    lines = _phase_lines(path)
-    sep = next((o for o in '\t;,' if o in lines[0][1]), ' ')
-    cells = [(n, next(csv.reader([o.strip(' ')], delimiter=sep, skipinitialspace=True))) for n,o in lines]
-    rows = [(n, [o.strip() for o in r]) for n,r in cells]
+    try: text = path.read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeDecodeError) as e: raise InputError(f'{path}: unreadable ({e}); give plain text') from None
+    if _cholec80.fullmatch(text):
+        words = text.split()
+        return range(2, len(words)//2 + 1),words[2::2],words[3::2]
+    rows = _cells(text, path)
     n,head = rows[0]
     f,p = 0,1
     if not head[0][:1].isdecimal():
@@ -76,7 +77,14 @@ def _phase_rows(
     return [n for n,_ in rows],[r[f] for _,r in rows],[r[p] for _,r in rows]
 
 # %% ../../nbs/11a_data.phases.ipynb #360baaff
-def _check_steps(frames, line, path): # Frame and line numbers of the rows of a file
+def _check_rows(line, frames, phases, path): # Line numbers, frames and phases of a file, as text
+    "Raise `InputError` for the first row that is not a frame number and a phase"
+    for n,f,p in zip(line, frames, phases):
+        if ':' in f: raise InputError(f'{path} line {n}: {f!r} is a time; {_TIMES}')
+        if not _integer.fullmatch(f): raise InputError(f'{path} line {n}: {f!r} is not a frame number; {_TIMES}')
+        if _phase_id(p) is None: raise InputError(f'{path} line {n}: unknown phase {p[:40]!r}; {_NAMES}')
+
+def _check_steps(line, frames, path): # Line and frame numbers of the rows of a file
     "Raise `InputError` if a row does not follow its predecessor by the most common step"
     gaps = np.diff(frames)
     steps,times = np.unique(gaps[gaps > 0], return_counts=True)
@@ -86,6 +94,7 @@ def _check_steps(frames, line, path): # Frame and line numbers of the rows of a 
     raise InputError(f'{path} line {line[k+1]}: frame {frames[k+1]} follows {frames[k]}, where the step is {step}; '
         'rows are missing or out of order: fetch the file again')
 
+# %% ../../nbs/11a_data.phases.ipynb #7a9fd422
 def read_phases(
     path, # `videoNN-phase.txt` or a CSV, at 25 frames per second or fewer, or `VIDNN.json` of CholecT50
 )->pd.Series: # int8 phase ids, indexed by frame number at 25 per second; −1 where unknown
@@ -93,13 +102,13 @@ def read_phases(
     path = Path(path)
     if path.suffix.lower() == '.json': return _triplet_phases(path)
     line,frames,phases = _phase_rows(path)
-    for n,f,p in zip(line, frames, phases):
-        if ':' in f: raise InputError(f'{path} line {n}: {f!r} is a time; {_TIMES}')
-        if not _integer.fullmatch(f): raise InputError(f'{path} line {n}: {f!r} is not a frame number; {_TIMES}')
-        if _phase_id(p) is None: raise InputError(f'{path} line {n}: unknown phase {p[:40]!r}; {_NAMES}')
-    frames = np.array([int(_integer.fullmatch(f)[1]) for f in frames])
-    _check_steps(frames, line, path)
-    res = pd.Series([_phase_id(p) for p in phases], index=frames, dtype='int8', name='phase')
+    ids = {o: _phase_id(o) for o in set(phases)}
+    if not all(map(str.isdecimal, frames)) or None in ids.values():
+        _check_rows(line, frames, phases, path)
+        frames = [_integer.fullmatch(f)[1] for f in frames]
+    frames = np.array(frames).astype(int)
+    _check_steps(line, frames, path)
+    res = pd.Series([ids[p] for p in phases], index=frames, dtype='int8', name='phase')
     res.attrs['ids'] = bool(_integer.fullmatch(phases[0]))
     return res
 

@@ -6,7 +6,8 @@ from pages import source
 
 @pytest.mark.parametrize('name,text', binder_files().items())
 def test_files_are_in_step(name, text):
-    assert (root/'binder'/name).read_text('utf-8') == text, 'run python tools/binder.py'
+    found = (root/'binder'/name).read_text('utf-8')
+    assert found == text, 'run python tools/binder.py'
 
 def test_every_requirement_is_there_at_one_version():
     lines = binder_files()['requirements.txt'].splitlines()[2:]

@@ -12,7 +12,8 @@ def pages():
     return {o.name: o.read_text(encoding='utf-8') for o in (root/'_docs').glob('*.html')}
 
 def test_every_notebook_has_a_page(pages):
-    assert set(pages) == {o.with_suffix('.html').name for o in (root/'nbs').glob('*.ipynb')}
+    notebooks = (root/'nbs').glob('*.ipynb')
+    assert set(pages) == {o.with_suffix('.html').name for o in notebooks}
 
 def test_nothing_is_fetched_from_elsewhere(pages):
     source = r'<(?:script|img|iframe)[^>]*src="?(?:https?:)?//'

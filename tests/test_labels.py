@@ -125,10 +125,10 @@ def test_painted_masks():
     with pytest.raises(ValueError, match='resize'): overlay(image, mask.T)
 
 # Machado, Oliveira and Fernandes 2009: what eyes without one kind of cone see, in linear light
-EYES = dict(normal=np.eye(3),
-    protan=np.array([[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]]),
-    deutan=np.array([[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]]),
-    tritan=np.array([[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]]))
+EYES = {'normal': np.eye(3)}
+EYES['protan'] = np.array([[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]])
+EYES['deutan'] = np.array([[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]])
+EYES['tritan'] = np.array([[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]])
 
 def lab(rgb, eye):
     "CIELAB of sRGB colors, as an eye sees them"

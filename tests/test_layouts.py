@@ -133,8 +133,8 @@ def plain(home):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    for o in ('plot_curves', 'plot_iou', 'plot_segmentation', 'save_figure'):
-        monkeypatch.setattr(f'cwcl.train.{o}', lambda *args: None)
+    plots = 'plot_curves', 'plot_iou', 'plot_segmentation', 'save_figure'
+    for o in plots: monkeypatch.setattr(f'cwcl.train.{o}', lambda *args: None)
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_every_layout_trains_as_the_plain_one_does(home, plain, no_figures, tmp_path, layout):
@@ -250,16 +250,17 @@ def test_polygons_are_filled(home, tmp_path):
     assert t.disc.sum() == 1
 
 def rle(counts, size=(45, 60)): return dict(counts=counts, size=list(size))
-BAD = dict(box=(lambda o: o['annotations'][0].pop('segmentation'), 'annotation 5 has no outline'),
-    name=(lambda o: o['categories'][0].update(id=2), "category 'disc' has the number 2"),
-    other=(lambda o: o['categories'].append(dict(id=9, name='x')), 'write x=9, or ignore=9'),
-    lost=(lambda o: o['images'][0].update(file_name='9.jpg'), 'no picture 9.jpg'),
-    short=(lambda o: o['annotations'][0].update(segmentation=rle([3, 2])), 'runs of 5 pixels'),
-    size=(lambda o: o['images'][0].update(height=40), '60x40, its frame 60x45'),
-    turned=(lambda o: o['annotations'][0].update(segmentation=rle([2700], (60, 45))), 'size .60, 45'),
-    key=(lambda o: o.pop('images'), 'not a file in the COCO format'),
-    odd=(lambda o: o['annotations'][0].update(segmentation=[[1, 2, 3]]), 'not a file in the COCO format'),
-    squeezed=(lambda o: o['annotations'][0].update(segmentation=rle('PPYo0')), r'pip install .cwcl\[coco\]'))
+BAD = {}
+BAD['box'] = lambda o: o['annotations'][0].pop('segmentation'), 'annotation 5 has no outline'
+BAD['name'] = lambda o: o['categories'][0].update(id=2), "category 'disc' has the number 2"
+BAD['other'] = lambda o: o['categories'].append(dict(id=9, name='x')), 'write x=9, or ignore=9'
+BAD['lost'] = lambda o: o['images'][0].update(file_name='9.jpg'), 'no picture 9.jpg'
+BAD['short'] = lambda o: o['annotations'][0].update(segmentation=rle([3, 2])), 'runs of 5 pixels'
+BAD['size'] = lambda o: o['images'][0].update(height=40), '60x40, its frame 60x45'
+BAD['turned'] = lambda o: o['annotations'][0].update(segmentation=rle([2700], (60, 45))), 'size .60, 45'
+BAD['key'] = lambda o: o.pop('images'), 'not a file in the COCO format'
+BAD['odd'] = lambda o: o['annotations'][0].update(segmentation=[[1, 2, 3]]), 'not a file in the COCO format'
+BAD['squeezed'] = lambda o: o['annotations'][0].update(segmentation=rle('PPYo0')), r'pip install .cwcl\[coco\]'
 
 @pytest.mark.parametrize('kind', BAD)
 def test_a_coco_file_that_cannot_be_drawn_is_one_line(home, tmp_path, monkeypatch, kind):

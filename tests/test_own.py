@@ -30,14 +30,14 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp('own')
     rng = np.random.default_rng(0)
     for video,n in VIDEOS.items():
-        for kind in ('frames', 'masks', 'colours'): (home/kind/video).mkdir(parents=True)
+        for kind in ('frames', 'masks', 'colors'): (home/kind/video).mkdir(parents=True)
         for k in range(n):
             frame,mask = scene(rng)
             Image.fromarray(frame).save(home/'frames'/video/f'{k:02d}.{("png", "jpg")[k % 2]}')
             Image.fromarray(OwnClasses(GREY).write(mask)[..., 0]).save(home/'masks'/video/f'{k:02d}.png')
-            Image.fromarray(OwnClasses(COLOR).write(mask)).save(home/'colours'/video/f'{k:02d}.png')
-    (home/'grey.csv').write_text('name,value\nfloor,7\nbar,90\ndisc,180\nbox,255\n')
-    (home/'colour.csv').write_text('name,red,green,blue\nfloor,16,32,48\nbar,255,0,0\ndisc,0,255,0\nbox,0,0,255\n')
+            Image.fromarray(OwnClasses(COLOR).write(mask)).save(home/'colors'/video/f'{k:02d}.png')
+    (home/'gray.csv').write_text('name,value\nfloor,7\nbar,90\ndisc,180\nbox,255\n')
+    (home/'color.csv').write_text('name,red,green,blue\nfloor,16,32,48\nbar,255,0,0\ndisc,0,255,0\nbox,0,0,255\n')
     return home
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_text_that_cannot_be(text, says):
 
 def test_several_values_are_one_class_and_some_are_none():
     own = OwnClasses('floor=0, tool=5|#b05a64|9, ignore=7|8')
-    grey = np.array([[0, 5, 9, 7, 8, 255, 11]], np.uint8)
-    assert own.read(grey).tolist() == [[0, 1, 1, 255, 255, 255, 255]] and own.unknown(grey) == {'11': 1}
+    gray = np.array([[0, 5, 9, 7, 8, 255, 11]], np.uint8)
+    assert own.read(gray).tolist() == [[0, 1, 1, 255, 255, 255, 255]] and own.unknown(gray) == {'11': 1}
     assert own.read(np.array([[[0xb0, 0x5a, 0x64]]], np.uint8)).tolist() == [[1]]
     assert own.names == ('floor', 'tool')
     assert len(own) == 2
@@ -99,7 +99,7 @@ def test_the_sets_of_the_data_set_read_as_before():
     for n in (8, 10, 13): assert (class_set(n).read(pixels) == class_set(n).encode(decode_mask(pixels))).all()
 
 def test_tables_of_classes(home):
-    assert class_text(home/'grey.csv') == GREY and class_text(home/'colour.csv') == COLOR and class_text(GREY) == GREY
+    assert class_text(home/'gray.csv') == GREY and class_text(home/'color.csv') == COLOR and class_text(GREY) == GREY
 
 @pytest.mark.parametrize('text', ['name,value\nfloor,0\ntool,5\ntool,9\n', 'Name;Value\r\nfloor; 0\r\ntool;5|9\r\n\r\n',
     '"name"\t"value"\t""\n"floor"\t0.0\ntool\t5.0|9\t\n', 'value,name\n0 ,floor\n 5,tool\n9,tool'])
@@ -130,7 +130,7 @@ def test_a_table_in_another_code_says_how_to_save_it(tmp_path):
         (tmp_path/'c.json').write_text(text)
         with pytest.raises(InputError, match='c.json: neither a list of classes'): class_text(tmp_path/'c.json')
 
-@pytest.mark.parametrize('masks,classes', [('masks', 'grey.csv'), ('colours', 'colour.csv')])
+@pytest.mark.parametrize('masks,classes', [('masks', 'gray.csv'), ('colors', 'color.csv')])
 def test_the_table_says_what_the_files_say(home, masks, classes):
     t = own_table(home/'frames', home/masks, home/classes)
     own = OwnClasses(class_text(home/classes))
@@ -154,18 +154,20 @@ def edit(copy, what):
     if what == 'torn mask': mask.write_bytes(mask.read_bytes()[:60])
     if what == 'two frames': Image.new('RGB', (200, 150)).save(copy/'frames'/'anna'/'01.png')
     if what == 'flat': [(copy/o/'anna'/n).rename(copy/o/n) for o,n in (('frames', '01.jpg'), ('masks', '01.png'))]
-    if what == 'same value': (copy/'grey.csv').write_text('name,value\nfloor,7\nbar,90\ndisc,90\n')
-    if what == 'columns': (copy/'grey.csv').write_text('class,code\nfloor,7\nbar,90\n')
-    if what == 'number': (copy/'grey.csv').write_text('name,red,green,blue\nfloor,7,a,3\nbar,90,1,1\n')
-    if what == 'taken': (copy/'grey.csv').write_text('name,value\nmask,7\nbar,90\ndisc,180\nbox,255\n')
+    if what == 'same value': (copy/'gray.csv').write_text('name,value\nfloor,7\nbar,90\ndisc,90\n')
+    if what == 'columns': (copy/'gray.csv').write_text('class,code\nfloor,7\nbar,90\n')
+    if what == 'number': (copy/'gray.csv').write_text('name,red,green,blue\nfloor,7,a,3\nbar,90,1,1\n')
+    if what == 'taken': (copy/'gray.csv').write_text('name,value\nmask,7\nbar,90\ndisc,180\nbox,255\n')
 
 @pytest.mark.parametrize('what,says', [('no frame', 'masks/anna/00.png: mask without a frame'), ('size', 'masks/anna/00.png: 100x75, its frame 200x150'),
     ('value', r'masks/anna/00.png: value 91 \(450 pixels\) is in no row of the table'), ('torn frame', 'frames/anna/01.jpg: unreadable'), ('torn mask', 'masks/anna/00.png: unreadable'),
     ('two frames', 'a second file of the name anna/01'), ('flat', '01: which video is it from'),
-    ('same value', "grey.csv: class 'disc' has the value 90 of another"), ('columns', 'grey.csv: columns class, code; name and value'), ('number', "'a' is not a whole number"), ('taken', "'mask': the name is taken")])
+    ('same value', "gray.csv: class 'disc' has the value 90 of another"),
+    ('columns', 'gray.csv: columns class, code; name and value'), ('number', "'a' is neither an integer"),
+    ('taken', "'mask': the name is taken")])
 def test_bad_folders_are_one_line(copy, what, says):
     edit(copy, what)
-    with pytest.raises(InputError, match=says) as e: own_table(copy/'frames', copy/'masks', copy/'grey.csv')
+    with pytest.raises(InputError, match=says) as e: own_table(copy/'frames', copy/'masks', copy/'gray.csv')
     assert '\n' not in str(e.value)
 
 def test_lost_folders_are_one_line(home, tmp_path):
@@ -182,7 +184,7 @@ def test_videos(home, tmp_path):
     assert t.groupby('source').size().to_dict() == dict(x=6, y=9)
     (tmp_path/'short.csv').write_text('name,video\nanna/00,x\n')
     (tmp_path/'hole.csv').write_text((tmp_path/'v.csv').read_text().replace('anna/03,x', 'anna/03,'))
-    for videos,says in ((tmp_path/'short.csv', r'no video for the picture anna/01 \(14 of 15\)'), (tmp_path/'hole.csv', 'no video for the picture anna/03'), (home/'grey.csv', 'no column video'), (tmp_path/'gone.csv', 'no such list of videos'),
+    for videos,says in ((tmp_path/'short.csv', r'no video for the picture anna/01 \(14 of 15\)'), (tmp_path/'hole.csv', 'no video for the picture anna/03'), (home/'gray.csv', 'no column video'), (tmp_path/'gone.csv', 'no such list of videos'),
         ('(op.*)_', r"finds no video in the name anna/00 \(15 of 15\)"), ('(op', 'not a regular expression')):
         with pytest.raises(InputError, match=says): video_names(names, videos)
 
@@ -225,8 +227,7 @@ def test_smoothed_edges_are_named_as_what_they_are(copy):
     mask[1, :9] = 8
     Image.fromarray(mask).save(copy/'masks'/'anna'/'00.png')
     says = r'anna/00.png: 70 values \(79 pixels\), the first 8 \(10 pixels\), are in no row .*smoothed edges, or a JPEG'
-    with pytest.raises(InputError, match=says):
-        own_table(copy/'frames', copy/'masks', GREY)
+    with pytest.raises(InputError, match=says): own_table(copy/'frames', copy/'masks', GREY)
 
 def test_pictures_of_other_kinds(copy):
     "TIFF, BMP, capitals in an ending; a mask as JPEG is refused with the reason"
@@ -270,7 +271,7 @@ def test_phases_of_ones_own(home, tmp_path):
     (tmp_path/'files'/'anna.txt').write_text('frame,phase\n2,cut\n0,enter\n')
     (tmp_path/'n.csv').write_text('name,phase\nanna/00,200\n')
     cases = {tmp_path/'files': 'anna.txt: its frames are not in order', tmp_path/'n.csv': 'phase 200: give numbers up to 127',
-        home/'grey.csv': 'no column phase', tmp_path/'gone': 'gone: no such list of phases', home/'frames': 'no file of a video in it'}
+        home/'gray.csv': 'no column phase', tmp_path/'gone': 'gone: no such list of phases', home/'frames': 'no file of a video in it'}
     for phases,says in cases.items():
         with pytest.raises(InputError, match=says): own_table(home/'frames', home/'masks', GREY, phases=phases)
 
@@ -305,8 +306,8 @@ def test_a_video_plays_one_part(home):
 
 def test_labels_make_class_only_frames(copy):
     for k in range(2, 6): (copy/'masks'/'anna'/f'{k:02d}.png').unlink()
-    rows = ['name;floor;bar;disc;box', r'C:\own\frames\anna\02.png;1;1.0;0;0', 'anna/03.jpg;TRUE;0;0;1',
-        './anna/00;0;0;0;0']
+    head = 'name;floor;bar;disc;box'
+    rows = [head, r'C:\own\frames\anna\02.png;1;1.0;0;0', 'anna/03.jpg;TRUE;0;0;1', './anna/00;0;0;0;0']
     (copy/'labels.csv').write_text('\n'.join(rows) + '\n', encoding='utf-8-sig')
     t = own_table(copy/'frames', copy/'masks', GREY, labels=copy/'labels.csv').set_index('name')
     assert t.loc['anna/02', ['floor', 'bar', 'disc', 'box']].tolist() == [True, True, False, False]
@@ -319,14 +320,14 @@ def test_labels_make_class_only_frames(copy):
     for text,says in (('floor,bar\nanna/02,1,1', 'no column disc'), ('floor,bar,disc,box\ndoris/02,1,1,0,0', r'line 2: no picture doris/02 \(1 of 1 rows\)'),
         ('floor,bar,disc,box\nanna/02,1,1,0,0\nanna/02,1,0,0,0', 'anna/02 is listed twice'), ('floor,bar,disc,box\nanna/02,1,yes,0,0', 'anna/02 has .*yes')):
         (copy/'labels.csv').write_text(f'name,{text}\n')
-        with pytest.raises(InputError, match=says):
-            own_table(copy/'frames', copy/'masks', GREY, labels=copy/'labels.csv')
+        labels = copy/'labels.csv'
+        with pytest.raises(InputError, match=says): own_table(copy/'frames', copy/'masks', GREY, labels=labels)
 
 def test_ten_lines_train(home, tmp_path):
-    text = class_text(home/'colour.csv')
+    text = class_text(home/'color.csv')
     r = small(class_set=text, batch=6, labelled=3)
     set_seed(r.seed, r.threads)
-    split = own_split(own_table(home/'frames', home/'colours', text), r, valid='berta', test='carla')
+    split = own_split(own_table(home/'frames', home/'colors', text), r, valid='berta', test='carla')
     learn = cwcl_learner(cwcl_dls(split, r, device='cpu'), 'dcl+cls')
     rows = split[split.part == 'test']
     before = evaluate(learn.model, learn.dls, rows)

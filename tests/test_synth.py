@@ -186,7 +186,7 @@ def test_clips_and_seeds_differ():
     assert (labels('video43_00547') != labels('video43_00627')).mean() > .1
     assert (labels('video43_00547') != labels('video43_00547', seed=1)).mean() > .1
 
-def test_connective_tissue_has_the_gallbladders_colour():
+def test_connective_tissue_has_the_gallbladders_color():
     for v in ('video01', 'video12'):
         c = video_look(v)['color'][0]**(1/2.2)
         assert np.abs(c[6]-c[10]).sum() < .3*np.abs(c[2]-c[10]).sum()

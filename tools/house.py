@@ -70,8 +70,8 @@ def public_names(root):
         for node in tree.body:
             names = []
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names = [node.name]
-            if isinstance(node, ast.Assign):
-                names = [o.id for t in node.targets for o in ast.walk(t) if isinstance(o, ast.Name)]
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            names += [o.id for t in targets for o in ast.walk(t) if isinstance(o, ast.Name)]
             for k in names:
                 if not k.startswith('_'): found[k].add(file.stem)
     return found

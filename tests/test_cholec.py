@@ -329,9 +329,10 @@ def test_audit_lists_everything(root):
     assert list(report.columns) == ['file', 'problem', 'value', 'cure']
     rel = lambda p: p.relative_to(root).as_posix()
     got = set(zip(report.file, report.problem))
-    want = {(rel(m[1]), 'mask without its frame'), (rel(f[2]), 'unreadable'), (rel(m[3]), 'unreadable'), (rel(m[4]), 'mask of another size'),
-        (rel(f[5]), 'frame without its mask'), (rel(f[6]), 'another frame size'), (rel(m[0]), 'unknown values'), (rel(m[0]), 'alpha channel'),
-        (rel(m[0]), 'specks'), ('video12-phase.txt', 'phase missing'), (str(root/'phase_annotations'/'video52-phase.txt'), 'phase missing')}
+    want = {(rel(m[1]), 'mask without its frame'), (rel(f[2]), 'unreadable'), (rel(m[3]), 'unreadable'),
+        (rel(m[4]), 'mask of another size'), (rel(f[5]), 'frame without its mask'), (rel(f[6]), 'another frame size'),
+        (rel(m[0]), 'unknown values'), (rel(m[0]), 'alpha channel'), (rel(m[0]), 'specks'),
+        *((o, 'phase missing') for o in ('video12-phase.txt', str(root/'phase_annotations'/'video52-phase.txt')))}
     names = 'video01_00080', 'video01_00160', 'video12_15750', 'video52_00000'
     clips = {(f'{c[:7]}/{c}', 'clip length') for c in names}
     assert got == want | clips

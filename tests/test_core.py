@@ -39,7 +39,8 @@ def test_every_choice_is_checked(field):
     (dict(method='simclr', views=1), 'two views'), (dict(flip=5), 'flip=5: give a probability'),
     (dict(scale=-3), 'scale=-3'), (dict(beta=float('nan')), 'beta=nan'), (dict(lr=float('inf')), 'lr=inf'),
     (dict(widths=(0, 8, 16)), 'widths=.0, 8, 16.'), (dict(widths=5), 'widths=5: give integers'),
-    (dict(batch=12.5), 'batch=12.5: give an integer'), (dict(blur=1), 'blur=1: give True or False'), (dict(budget='0.1'), "budget='0.1': give a number")])
+    (dict(batch=12.5), 'batch=12.5: give an integer'), (dict(blur=1), 'blur=1: give True or False'),
+    (dict(budget='0.1'), "budget='0.1': give a number")])
 def test_impossible_recipes_are_refused(change, says):
     with pytest.raises(InputError, match=says): recipe('paper', **change)
 

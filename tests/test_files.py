@@ -180,7 +180,8 @@ def test_only_pixels_are_kept():
 # Folders
 
 def test_which_files_are_data(tmp_path):
-    for name in ('b/2.PNG', 'b/._2.png', 'a/1.png', 'a/1.jpg', 'b/__MACOSX/1.png', 'a/.ipynb_checkpoints/1.png', 'a/@eaDir/1.png',
+    for name in ('b/2.PNG', 'b/._2.png', 'a/1.png', 'a/1.jpg', 'b/__MACOSX/1.png', 'a/.ipynb_checkpoints/1.png',
+        'a/@eaDir/1.png',
         'elsewhere/3.png', 'a/Thumbs.db'):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/name).touch()

@@ -177,9 +177,12 @@ def test_a_stopped_run_goes_on(home, no_figures, tmp_path, monkeypatch):
     assert (tmp_path/'cut'/'checkpoint'/'last.safetensors').exists()
     assert train(tmp_path/'cut', here, '2', '3', **options)['test'] == whole['test']
 
-@pytest.mark.parametrize('options,says', [(dict(data='d', masks='m'), '--data with --masks'), (dict(masks='m'), '--masks: own data need --frames and --masks'),
-    (dict(valid='a'), 'own data need'), (dict(frames='f', masks='m'), 'which value is which class'), (dict(frames='nosuch', masks='m', classes=CLASSES), 'nosuch: no such folder'),
-    (dict(data='d', change='class_set=a=1, b=2'), 'own classes are given with --classes'), (dict(frames='f', masks='nosuch.json'), 'nosuch.json: no such table of classes')])
+@pytest.mark.parametrize('options,says', [(dict(data='d', masks='m'), '--data with --masks'),
+    (dict(masks='m'), '--masks: own data need --frames and --masks'),
+    (dict(valid='a'), 'own data need'), (dict(frames='f', masks='m'), 'which value is which class'),
+    (dict(frames='nosuch', masks='m', classes=CLASSES), 'nosuch: no such folder'),
+    (dict(data='d', change='class_set=a=1, b=2'), 'own classes are given with --classes'),
+    (dict(frames='f', masks='nosuch.json'), 'nosuch.json: no such table of classes')])
 def test_options_that_do_not_fit_are_one_line(tmp_path, options, says):
     with pytest.raises(CliError, match=says) as e: cwcl_train(**options, preset='smoke', out=str(tmp_path/'run'))
     assert '\n' not in str(e.value) and not (tmp_path/'run').exists()
@@ -297,8 +300,8 @@ def test_names_that_leave_a_doubt_are_refused(tmp_path):
         shutil.rmtree(tmp_path/'d', ignore_errors=True)
         for o in names: put(tmp_path/'d'/o, np.zeros((4, 6), np.uint8))
         return tmp_path/'d'
-    cases = {'a/img_1 a/image_1 a/1_gt': 'mask of a/image_1 or of a/img_1', 'a/1 a/1_gt a/1_mask': 'a second mask of a/1',
-        'a/1 b/1 masks/1': 'mask of a/1 or of b/1', 'a/1 a/2': 'no word in a name tells pictures and masks apart',
+    cases = {'a/img_1 a/image_1 a/1_gt': 'mask of a/image_1 or of a/img_1', 'a/1 b/1 masks/1': 'mask of a/1 or of b/1',
+        'a/1 a/1_gt a/1_mask': 'a second mask of a/1', 'a/1 a/2': 'no word in a name tells pictures and masks apart',
         'a/1 a/2_gt': r'a/2_gt.png: mask without a frame \(1 of 1\)', 'a/1 b/masks/1': 'mask without a frame'}
     for names,says in cases.items():
         d = lay(*(f'{o}.png' for o in names.split()))

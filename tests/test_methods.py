@@ -77,9 +77,11 @@ def test_a_worker_remembers_where_the_file_is(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert Worker(['mine.py']).methods == [str(tmp_path/'mine.py')]
 
-@pytest.mark.parametrize('text, says', [('1/0', 'ZeroDivisionError'), ('x = 1', 'registers no method'), ('def f(:', 'SyntaxError'),
+@pytest.mark.parametrize('text, says', [('1/0', 'ZeroDivisionError'), ('x = 1', 'registers no method'),
+    ('def f(:', 'SyntaxError'),
     ("from cwcl.methods import register_method; register_method('dcl')", 'the kit has one of that name'),
-    ("from cwcl.methods import register_method; register_method('No-name')", 'small letters'), ('import nowhere', 'nowhere')])
+    ("from cwcl.methods import register_method; register_method('No-name')", 'small letters'),
+    ('import nowhere', 'nowhere')])
 def test_a_bad_file_is_one_line(tmp_path, text, says):
     (tmp_path/'bad.py').write_text(text, encoding='utf-8')
     with pytest.raises(InputError, match=says) as e: load_methods(tmp_path/'bad.py')

@@ -69,10 +69,14 @@ def test_reading_is_the_literal_loop(text, channels):
     assert sum(own.unknown(pixels).values()) == len(strange)
     assert {int(k[1:], 16) if k[0] == '#' else int(k)*0x010101 for k in own.unknown(pixels)} == set(strange)
 
-@pytest.mark.parametrize('text,says', [('a=0', '1 class'), ('a=0, a=1', "'a' is listed twice"), ('a=0, b=0', 'another class'),
-    ('a=255, b=#FFFFFF', 'another class'), ('a=0, b=1|0', "the value 0 of another class, 'a'"), ('a=0, b=2|2', "another class, 'b'"),
-    ('a=0, b=256', "'b=256': 256 is above 255"), ('a=0, b', "'b'"), ('a=0, =3', 'give name=value'), ('a=0, b=#12345', '#12345'),
-    ('a=0, b=1.5', "'1.5' is neither an integer"), ('a=0, ignore=1', '1 class'), ('grasper, left=1', "class 'grasper': give name=value; a comma"),
+@pytest.mark.parametrize('text,says', [('a=0', '1 class'), ('a=0, a=1', "'a' is listed twice"),
+    ('a=0, b=0', 'another class'),
+    ('a=255, b=#FFFFFF', 'another class'), ('a=0, b=1|0', "the value 0 of another class, 'a'"),
+    ('a=0, b=2|2', "another class, 'b'"),
+    ('a=0, b=256', "'b=256': 256 is above 255"), ('a=0, b', "'b'"), ('a=0, =3', 'give name=value'),
+    ('a=0, b=#12345', '#12345'),
+    ('a=0, b=1.5', "'1.5' is neither an integer"), ('a=0, ignore=1', '1 class'),
+    ('grasper, left=1', "class 'grasper': give name=value; a comma"),
     (', '.join(f'c{i}={i}' for i in range(51)), '51 class')])
 def test_text_that_cannot_be(text, says):
     with pytest.raises(InputError, match=says): OwnClasses(text)
@@ -109,10 +113,14 @@ def test_a_table_may_be_saved_in_any_way(tmp_path, text, encoding):
     assert class_text(tmp_path/'c.csv') == 'floor=0, tool=5|9'
 
 @pytest.mark.parametrize('text,says', [('name,value\nfloor,0\n"grasper, left",1\n', "c.csv line 3: the name 'grasper, left' of a class holds a ','"),
-    ('name,value\nfloor,0\ngrasper, left,1\n', "line 3: more columns than its header, '1'"), ('name,value\nfloor,0\na=b,1', "holds a '='"),
-    ('name,value\nfloor,0\ntool,1.5', "line 3, class 'tool': '1.5' is neither an integer"), ('name,value\nfloor,0\n,1', "name '' of a class holds nothing"),
-    ('name,red,green,blue\nfloor,0,0,0\ntool,300,0,0', "line 3, color of 'tool': 300 is above 255"), ('', 'c.csv: columns ;'),
-    ('name,value,value\nfloor,0,1', 'two columns are called value'), ('name,value\nfloor,0\ntool,256', "line 3, class 'tool': 256 is above 255")])
+    ('name,value\nfloor,0\ngrasper, left,1\n', "line 3: more columns than its header, '1'"),
+    ('name,value\nfloor,0\na=b,1', "holds a '='"),
+    ('name,value\nfloor,0\ntool,1.5', "line 3, class 'tool': '1.5' is neither an integer"),
+    ('name,value\nfloor,0\n,1', "name '' of a class holds nothing"),
+    ('name,red,green,blue\nfloor,0,0,0\ntool,300,0,0', "line 3, color of 'tool': 300 is above 255"),
+    ('', 'c.csv: columns ;'),
+    ('name,value,value\nfloor,0,1', 'two columns are called value'),
+    ('name,value\nfloor,0\ntool,256', "line 3, class 'tool': 256 is above 255")])
 def test_a_row_that_cannot_be_is_named_with_its_cause(tmp_path, text, says):
     (tmp_path/'c.csv').write_text(text)
     with pytest.raises(InputError, match=re.escape(says)) as e: class_text(tmp_path/'c.csv')
@@ -159,8 +167,10 @@ def edit(copy, what):
     if what == 'number': (copy/'gray.csv').write_text('name,red,green,blue\nfloor,7,a,3\nbar,90,1,1\n')
     if what == 'taken': (copy/'gray.csv').write_text('name,value\nmask,7\nbar,90\ndisc,180\nbox,255\n')
 
-@pytest.mark.parametrize('what,says', [('no frame', 'masks/anna/00.png: mask without a frame'), ('size', 'masks/anna/00.png: 100x75, its frame 200x150'),
-    ('value', r'masks/anna/00.png: value 91 \(450 pixels\) is in no row of the table'), ('torn frame', 'frames/anna/01.jpg: unreadable'), ('torn mask', 'masks/anna/00.png: unreadable'),
+@pytest.mark.parametrize('what,says', [('no frame', 'masks/anna/00.png: mask without a frame'),
+    ('size', 'masks/anna/00.png: 100x75, its frame 200x150'),
+    ('value', r'masks/anna/00.png: value 91 \(450 pixels\) is in no row of the table'),
+    ('torn frame', 'frames/anna/01.jpg: unreadable'), ('torn mask', 'masks/anna/00.png: unreadable'),
     ('two frames', 'a second file of the name anna/01'), ('flat', '01: which video is it from'),
     ('same value', "gray.csv: class 'disc' has the value 90 of another"),
     ('columns', 'gray.csv: columns class, code; name and value'), ('number', "'a' is neither an integer"),
@@ -171,8 +181,11 @@ def test_bad_folders_are_one_line(copy, what, says):
     assert '\n' not in str(e.value)
 
 def test_lost_folders_are_one_line(home, tmp_path):
-    for call,says in [(lambda: own_table(home/'frames', home/'nosuch', GREY), 'nosuch: no such folder of masks'), (lambda: own_table(home/'nosuch', home/'masks', GREY), 'folder of pictures'),
-        (lambda: own_table(home/'frames', tmp_path, GREY), 'no masks in it'), (lambda: class_text(home/'nosuch.csv'), 'no such table of classes'), (lambda: class_text(home/'frames'), 'no such table of classes')]:
+    for call,says in [(lambda: own_table(home/'frames', home/'nosuch', GREY), 'nosuch: no such folder of masks'),
+        (lambda: own_table(home/'nosuch', home/'masks', GREY), 'folder of pictures'),
+        (lambda: own_table(home/'frames', tmp_path, GREY), 'no masks in it'),
+        (lambda: class_text(home/'nosuch.csv'), 'no such table of classes'),
+        (lambda: class_text(home/'frames'), 'no such table of classes')]:
         with pytest.raises(InputError, match=says) as e: call()
         assert '\n' not in str(e.value)
 
@@ -184,7 +197,9 @@ def test_videos(home, tmp_path):
     assert t.groupby('source').size().to_dict() == dict(x=6, y=9)
     (tmp_path/'short.csv').write_text('name,video\nanna/00,x\n')
     (tmp_path/'hole.csv').write_text((tmp_path/'v.csv').read_text().replace('anna/03,x', 'anna/03,'))
-    for videos,says in ((tmp_path/'short.csv', r'no video for the picture anna/01 \(14 of 15\)'), (tmp_path/'hole.csv', 'no video for the picture anna/03'), (home/'gray.csv', 'no column video'), (tmp_path/'gone.csv', 'no such list of videos'),
+    for videos,says in ((tmp_path/'short.csv', r'no video for the picture anna/01 \(14 of 15\)'),
+        (tmp_path/'hole.csv', 'no video for the picture anna/03'), (home/'gray.csv', 'no column video'),
+        (tmp_path/'gone.csv', 'no such list of videos'),
         ('(op.*)_', r"finds no video in the name anna/00 \(15 of 15\)"), ('(op', 'not a regular expression')):
         with pytest.raises(InputError, match=says): video_names(names, videos)
 
@@ -317,8 +332,10 @@ def test_labels_make_class_only_frames(copy):
     d = cwcl_dls(own_split(t.reset_index(), r, 'berta', 'carla'), r, device='cpu')
     assert set(d.train_ds.table.name) == {f'{o}/0{k}' for o in ('anna', 'berta') for k in range(4)}
     assert d.train_ds.table.labelled.sum() == 2
-    for text,says in (('floor,bar\nanna/02,1,1', 'no column disc'), ('floor,bar,disc,box\ndoris/02,1,1,0,0', r'line 2: no picture doris/02 \(1 of 1 rows\)'),
-        ('floor,bar,disc,box\nanna/02,1,1,0,0\nanna/02,1,0,0,0', 'anna/02 is listed twice'), ('floor,bar,disc,box\nanna/02,1,yes,0,0', 'anna/02 has .*yes')):
+    for text,says in (('floor,bar\nanna/02,1,1', 'no column disc'),
+        ('floor,bar,disc,box\ndoris/02,1,1,0,0', r'line 2: no picture doris/02 \(1 of 1 rows\)'),
+        ('floor,bar,disc,box\nanna/02,1,1,0,0\nanna/02,1,0,0,0', 'anna/02 is listed twice'),
+        ('floor,bar,disc,box\nanna/02,1,yes,0,0', 'anna/02 has .*yes')):
         (copy/'labels.csv').write_text(f'name,{text}\n')
         labels = copy/'labels.csv'
         with pytest.raises(InputError, match=says): own_table(copy/'frames', copy/'masks', GREY, labels=labels)
@@ -339,8 +356,8 @@ def test_ten_lines_train(home, tmp_path):
     again = load_model(save_model(tmp_path/'m.safetensors', learn.model), 'cpu')
     x,mask = learn.dls.test_dl(rows).one_batch()
     assert again.classes.names == ('floor', 'bar', 'disc', 'box') and torch.equal(again(x), learn.model.eval()(x))
-    mask = OwnClasses(text).read(read_png(rows['mask'].iloc[0]))
-    truth = np.asarray(Image.fromarray(mask).resize((100, 75), Image.NEAREST))
+    ids = OwnClasses(text).read(read_png(rows['mask'].iloc[0]))
+    truth = np.asarray(Image.fromarray(ids).resize((100, 75), Image.NEAREST))
     assert (np.asarray(mask[0]) == truth).all()
     segment_images(again, rows.image.iloc[1], tmp_path/'seen', progress=False)
     seen = OwnClasses(text).read(read_png(tmp_path/'seen'/'01_mask.png'))

@@ -15,14 +15,16 @@ LONG = 'grid browser resume byol multitask simclr stages_net train command groun
 threads = torch.get_num_threads()
 
 def pretends():
-    "PyTorch 2.6 for CUDA cannot index on a pretended GPU where there is no driver"
+    "PyTorch 2.6 for CUDA cannot index on a pretended GPU without a driver"
     try:
         with FakeTensorMode(), torch.device('cuda'): torch.ones(2)[torch.arange(2)]
     except RuntimeError: return False
     return True
 
 def pytest_collection_modifyitems(items):
-    def place(o): return LONG.index(name) if (name := o.path.stem.removeprefix('test_')) in LONG else len(LONG)
+    def place(o):
+        name = o.path.stem.removeprefix('test_')
+        return LONG.index(name) if name in LONG else len(LONG)
     items.sort(key=place)
     if pretends(): return
     skip = pytest.mark.skip(reason=f'PyTorch {torch.__version__} cannot pretend a GPU here')
@@ -31,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def own_threads():
-    "Each test begins with the threads that PyTorch began with, whatever the one before has set"
+    "Each test begins with the threads that PyTorch began with, also after one that changed them"
     torch.set_num_threads(threads)
 
 @pytest.fixture(scope='session')

@@ -16,8 +16,8 @@ def exported(nb):
     "Module of a lesson, and the names that its exported cells define"
     code = [source(c) for c in cells(nb) if c['cell_type'] == 'code']
     module = next((m[1] for c in code if (m := re.match(r'#\| default_exp (\S+)', c))), None)
-    names = [o.name for c in code if c.startswith('#| export') for o in ast.parse(c).body if isinstance(o, (ast.FunctionDef, ast.ClassDef))]
-    return module, names
+    made = [o for c in code if c.startswith('#| export') for o in ast.parse(c).body]
+    return module, [o.name for o in made if isinstance(o, (ast.FunctionDef, ast.ClassDef))]
 
 def slug(heading): return re.sub(r'[^\w\- ]', '', heading.strip().lower()).replace(' ', '-')
 
@@ -28,7 +28,8 @@ def anchors(nb):
 
 def shown(nb):
     "The text of a page, and what its cells show"
-    made = [''.join(o['data']['text/markdown']) for c in cells(nb) if c['cell_type'] == 'code' for o in c['outputs'] if 'text/markdown' in o.get('data', {})]
+    outputs = [o.get('data', {}) for c in cells(nb) if c['cell_type'] == 'code' for o in c['outputs']]
+    made = [''.join(o['text/markdown']) for o in outputs if 'text/markdown' in o]
     return '\n'.join([source(c) for c in cells(nb) if c['cell_type'] == 'markdown'] + made)
 
 def links(nb):

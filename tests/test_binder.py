@@ -1,11 +1,13 @@
-"The environment for Binder is the one of settings.ini; badges stand where a repository is known, and nowhere else"
+"The environment for Binder is the one of settings.ini; there are badges if a repository is known, and only then"
 import importlib.metadata, json, os, sys, pytest
 from pathlib import Path
 from binder import badges, binder_files, name_of, open_in, root, settings, user_requirements
 from pages import source
 
 @pytest.mark.parametrize('name,text', binder_files().items())
-def test_files_are_in_step(name, text): assert (root/'binder'/name).read_text('utf-8') == text, 'run python tools/binder.py'
+def test_files_are_in_step(name, text):
+    found = (root/'binder'/name).read_text('utf-8')
+    assert found == text, 'run python tools/binder.py'
 
 def test_every_requirement_is_there_at_one_version():
     lines = binder_files()['requirements.txt'].splitlines()[2:]
@@ -46,7 +48,8 @@ def test_badges_come_and_go():
 @pytest.fixture
 def colab(monkeypatch, tmp_path):
     "Runs the cell: commands given to the shell, and the versions that these change"
-    calls,url = [],'https://github.com/some/kit.git'
+    calls = []
+    url = 'https://github.com/some/kit.git'
     code = source(open_in({'cells': [{}]}, url, 'nbs/a.ipynb')['cells'][2])
     monkeypatch.chdir(tmp_path)
     old = importlib.metadata.version

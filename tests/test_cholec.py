@@ -5,7 +5,8 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from cwcl.core import InputError
 from cwcl.data import cholec, files as data_files
-from cwcl.data.cholec import PROBLEMS, audit, audit_text, cwcl_data, frame_table, phase_at, presence, read_frame, read_phases
+from cwcl.data.cholec import PROBLEMS, audit, audit_text, cwcl_data, frame_table, phase_at, presence, read_frame
+from cwcl.data.cholec import read_phases
 from cwcl.data.files import FACTS, INDEX, frame_facts, list_frames, mask_facts, png_size, read_png, scan
 from cwcl.data.labels import CLASSES, class_set, decode_mask, present_classes, unknown_values
 
@@ -20,7 +21,8 @@ def pair(root, video, start, frame, mask=None, size=SIZE):
         mask = rng.choice(CLASSES.code.to_numpy(np.uint8)[[0, 2, video % 13]], size[::-1])
         mask[[0,-1]] = mask[:,[0,-1]] = 255
     Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(folder/f'frame_{frame}_endo.png')
-    Image.fromarray(np.repeat(mask[...,None], 3, axis=2) if mask.ndim == 2 else mask).save(folder/f'frame_{frame}_endo_watershed_mask.png')
+    if mask.ndim == 2: mask = np.repeat(mask[...,None], 3, axis=2)
+    Image.fromarray(mask).save(folder/f'frame_{frame}_endo_watershed_mask.png')
     for other in 'color_mask','mask': Image.new('RGB', size).save(folder/f'frame_{frame}_endo_{other}.png')
     return folder/f'frame_{frame}_endo.png',folder/f'frame_{frame}_endo_watershed_mask.png'
 
@@ -147,7 +149,8 @@ def test_not_a_png(root, kind):
 
 def test_what_could_not_be_read_is_tried_again(root):
     p = files(root, '_endo.png')[0]
-    whole,stat = p.read_bytes(),p.stat()
+    whole = p.read_bytes()
+    stat = p.stat()
     p.write_bytes(b'?'*len(whole))
     os.utime(p, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(InputError, match='unreadable'): frame_table(root)
@@ -174,7 +177,9 @@ def test_mask_of_another_size(root):
     with pytest.raises(InputError) as e: frame_table(root)
     assert one_line(e).startswith(str(m)) and '12x8, its frame 24x16' in str(e.value) and 'nearest' in str(e.value)
 
-@pytest.mark.parametrize('row,match', [('200\tPreparation\r\n205\tPreparation\r\n', 'line 402: frame 205|frame 200'), ('400\tLunch\r\n', "line 402: unknown phase 'Lunch'")])
+@pytest.mark.parametrize('row,match', [
+    ('200\tPreparation\r\n205\tPreparation\r\n', 'line 402: frame 205|frame 200'),
+    ('400\tLunch\r\n', "line 402: unknown phase 'Lunch'")])
 def test_bad_phase_file(root, row, match):
     p = root/'phase_annotations'/'video01-phase.txt'
     with p.open('a', newline='') as f: f.write(row)
@@ -192,7 +197,8 @@ def test_bad_phases_argument(root):
 @pytest.fixture
 def reads(monkeypatch):
     "The pairs that are really read"
-    seen,real_facts = [],data_files.frame_facts
+    seen = []
+    real_facts = data_files.frame_facts
     def spy(files, root):
         seen.append(files)
         return real_facts(files, root)
@@ -271,7 +277,9 @@ def test_mask_facts_against_literal_counts(seed):
     edge = [(y,x) for y in range(h) for x in range(w) if y in (0, h-1) or x in (0, w-1)]
     assert f['border'] == pytest.approx(sum(a[o] == 255 for o in edge)/len(edge), abs=5e-4)
     assert f['contour'] == sum(a[y,x] == 255 for y in range(1, h-1) for x in range(1, w-1))
-    assert f['zero'] == (a == 0).sum() and f['unknown'] == sum(unknown_values(a).values()) and f['values'] == f'7:{(a == 7).sum()}'
+    assert f['zero'] == (a == 0).sum()
+    assert f['unknown'] == sum(unknown_values(a).values())
+    assert f['values'] == f'7:{(a == 7).sum()}'
     assert [f[c] for c in CLASSES.name] == [(a == k).sum() for k in CLASSES.code]
     assert f['channels'] == 1 and list(f) == FACTS[6:]
 
@@ -280,7 +288,8 @@ def test_many_unknown_values_are_cut_short():
 
 def test_frame_facts_of_a_tiny_pair(tmp_path):
     pair(tmp_path, 1, 0, 0, np.full((1,1), 50, np.uint8), size=(1,1))
-    assert not frame_facts(('video01/video01_00000/frame_0_endo.png', 'video01/video01_00000/frame_0_endo_watershed_mask.png'), tmp_path)['problem']
+    stem = 'video01/video01_00000/frame_0_endo'
+    assert not frame_facts((f'{stem}.png', f'{stem}_watershed_mask.png'), tmp_path)['problem']
 
 # The audit
 
@@ -320,10 +329,12 @@ def test_audit_lists_everything(root):
     assert list(report.columns) == ['file', 'problem', 'value', 'cure']
     rel = lambda p: p.relative_to(root).as_posix()
     got = set(zip(report.file, report.problem))
-    want = {(rel(m[1]), 'mask without its frame'), (rel(f[2]), 'unreadable'), (rel(m[3]), 'unreadable'), (rel(m[4]), 'mask of another size'),
-        (rel(f[5]), 'frame without its mask'), (rel(f[6]), 'another frame size'), (rel(m[0]), 'unknown values'), (rel(m[0]), 'alpha channel'),
-        (rel(m[0]), 'specks'), ('video12-phase.txt', 'phase missing'), (str(root/'phase_annotations'/'video52-phase.txt'), 'phase missing')}
-    clips = {(f'{c[:7]}/{c}', 'clip length') for c in ('video01_00080', 'video01_00160', 'video12_15750', 'video52_00000')}
+    want = {(rel(m[1]), 'mask without its frame'), (rel(f[2]), 'unreadable'), (rel(m[3]), 'unreadable'),
+        (rel(m[4]), 'mask of another size'), (rel(f[5]), 'frame without its mask'), (rel(f[6]), 'another frame size'),
+        (rel(m[0]), 'unknown values'), (rel(m[0]), 'alpha channel'), (rel(m[0]), 'specks'),
+        *((o, 'phase missing') for o in ('video12-phase.txt', str(root/'phase_annotations'/'video52-phase.txt')))}
+    names = 'video01_00080', 'video01_00160', 'video12_15750', 'video52_00000'
+    clips = {(f'{c[:7]}/{c}', 'clip length') for c in names}
     assert got == want | clips
     assert report.attrs['stops'] == 4
     stops = report.problem.map(lambda p: PROBLEMS[p][0]).tolist()
@@ -335,7 +346,9 @@ def test_audit_lists_everything(root):
     s = report.attrs['summary']
     assert (s['videos'], s['clips'], s['frames']) == (3, 4, 12)
     assert {k: s[k] for k in PROBLEMS if k in s} == report.groupby('problem').file.nunique().to_dict()
-    assert [s[k] for k in s if 'border' in k] == [1] and [s[k] for k in s if 'contour' in k] == [1] and [s[k] for k in s if 'unsegmented' in k] == [1]
+    assert [s[k] for k in s if 'border' in k] == [1]
+    assert [s[k] for k in s if 'contour' in k] == [1]
+    assert [s[k] for k in s if 'unsegmented' in k] == [1]
 
 def test_audit_of_whole_clips_finds_nothing(tmp_path):
     for f in range(80): pair(tmp_path, 1, 80, 80+f)
@@ -393,14 +406,17 @@ def copied(root):
     return root/'other'
 
 def test_command_refuses_in_one_line(tmp_path, command):
-    for args,line in ((('audit', tmp_path/'nosuch'), 'no such folder'), (('index', tmp_path), 'give the folder'), (('write', tmp_path/'new', '--size', '12'), "size '12'")):
+    bad = [(('audit', tmp_path/'nosuch'), 'no such folder'), (('index', tmp_path), 'give the folder'),
+        (('write', tmp_path/'new', '--size', '12'), "size '12'")]
+    for args,line in bad:
         code,out,_ = command(*args)
         assert code.startswith('cwcl_data: ') and line in code and len(code.splitlines()) == 1 and not out
     assert not (tmp_path/'new').exists()
     assert command('burn', tmp_path)[0] == 2
 
 def test_command_writes_scenes_that_read(tmp_path, command):
-    code,out,_ = command('write', tmp_path/'scenes', '--frames-per-clip', 1, '--size', '64x36', '--seed', 3, '--workers', 1)
+    options = '--frames-per-clip 1 --size 64x36 --seed 3 --workers 1'.split()
+    code,out,_ = command('write', tmp_path/'scenes', *options)
     assert code == 0 and '17 videos, 101 clips, 101 frames' in out
     t = frame_table(tmp_path/'scenes')
     assert t.liver.all() and len(t) == 101
@@ -411,7 +427,11 @@ def test_installed_command():
     assert done.returncode == 0 and 'Write the embedded data set' in done.stdout and '--frames-per-clip' in done.stdout
 
 def test_names_relied_on():
-    assert cholec.read_phases is read_phases and 'read_phases' in cholec.__all__ and cholec.read_png is read_png and callable(phase_at) and callable(cwcl_data)
+    assert cholec.read_phases is read_phases
+    assert 'read_phases' in cholec.__all__
+    assert cholec.read_png is read_png
+    assert callable(phase_at)
+    assert callable(cwcl_data)
 
 # Real frames
 
@@ -432,9 +452,11 @@ def test_real_pixel_counts(real_copy):
 
 def test_real_table(real, real_copy):
     t = frame_table(real_copy, real/'cholec80'/'phases_1fps')
-    assert t[['video', 'clip', 'frame']].values.tolist() == [['video52', 'video52_00080', 120], ['video55', 'video55_00508', 508]]
+    want = [['video52', 'video52_00080', 120], ['video55', 'video55_00508', 508]]
+    assert t[['video', 'clip', 'frame']].values.tolist() == want
     facts = pd.read_csv(real/'facts'/'cholecseg8k_frames.csv').merge(t[['clip', 'frame']])
-    assert [set(np.flatnonzero(r)) for r in t[CLASSES.name.tolist()].to_numpy()] == [set(map(int, o.split())) for o in facts.classes_present]
+    shown = [set(np.flatnonzero(r)) for r in t[CLASSES.name.tolist()].to_numpy()]
+    assert shown == [set(map(int, o.split())) for o in facts.classes_present]
     assert (t.phase >= 0).all()
     assert (frame_table(real_copy, real/'cholec80'/'phases_1fps', lag=True).phase >= 0).all()
     assert len(list_frames(real_copy)) == 2
@@ -444,6 +466,8 @@ def test_real_audit(real, real_copy):
     assert report.attrs['stops'] == 0
     assert set(report.problem) == {'clip length'}
     s = report.attrs['summary']
-    assert s['liver'] == '2 frames, 30997 pixels' and s['gastrointestinal tract'] == '1 frames, 11180 pixels' and s['blood'] == '0 frames, 0 pixels'
+    assert s['liver'] == '2 frames, 30997 pixels'
+    assert s['gastrointestinal tract'] == '1 frames, 11180 pixels'
+    assert s['blood'] == '0 frames, 0 pixels'
     assert [s[k] for k in s if k.startswith('masks with')] == [0, 0, 0]
     assert set(audit(real_copy).problem) == {'clip length', 'phase missing'}

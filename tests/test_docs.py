@@ -11,28 +11,40 @@ def pages():
     assert p.returncode == 0 and 'warning' not in p.stdout + p.stderr, p.stdout[-2000:] + p.stderr[-2000:]
     return {o.name: o.read_text(encoding='utf-8') for o in (root/'_docs').glob('*.html')}
 
-def test_every_notebook_has_a_page(pages): assert set(pages) == {o.with_suffix('.html').name for o in (root/'nbs').glob('*.ipynb')}
+def test_every_notebook_has_a_page(pages):
+    notebooks = (root/'nbs').glob('*.ipynb')
+    assert set(pages) == {o.with_suffix('.html').name for o in notebooks}
 
 def test_nothing_is_fetched_from_elsewhere(pages):
-    for name,text in pages.items(): assert not re.findall(r'<(?:script|img|iframe)[^>]*src="?(?:https?:)?//|<link[^>]*rel="?stylesheet"?[^>]*href="?(?:https?:)?//', text), name
+    source = r'<(?:script|img|iframe)[^>]*src="?(?:https?:)?//'
+    style = r'<link[^>]*rel="?stylesheet"?[^>]*href="?(?:https?:)?//'
+    for name,text in pages.items(): assert not re.findall(f'{source}|{style}', text), name
 
 def test_formulas_figures_and_signatures_are_there(pages):
     text = pages['23_losses.contrastive.html']
-    assert '<math' in text and r'\frac' not in re.sub(r'(?s)<pre.*?</pre>|<code.*?</code>', '', text) and 'def contrastive_loss(' in re.sub('<[^>]*>', '', text)
-    assert all(len(re.findall('<img', pages[f'{o}.html'])) >= 3 for o in ('20_pairs', '24_losses.segmentation', '26_infer'))
+    assert '<math' in text
+    assert r'\frac' not in re.sub(r'(?s)<pre.*?</pre>|<code.*?</code>', '', text)
+    assert 'def contrastive_loss(' in re.sub('<[^>]*>', '', text)
+    for o in ('20_pairs', '24_losses.segmentation', '26_infer'): assert len(re.findall('<img', pages[f'{o}.html'])) >= 3
     assert 'demo.png' in pages['index.html'] and (root/'_docs'/'images'/'demo.png').exists()
 
 def test_links_of_nbdev_lead_to_numbered_pages():
-    assert page_links('[`positive_mask`](/pairs.html#positive_mask)', '60_x.ipynb') == f'[`positive_mask`]({lessons["pairs"]}#positive_mask)'
-    assert page_links('[`key`](/study.charts.html#key)', '08_data.surface.ipynb') == '`key`' and page_links('[`f`](/gone.html#f)', '60_x.ipynb') == '`f`'
+    link = '[`positive_mask`](/pairs.html#positive_mask)'
+    assert page_links(link, '60_x.ipynb') == f'[`positive_mask`]({lessons["pairs"]}#positive_mask)'
+    assert page_links('[`key`](/study.charts.html#key)', '08_data.surface.ipynb') == '`key`'
+    assert page_links('[`f`](/gone.html#f)', '60_x.ipynb') == '`f`'
 
 def test_code_is_linked_where_the_repository_is_known():
     link = '[source](/blob/main/cwcl/core.py#L20){target="_blank" style="float:right"}\n'
-    assert source_links(link, '') == '' and source_links(link, 'a/b') == '[source](https://github.com/a/b/blob/main/cwcl/core.py#L20)\n'
+    assert source_links(link, '') == ''
+    assert source_links(link, 'a/b') == '[source](https://github.com/a/b/blob/main/cwcl/core.py#L20)\n'
 
 def test_a_notebook_is_mended_all_through():
-    nb = dict(cells=[dict(source=['output-file: core.html\n', 'title: Core\n'], n=1, outputs=[dict(data={'text/markdown': ['[`Recipe`](/core.html#recipe)']})])])
-    assert mended(nb, '00_core.ipynb', '') == dict(cells=[dict(source=['', 'title: Core\n'], n=1, outputs=[dict(data={'text/markdown': ['[`Recipe`](00_core.ipynb#recipe)']})])])
+    def notebook(first, link):
+        outputs = [dict(data={'text/markdown': [f'[`Recipe`]({link})']})]
+        return dict(cells=[dict(source=[first, 'title: Core\n'], n=1, outputs=outputs)])
+    nb = notebook('output-file: core.html\n', '/core.html#recipe')
+    assert mended(nb, '00_core.ipynb', '') == notebook('', '00_core.ipynb#recipe')
 
 def test_formulas_become_mathml():
     one = with_mathml(r'<p><span class="math display">\[a &lt; \frac{1}{2} \tag{7}\]</span> <code>\(x\)</code></p>')

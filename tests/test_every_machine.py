@@ -11,7 +11,7 @@ from cwcl.data.splits import label_budget, split_frames, video_folds
 from cwcl.pairs import label_set_ids
 
 def digest(o):
-    "Sixteen digits that change with any of the whole numbers, truths and texts in a nest"
+    "Sixteen digits that change with any of the integers, truths and texts in a nest"
     return hashlib.sha256(json.dumps(o).encode()).hexdigest()[:16]
 
 @pytest.fixture(scope='module')
@@ -39,7 +39,8 @@ def sets(table): return torch.from_numpy(np.arange(60)[:,None]%9 >> np.arange(8)
 
 def order(table):
     groups = label_groups(*sets(table))
-    return [list(islice(two_streams(range(0, 60, 3), groups, 4, 16, *o), 20)) for o in product((0, 7), ('uniform', 'pk'))]
+    ways = product((0, 7), ('uniform', 'pk'))
+    return [list(islice(two_streams(range(0, 60, 3), groups, 4, 16, *o), 20)) for o in ways]
 
 def positives(table): return label_set_ids(*sets(table)).tolist()
 

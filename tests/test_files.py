@@ -28,13 +28,13 @@ def one_line(f, *args):
     return str(e.value)
 
 def palette(codes):
-    "Codes as a program that saves space writes them: numbered in any order, with a palette of the colours"
+    "Codes as a program that saves space writes them: numbered in any order, with a palette of the colors"
     values = np.unique(codes)[::-1]
     im = Image.fromarray(np.searchsorted(-values.astype(int), -codes.astype(int)).astype(np.uint8))
     im.putpalette(np.repeat(values, 3).tolist())
     return im
 
-MASKS = dict(grey=Image.fromarray, palette=palette, deep=lambda a: Image.fromarray(a.astype(np.uint16)),
+MASKS = dict(gray=Image.fromarray, palette=palette, deep=lambda a: Image.fromarray(a.astype(np.uint16)),
     **{k: lambda a, k=k: Image.fromarray(a).convert(k) for k in ('RGB', 'RGBA', 'LA')})
 
 # Masks
@@ -49,7 +49,7 @@ def test_a_mask_is_the_same_in_every_depth_and_format(tmp_path, kind, ending):
 
 @pytest.mark.parametrize('kind', MASKS)
 def test_training_and_the_score_at_full_size_read_one_mask_alike(tmp_path, kind):
-    "A perfect prediction is perfect, whatever the depth of the mask's file"
+    "A perfect prediction is perfect at every depth of the mask's file"
     eight = class_set(8)
     MASKS[kind](CODES).save(tmp_path/'m.png')
     truth = torch.tensor(load_mask(tmp_path/'m.png', CODES.shape, eight)).long()
@@ -59,7 +59,8 @@ def test_training_and_the_score_at_full_size_read_one_mask_alike(tmp_path, kind)
     assert cm.sum() == (truth != 255).sum() > 0 and cm.sum() == cm.diagonal().sum()
 
 def test_masks_of_one_bit(tmp_path):
-    own,bits = OwnClasses('nothing=0, tool=255'),RNG.random((12, 20)) < .5
+    own = OwnClasses('nothing=0, tool=255')
+    bits = RNG.random((12, 20)) < .5
     Image.fromarray(bits).save(tmp_path/'m.png')
     assert (own.read(read_mask(tmp_path/'m.png')) == bits).all() and Image.open(tmp_path/'m.png').mode == '1'
     assert native_confusion(torch.zeros(2, 12, 20), tmp_path/'m.png', own)[1].sum() == bits.sum()
@@ -84,19 +85,22 @@ def test_masks_that_would_change_their_values_are_refused(tmp_path):
     path.write_bytes(deep_rgb(50))
     assert 'more than 8 bits' in one_line(read_mask, path) and read_image(path).shape == (1, 1, 3)
 
-def chunk(name, content): return struct.pack('>I4s', len(content), name) + content + struct.pack('>I', zlib.crc32(name + content))
+def chunk(name, content):
+    checksum = struct.pack('>I', zlib.crc32(name + content))
+    return struct.pack('>I4s', len(content), name) + content + checksum
 
 def deep_rgb(v):
     "A PNG of one pixel with 16 bits a channel"
-    head,rows = struct.pack('>IIBBBBB', 1, 1, 16, 2, 0, 0, 0),zlib.compress(b'\0' + struct.pack('>HHH', v, v, v))
+    head = struct.pack('>IIBBBBB', 1, 1, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b'\0' + struct.pack('>HHH', v, v, v))
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
 
 # Frames
 
 def test_frames_of_every_kind_show_the_same(tmp_path):
     flat = NOISE[...,:1].repeat(3, -1)
-    grey,rgb = Image.fromarray(flat[...,0]),Image.fromarray(flat)
-    made = dict(rgb=rgb, grey=grey, alpha=rgb.convert('RGBA'), deep=Image.fromarray(flat[...,0].astype(np.uint16)*257))
+    gray,rgb = Image.fromarray(flat[...,0]),Image.fromarray(flat)
+    made = dict(rgb=rgb, gray=gray, alpha=rgb.convert('RGBA'), deep=Image.fromarray(flat[...,0].astype(np.uint16)*257))
     for name,im in made.items():
         im.save(tmp_path/f'{name}.png')
         assert (read_image(tmp_path/f'{name}.png') == flat).all(), name
@@ -108,7 +112,7 @@ def test_frames_of_every_kind_show_the_same(tmp_path):
     Image.new('CMYK', (9, 9), (77, 77, 77, 77)).save(tmp_path/'inks.jpg')
     assert read_image(tmp_path/'inks.jpg').shape == (9, 9, 3)
 
-def test_grey_of_16_bits_is_scaled_and_not_cut(tmp_path):
+def test_gray_of_16_bits_is_scaled_and_not_cut(tmp_path):
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     Image.fromarray(ramp).save(tmp_path/'ramp.png')
     assert abs(load_image(tmp_path/'ramp.png', (256, 256)).mean() - 127.5) < .5
@@ -145,7 +149,8 @@ def test_a_remark_that_cannot_be_read_does_not_matter(tmp_path):
 def test_what_is_wrong_with_a_picture_is_named(tmp_path):
     path = tmp_path/'f.png'
     Image.fromarray(NOISE).save(path)
-    whole,frames = path.read_bytes(),[Image.fromarray(NOISE), Image.fromarray(255 - NOISE)]
+    whole = path.read_bytes()
+    frames = [Image.fromarray(NOISE), Image.fromarray(255 - NOISE)]
     damaged = bytearray(whole)
     damaged[60] ^= 1
     gif,apng,webp,float_ = [io.BytesIO() for _ in range(4)]
@@ -165,14 +170,18 @@ def test_what_is_wrong_with_a_picture_is_named(tmp_path):
     assert 'cannot be opened' in one_line(picture_size, tmp_path)
 
 def test_only_pixels_are_kept():
-    Image.fromarray(NOISE).save(out := io.BytesIO(), 'PNG', dpi=(72, 72))
+    out = io.BytesIO()
+    Image.fromarray(NOISE).save(out, 'PNG', dpi=(72, 72))
     kept = plain_png(out.getvalue())
-    assert len(kept) < len(out.getvalue()) and plain_png(kept) == kept and (np.array(Image.open(io.BytesIO(kept))) == NOISE).all()
+    assert len(kept) < len(out.getvalue())
+    assert plain_png(kept) == kept
+    assert (np.array(Image.open(io.BytesIO(kept))) == NOISE).all()
 
 # Folders
 
 def test_which_files_are_data(tmp_path):
-    for name in ('b/2.PNG', 'b/._2.png', 'a/1.png', 'a/1.jpg', 'b/__MACOSX/1.png', 'a/.ipynb_checkpoints/1.png', 'a/@eaDir/1.png',
+    for name in ('b/2.PNG', 'b/._2.png', 'a/1.png', 'a/1.jpg', 'b/__MACOSX/1.png', 'a/.ipynb_checkpoints/1.png',
+        'a/@eaDir/1.png',
         'elsewhere/3.png', 'a/Thumbs.db'):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/name).touch()
@@ -195,7 +204,8 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
 @pytest.fixture
 def clips(tmp_path):
     "Three clips of two videos, two frames each, in CholecSeg8k's layout"
-    rng,root = np.random.default_rng(1),tmp_path/'clips'
+    rng = np.random.default_rng(1)
+    root = tmp_path/'clips'
     for clip in ('video01_00080', 'video01_00160', 'video52_00000'):
         folder = root/clip[:7]/clip
         folder.mkdir(parents=True)
@@ -209,22 +219,25 @@ def clips(tmp_path):
     return root
 
 def copy(r, of, to): (shutil.copytree if (r/of).is_dir() else shutil.copy)(r/of, r/to)
-def colour_masks(r):
-    colour = Image.new('RGB', (24, 16), (210, 140, 140))
-    for o in (r/'video52').rglob('*watershed_mask.png'): colour.save(o)
+def color_masks(r):
+    color = Image.new('RGB', (24, 16), (210, 140, 140))
+    for o in (r/'video52').rglob('*watershed_mask.png'): color.save(o)
 
 CLIP52,NAME,OTHER = 'video52/video52_00000','a folder of another name','frames of another video'
 FRAME0,MASK0 = f'{CLIP52}/frame_0_endo.png',f'{CLIP52}/frame_0_endo_watershed_mask.png'
-DAMAGE = dict(video=(('video52', 'video52 copy'), 'video52 copy/video52_00000', NAME),
-    clip=(('video01/video01_00080', 'video01/video01_00080 - Copy'), 'video01/video01_00080 - Copy', NAME),
-    astray=((CLIP52, 'video01/video52_00000'), 'video01/video52_00000', NAME), renamed=((CLIP52, 'video53/video53_00000'), CLIP52, OTHER),
-    frame=((FRAME0, 'video01/video01_00080/frame_81_endo.png'), 'video01/video01_00080', OTHER),
-    twice=((FRAME0, f'{CLIP52}/frame_00_endo.png'), FRAME0, 'a second file of a frame'), colour=(None, MASK0, 'mask without a class'))
+DAMAGE = {}
+DAMAGE['video'] = ('video52', 'video52 copy'), 'video52 copy/video52_00000', NAME
+DAMAGE['clip'] = ('video01/video01_00080', 'video01/video01_00080 - Copy'), 'video01/video01_00080 - Copy', NAME
+DAMAGE['astray'] = (CLIP52, 'video01/video52_00000'), 'video01/video52_00000', NAME
+DAMAGE['renamed'] = (CLIP52, 'video53/video53_00000'), CLIP52, OTHER
+DAMAGE['frame'] = (FRAME0, 'video01/video01_00080/frame_81_endo.png'), 'video01/video01_00080', OTHER
+DAMAGE['twice'] = (FRAME0, f'{CLIP52}/frame_00_endo.png'), FRAME0, 'a second file of a frame'
+DAMAGE['color'] = None, MASK0, 'mask without a class'
 
 @pytest.mark.parametrize('damage', DAMAGE)
 def test_copies_and_wrong_masks_stop_and_are_named(clips, damage):
     files,file,problem = DAMAGE[damage]
-    copy(clips, *files) if files else colour_masks(clips)
+    copy(clips, *files) if files else color_masks(clips)
     n = 1 if files else 2
     assert one_line(frame_table, clips).startswith(f'{clips/file}: {problem} (')
     report = audit(clips)
@@ -287,7 +300,8 @@ def test_a_zip_is_as_good_as_the_folder(scenes, tmp_path, cache, prefix):
     for o in ('video17', 'video52', 'phase_annotations'): shutil.copytree(scenes/o, tmp_path/'plain'/o)
     shutil.copy(scenes/'scenes.json', tmp_path/'plain')
     (tmp_path/'data').mkdir()
-    path,want = pack(tmp_path/'plain', tmp_path/'data'/'archive.zip', prefix),frame_table(tmp_path/'plain')
+    path = pack(tmp_path/'plain', tmp_path/'data'/'archive.zip', prefix)
+    want = frame_table(tmp_path/'plain')
     for given in (path, path.parent): assert facts(frame_table(given)).equals(facts(want))
     assert len(list(cache.iterdir())) == 1 and licence_of(path, want) == 'embedded' and (want.phase >= 0).all()
     tables = [t[:9] for t in (want, frame_table(path))]
@@ -321,8 +335,10 @@ def test_zips_that_cannot_be_unpacked_are_one_line(clips, tmp_path, cache, monke
         return path
     cut = made('cut.zip', lambda p: p.write_bytes(p.read_bytes()[:-300]))
     secret,deflate64 = made('secret.zip', marked(6, 1)),made('64.zip', marked(8, 9))
-    for path,says in ((cut, 'cut short or damaged'), (secret, 'asks for a password'), (deflate64, 'unpack it yourself')):
-        assert says in one_line(frame_table, path) and not (cache.exists() and list(cache.iterdir()))
+    bad = (cut, 'cut short or damaged'),(secret, 'asks for a password'),(deflate64, 'unpack it yourself')
+    for path,says in bad:
+        assert says in one_line(frame_table, path)
+        assert not cache.exists() or not list(cache.iterdir())
     for name in ('../../evil.png', '/evil.png', 'C:\\evil.png', 'video01\\..\\..\\evil.png'):
         def slip(path):
             with zipfile.ZipFile(path, 'a') as z: z.writestr(name, b'')
@@ -338,10 +354,13 @@ def test_another_download_is_unpacked_anew(clips, tmp_path, cache):
     first = unpacked(path)
     shutil.rmtree(clips/'video52')
     os.utime(pack(clips, path), (0, 0))
-    assert unpacked(path) != first and frame_table(path).video.unique().tolist() == ['video01'] and len(scan(first)) == 6
+    assert unpacked(path) != first
+    assert frame_table(path).video.unique().tolist() == ['video01']
+    assert len(scan(first)) == 6
 
 def test_two_who_unpack_at_the_same_time_agree(clips, tmp_path, cache, monkeypatch):
-    path,want = pack(clips, tmp_path/'a.zip'),[]
+    path = pack(clips, tmp_path/'a.zip')
+    want = []
     real = folders_module._member
     def meanwhile(z, o):
         monkeypatch.setattr(folders_module, '_member', real)
@@ -374,9 +393,10 @@ class Guess(torch.nn.Module):
     def forward(self, x): return torch.eye(8)[0].view(1, 8, 1, 1).expand(len(x), 8, *x.shape[2:])
 
 def test_scores_of_nothing_are_json(table, dls, blank):
-    "A file of results holds no NaN, which is no JSON"
+    "A file of results holds no NaN, which is not JSON"
     out = evaluate(Guess(), dls, blank(table.part == 'test').query('part == "test"'))
     assert json.loads(json.dumps(out, allow_nan=False)) == out
     means = [out[k] for k in ('mean_iou', 'mean_image_iou', 'mean_surface_dice')]
-    assert [*means, out['native']['mean_iou'], *set(out['class_iou'].values())] == [None]*5 and out['ignored_share'] == 1
+    assert [*means, out['native']['mean_iou'], *set(out['class_iou'].values())] == [None]*5
+    assert out['ignored_share'] == 1
     assert plot_iou(out, Guess.classes.colors).axes[0].get_title() == 'test: mean of nothing'

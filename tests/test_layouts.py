@@ -15,7 +15,8 @@ from cwcl.ready import licence_of
 from cwcl.study.jobs import step_seconds
 from cwcl.train import StepTime, cwcl_train, parse_changes, train_run
 
-NAMES,CLASSES = ('floor', 'bar', 'disc', 'box'),'floor=7, bar=90, disc=180, box=250'
+NAMES = ('floor', 'bar', 'disc', 'box')
+CLASSES = 'floor=7, bar=90, disc=180, box=250'
 COLORS = dict(floor=(0, 0, 0), bar=(0, 255, 0), disc=(0, 255, 255), box=(125, 255, 12))
 PLAIN = dict(frames='plain/frames', masks='plain/masks', classes=CLASSES)
 
@@ -36,7 +37,8 @@ def put(path, array):
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
     "Three videos of four frames in the plain layout"
-    home,rng = tmp_path_factory.mktemp('layouts'),np.random.default_rng(0)
+    home = tmp_path_factory.mktemp('layouts')
+    rng = np.random.default_rng(0)
     for v in '123':
         for k in range(4):
             frame,mask = scene(rng)
@@ -58,13 +60,15 @@ def copy(path, to):
 def runs(layer):
     "Run lengths down the columns"
     flat = np.r_[False, layer.T.ravel(), False]
-    return np.diff(np.r_[0, np.flatnonzero(flat[1:] != flat[:-1]), layer.size]).tolist() if layer.any() else [layer.size]
+    if not layer.any(): return [layer.size]
+    return np.diff(np.r_[0, np.flatnonzero(flat[1:] != flat[:-1]), layer.size]).tolist()
 
 def endovis(home, d):
     for v,k,_,pixels,ids in frames(home):
         for eye in ('left', 'right'): put(d/f'seq_{v}'/f'{eye}_frames'/f'frame{k}.png', pixels)
         put(d/f'seq_{v}'/'labels'/f'frame{k}.png', np.array(list(COLORS.values()), np.uint8)[ids])
-    (d/'labels.json').write_text(json.dumps([dict(name=n, color=c, classid=i) for i,(n,c) in enumerate(COLORS.items())]))
+    classes = [dict(name=n, color=c, classid=i) for i,(n,c) in enumerate(COLORS.items())]
+    (d/'labels.json').write_text(json.dumps(classes))
     return dict(frames=f'{d}/*/left_frames/*.png', masks=f'{d}/*/labels/*.png', classes=f'{d}/labels.json')
 
 def m2caiseg(home, d):
@@ -81,7 +85,9 @@ def m2caiseg(home, d):
 def dsad(home, d):
     for v,k,_,pixels,ids in frames(home):
         put(d/f'0{v}'/f'image{k[1:]}.png', pixels)
-        for i,n in enumerate(NAMES[1:], 1): put(d/f'0{v}'/f'mask{k[1:]}_{n}.png', np.uint8(255*(ids == i)))
+        for i,n in enumerate(NAMES[1:], 1):
+            layer = np.where(ids == i, 255, 0).astype(np.uint8)
+            put(d/f'0{v}'/f'mask{k[1:]}_{n}.png', layer)
     return dict(frames=f'{d}/*/image*.png', masks=f'{d}/*/mask*_{{class}}.png', classes='floor=0, bar=1, disc=2, box=3')
 
 def autolaparo(home, d):
@@ -101,19 +107,22 @@ def endoscapes(home, d):
             if w != v: continue
             copy(path, d/part/f'{v}_{k}.jpg')
             o['images'].append(dict(id=i, file_name=f'{v}_{k}.jpg', height=45, width=60, video_id=int(v)))
-            o['annotations'] += [dict(id=10*i+c, image_id=i, category_id=c, segmentation=dict(counts=runs(ids == c), size=[45, 60]))
-                for c in (1, 2, 3) if (ids == c).any()]
+            for c in (1, 2, 3):
+                if not (ids == c).any(): continue
+                outline = dict(counts=runs(ids == c), size=[45, 60])
+                o['annotations'].append(dict(id=10*i+c, image_id=i, category_id=c, segmentation=outline))
             put(d/'semseg'/f'{v}_{k}.png', ids)
         (d/part/'annotation_coco.json').write_text(json.dumps(o))
     return dict(frames=f'{d}/*_seg/*.jpg', masks=f'{d}/*_seg/annotation_coco.json', videos='([0-9]+)_[0-9]+$')
 
 def semseg(home, d): return endoscapes(home, d) | dict(masks=f'{d}/semseg', classes='floor=0, bar=1, disc=2, box=3')
 
-LAYOUTS = dict(endovis=endovis, m2caiseg=m2caiseg, dsad=dsad, autolaparo=autolaparo, endoscapes=endoscapes, semseg=semseg)
+LAYOUTS = {f.__name__: f for f in (endovis, m2caiseg, dsad, autolaparo, endoscapes, semseg)}
 SMALL = 'height=45,width=60,crop=32,window=32,batch=4,labelled=2,threads=1'
 
 def train(out, options, valid, test, change=SMALL, **kwargs):
-    cwcl_train(**options, valid=valid, test=test, preset='smoke', budget=1., change=change, device='cpu', out=str(out), **kwargs)
+    always = dict(preset='smoke', budget=1., device='cpu')
+    cwcl_train(**options, **always, valid=valid, test=test, change=change, out=str(out), **kwargs)
     return json.loads((out/'metrics.json').read_text())
 
 @pytest.fixture(scope='module')
@@ -124,7 +133,8 @@ def plain(home):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    for o in ('plot_curves', 'plot_iou', 'plot_segmentation', 'save_figure'): monkeypatch.setattr(f'cwcl.train.{o}', lambda *args: None)
+    plots = 'plot_curves', 'plot_iou', 'plot_segmentation', 'save_figure'
+    for o in plots: monkeypatch.setattr(f'cwcl.train.{o}', lambda *args: None)
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_every_layout_trains_as_the_plain_one_does(home, plain, no_figures, tmp_path, layout):
@@ -138,7 +148,7 @@ def test_every_layout_trains_as_the_plain_one_does(home, plain, no_figures, tmp_
     assert set(got['sources'].values()) >= set(names) and got['data'] == 'unknown'
 
 def test_the_run_is_that_of_python_and_is_kept(home, plain, no_figures, tmp_path):
-    "Weights to the bit, card, refusal of a finished run, a training that goes on, remarks by the names of the videos"
+    "Weights to the bit, card, refusal of a finished run, a training that resumes, remarks by the names of the videos"
     here = {k: v if k == 'classes' else str(home/v) for k,v in PLAIN.items()}
     r = recipe('smoke', budget=1., class_set=CLASSES, use_phase=False, **parse_changes(SMALL))
     assert Recipe.from_json((home/'run'/'recipe.json').read_text()) == r
@@ -147,7 +157,8 @@ def test_the_run_is_that_of_python_and_is_kept(home, plain, no_figures, tmp_path
     a,b = (load_model(o/'model.safetensors', 'cpu').state_dict() for o in (home/'run', tmp_path/'p'))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert LICENCES['unknown'] in (home/'run'/'model.md').read_text() and plain['data'] == 'unknown'
-    assert {'floor: learned from 1 alone; 4 test frames show it', 'test on 3'} < set(plain['remarks']) and plain['sources'] == dict(video01='1', video02='2', video03='3')
+    assert {'floor: learned from 1 alone; 4 test frames show it', 'test on 3'} < set(plain['remarks'])
+    assert plain['sources'] == dict(video01='1', video02='2', video03='3')
     with pytest.raises(CliError, match='holds a finished run'): train(home/'run', here | dict(masks='nosuch'), '2', '3')
     assert train(home/'run', here, '2', '3', overwrite=True)['test'] == plain['test']
 
@@ -157,7 +168,8 @@ class Stop(Callback):
     def after_epoch(self): raise KeyboardInterrupt
 
 def test_a_stopped_run_goes_on(home, no_figures, tmp_path, monkeypatch):
-    here,options = {k: v if k == 'classes' else str(home/v) for k,v in PLAIN.items()},dict(change=f'{SMALL},epochs=2')
+    here = {k: v if k == 'classes' else str(home/v) for k,v in PLAIN.items()}
+    options = dict(change=f'{SMALL},epochs=2')
     whole = train(tmp_path/'whole', here, '2', '3', **options)
     with monkeypatch.context() as m:
         m.setattr('cwcl.train.StepTime', lambda: [StepTime(), Stop()][1])
@@ -165,9 +177,12 @@ def test_a_stopped_run_goes_on(home, no_figures, tmp_path, monkeypatch):
     assert (tmp_path/'cut'/'checkpoint'/'last.safetensors').exists()
     assert train(tmp_path/'cut', here, '2', '3', **options)['test'] == whole['test']
 
-@pytest.mark.parametrize('options,says', [(dict(data='d', masks='m'), '--data with --masks'), (dict(masks='m'), '--masks: own data need --frames and --masks'),
-    (dict(valid='a'), 'own data need'), (dict(frames='f', masks='m'), 'which value is which class'), (dict(frames='nosuch', masks='m', classes=CLASSES), 'nosuch: no such folder'),
-    (dict(data='d', change='class_set=a=1, b=2'), 'own classes are given with --classes'), (dict(frames='f', masks='nosuch.json'), 'nosuch.json: no such table of classes')])
+@pytest.mark.parametrize('options,says', [(dict(data='d', masks='m'), '--data with --masks'),
+    (dict(masks='m'), '--masks: own data need --frames and --masks'),
+    (dict(valid='a'), 'own data need'), (dict(frames='f', masks='m'), 'which value is which class'),
+    (dict(frames='nosuch', masks='m', classes=CLASSES), 'nosuch: no such folder'),
+    (dict(data='d', change='class_set=a=1, b=2'), 'own classes are given with --classes'),
+    (dict(frames='f', masks='nosuch.json'), 'nosuch.json: no such table of classes')])
 def test_options_that_do_not_fit_are_one_line(tmp_path, options, says):
     with pytest.raises(CliError, match=says) as e: cwcl_train(**options, preset='smoke', out=str(tmp_path/'run'))
     assert '\n' not in str(e.value) and not (tmp_path/'run').exists()
@@ -184,21 +199,33 @@ def test_what_the_command_asks_for_is_what_is_run(home, tmp_path, monkeypatch):
     (tmp_path/'p.csv').write_text('name,phase\n1/001,cut\n2/001,sew\n')
     (tmp_path/'l.csv').write_text('name,floor,bar,disc,box\n1/000,1,0,1,0\n')
     here = dict(frames=str(tmp_path/'own'/'frames'), masks=str(tmp_path/'own'/'masks'), classes=CLASSES)
-    for more in (dict(phases=str(tmp_path/'p.csv'), labels=str(tmp_path/'l.csv'), fold=1, test='3', budget=1.), dict(videos='(.)/', budget=.5)):
+    lists = dict(phases=str(tmp_path/'p.csv'), labels=str(tmp_path/'l.csv'), fold=1, test='3', budget=1.)
+    for more in (lists, dict(videos='(.)/', budget=.5)):
         with pytest.raises(CliError, match='seen'): cwcl_train(**here, **more, preset='smoke', out=str(tmp_path/'run'))
     (r,t,phases),(r2,t2,_) = asked
-    assert r.use_phase and not r2.use_phase and r.class_set == r2.class_set == CLASSES and phases is None and (r.fold, r2.budget) == (1, .5)
+    assert r.use_phase
+    assert not r2.use_phase
+    assert r.class_set == r2.class_set == CLASSES
+    assert phases is None
+    assert (r.fold, r2.budget) == (1, .5)
     assert t.phase.tolist() == [-1, 0, -1, -1, -1, 1] + [-1]*6 and (t2.phase == -1).all()
-    assert t.loc[0, [*NAMES]].tolist() == [True, False, True, False] and t.loc[0, 'mask'] == '' and not t2.loc[0, [*NAMES]].any()
-    assert set(t.source[t.part == 'test']) == {'3'} and t.source[t.part == 'valid'].nunique() == t2.source[t2.part == 'valid'].nunique() == 1
+    assert t.loc[0, [*NAMES]].tolist() == [True, False, True, False]
+    assert t.loc[0, 'mask'] == ''
+    assert not t2.loc[0, [*NAMES]].any()
+    assert set(t.source[t.part == 'test']) == {'3'}
+    assert t.source[t.part == 'valid'].nunique() == t2.source[t2.part == 'valid'].nunique() == 1
     assert licence_of(t, t[t.video == 'video01']) == 'unknown'
 
 def test_overfitting_own_data(home, no_figures, tmp_path):
-    got = train(tmp_path/'run', {k: v if k == 'classes' else str(home/v) for k,v in PLAIN.items()}, None, None, split='none', epochs=1)
-    assert got['overfit'] and got['test']['confusion'] == got['valid']['confusion'] and got['frames'] == dict(train=12, valid=12)
+    here = {k: v if k == 'classes' else str(home/v) for k,v in PLAIN.items()}
+    got = train(tmp_path/'run', here, None, None, split='none', epochs=1)
+    assert got['overfit']
+    assert got['test']['confusion'] == got['valid']['confusion']
+    assert got['frames'] == dict(train=12, valid=12)
 
 def test_cost_of_own_classes_is_measured():
-    assert step_seconds(recipe('smoke', class_set='a=0, b=1|2', widths=(4, 8), scales=1, crop=16, threads=1), 'cpu', 1)[0] > 0
+    r = recipe('smoke', class_set='a=0, b=1|2', widths=(4, 8), scales=1, crop=16, threads=1)
+    assert step_seconds(r, 'cpu', 1)[0] > 0
 
 def test_codes_of_the_data_set_may_be_merged(scenes):
     "Table 1's classes by a pattern over CholecSeg8k's own folders"
@@ -220,16 +247,23 @@ def coco(home, tmp_path, change):
 def test_polygons_are_filled(home, tmp_path):
     t = coco(home, tmp_path, lambda o: None)
     mask = OwnClasses('background=0, disc=1').read(read_mask(t['mask'].iloc[0]))
-    assert (mask[10:31, 10:31] == 1).all() and mask.sum() == 21*21 and (t['mask'] != '').sum() == 1 and t.disc.sum() == 1
+    assert (mask[10:31, 10:31] == 1).all()
+    assert mask.sum() == 21*21
+    assert (t['mask'] != '').sum() == 1
+    assert t.disc.sum() == 1
 
 def rle(counts, size=(45, 60)): return dict(counts=counts, size=list(size))
-BAD = dict(box=(lambda o: o['annotations'][0].pop('segmentation'), 'annotation 5 has no outline'), name=(lambda o: o['categories'][0].update(id=2), "category 'disc' has the number 2"),
-    other=(lambda o: o['categories'].append(dict(id=9, name='x')), 'write x=9, or ignore=9'), lost=(lambda o: o['images'][0].update(file_name='9.jpg'), 'no picture 9.jpg'),
-    short=(lambda o: o['annotations'][0].update(segmentation=rle([3, 2])), 'runs of 5 pixels'), size=(lambda o: o['images'][0].update(height=40), '60x40, its frame 60x45'),
-    turned=(lambda o: o['annotations'][0].update(segmentation=rle([2700], (60, 45))), 'size .60, 45'),
-    key=(lambda o: o.pop('images'), 'not a file in the COCO format'),
-    odd=(lambda o: o['annotations'][0].update(segmentation=[[1, 2, 3]]), 'not a file in the COCO format'),
-    squeezed=(lambda o: o['annotations'][0].update(segmentation=rle('PPYo0')), r'pip install .cwcl\[coco\]'))
+BAD = {}
+BAD['box'] = lambda o: o['annotations'][0].pop('segmentation'), 'annotation 5 has no outline'
+BAD['name'] = lambda o: o['categories'][0].update(id=2), "category 'disc' has the number 2"
+BAD['other'] = lambda o: o['categories'].append(dict(id=9, name='x')), 'write x=9, or ignore=9'
+BAD['lost'] = lambda o: o['images'][0].update(file_name='9.jpg'), 'no picture 9.jpg'
+BAD['short'] = lambda o: o['annotations'][0].update(segmentation=rle([3, 2])), 'runs of 5 pixels'
+BAD['size'] = lambda o: o['images'][0].update(height=40), '60x40, its frame 60x45'
+BAD['turned'] = lambda o: o['annotations'][0].update(segmentation=rle([2700], (60, 45))), 'size .60, 45'
+BAD['key'] = lambda o: o.pop('images'), 'not a file in the COCO format'
+BAD['odd'] = lambda o: o['annotations'][0].update(segmentation=[[1, 2, 3]]), 'not a file in the COCO format'
+BAD['squeezed'] = lambda o: o['annotations'][0].update(segmentation=rle('PPYo0')), r'pip install .cwcl\[coco\]'
 
 @pytest.mark.parametrize('kind', BAD)
 def test_a_coco_file_that_cannot_be_drawn_is_one_line(home, tmp_path, monkeypatch, kind):
@@ -253,9 +287,11 @@ def test_run_lengths_are_the_literal_loop():
     rng = np.random.default_rng(0)
     for _ in range(20):
         layer = rng.random((7, 5)) < rng.random()
-        counts,now = [0],False
+        counts = [0]
+        now = False
         for v in layer.T.ravel().tolist():
-            if v != now: counts,now = counts + [0],v
+            if v != now: counts.append(0)
+            now = v
             counts[-1] += 1
         assert (outline_mask(dict(counts=counts), (7, 5)) == layer).all()
 
@@ -264,8 +300,9 @@ def test_names_that_leave_a_doubt_are_refused(tmp_path):
         shutil.rmtree(tmp_path/'d', ignore_errors=True)
         for o in names: put(tmp_path/'d'/o, np.zeros((4, 6), np.uint8))
         return tmp_path/'d'
-    cases = {'a/img_1 a/image_1 a/1_gt': 'mask of a/image_1 or of a/img_1', 'a/1 a/1_gt a/1_mask': 'a second mask of a/1',
-        'a/1 b/1 masks/1': 'mask of a/1 or of b/1', 'a/1 a/2': 'no word in a name tells pictures and masks apart',
+    cases = {'a/img_1 a/image_1 a/1_gt': 'mask of a/image_1 or of a/img_1', 'a/1 b/1 masks/1': 'mask of a/1 or of b/1',
+        'a/1 a/1_gt a/1_mask': 'a second mask of a/1', 'a/1 a/2': 'no word in a name tells pictures and masks apart',
         'a/1 a/2_gt': r'a/2_gt.png: mask without a frame \(1 of 1\)', 'a/1 b/masks/1': 'mask without a frame'}
     for names,says in cases.items():
-        with pytest.raises(InputError, match=says): pair_names(d := lay(*(f'{o}.png' for o in names.split())), d)
+        d = lay(*(f'{o}.png' for o in names.split()))
+        with pytest.raises(InputError, match=says): pair_names(d, d)

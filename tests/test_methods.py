@@ -40,8 +40,8 @@ def file(tmp_path):
 
 def test_fifteen_lines_go_through_table_verdicts_and_chart(file, scenes, tmp_path, capsys):
     assert len([o for o in FILE.splitlines() if o]) <= 15
-    cwcl_table(With=str(file), methods='random,center', data=str(scenes), preset='smoke', change='threads=1', folds='0', seeds='0',
-        device='cpu', out=str(tmp_path/'study'), yes=True)
+    small = dict(preset='smoke', change='threads=1', folds='0', seeds='0', device='cpu')
+    cwcl_table(With=str(file), methods='random,center', data=str(scenes), out=str(tmp_path/'study'), yes=True, **small)
     out = capsys.readouterr().out
     assert '| Center loss ' in out and 'Center loss above Random' in out
     runs = read_results(tmp_path/'study')
@@ -69,16 +69,19 @@ def test_a_process_of_a_study_reads_the_file_first(file, tmp_path):
     "In a process of its own, which knows nothing of it"
     code = 'import sys; from cwcl.study.jobs import Worker; from cwcl.core import METHODS; ' \
         'print(Worker([sys.argv[1]])([], sys.argv[2], None), "center" in METHODS)'
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(file), str(tmp_path)], capture_output=True, text=True)
+    command = [sys.executable, '-W', 'ignore', '-c', code, str(file), str(tmp_path)]
+    out = subprocess.run(command, capture_output=True, text=True)
     assert out.stdout.split() == ['[]', 'True'], out.stderr
 
 def test_a_worker_remembers_where_the_file_is(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert Worker(['mine.py']).methods == [str(tmp_path/'mine.py')]
 
-@pytest.mark.parametrize('text, says', [('1/0', 'ZeroDivisionError'), ('x = 1', 'registers no method'), ('def f(:', 'SyntaxError'),
+@pytest.mark.parametrize('text, says', [('1/0', 'ZeroDivisionError'), ('x = 1', 'registers no method'),
+    ('def f(:', 'SyntaxError'),
     ("from cwcl.methods import register_method; register_method('dcl')", 'the kit has one of that name'),
-    ("from cwcl.methods import register_method; register_method('No-name')", 'small letters'), ('import nowhere', 'nowhere')])
+    ("from cwcl.methods import register_method; register_method('No-name')", 'small letters'),
+    ('import nowhere', 'nowhere')])
 def test_a_bad_file_is_one_line(tmp_path, text, says):
     (tmp_path/'bad.py').write_text(text, encoding='utf-8')
     with pytest.raises(InputError, match=says) as e: load_methods(tmp_path/'bad.py')

@@ -47,7 +47,8 @@ def test_every_name_of_a_phase_is_known(write):
     ('0|Preparation\n', 'tabs, semicolons, commas or blanks'),
     ('0\t0\n\0\n', 'plain text'), ('{"annotations": ' + 20_000*'x' + '}', 'plain text')])
 def test_what_could_be_read_in_two_ways_is_refused(write, text, says):
-    with pytest.raises(InputError) as e: read_phases(p := write(text))
+    p = write(text)
+    with pytest.raises(InputError) as e: read_phases(p)
     said = str(e.value)
     assert said.startswith(str(p)) and says in said and len(said.splitlines()) == 1 and len(said) < 600
 
@@ -72,12 +73,14 @@ def test_the_names_in_a_file_of_cholect50_come_before_its_ids(write, box):
 @pytest.mark.parametrize('text,says', [('{"annotations"', 'unreadable'), ('[]', 'no frames with annotations'),
     (triplets({}), 'no frames with annotations'), (triplets({'a': [0]}), 'no frames with annotations'),
     (triplets({0: [0], 4: [1, 2]}), 'frame 4: has the phases 1 and 2'), (triplets({0: [7]}), "unknown phase '7'"),
-    (triplets({0: ['0']}), 'vectors of 15 numbers'), (triplets({}, annotations={'0': [[1, 2]]}), 'vectors of 15 numbers'),
+    (triplets({0: ['0']}), 'vectors of 15 numbers'),
+    (triplets({}, annotations={'0': [[1, 2]]}), 'vectors of 15 numbers'),
     (triplets({}, annotations={'0': 3}), 'vectors of 15 numbers'), (triplets({0: [0]}, fps=30), 'fps is 30'),
     (triplets({0: [0]}, fps='1'), "fps is '1'"), (triplets({0: [-1], 1: []}), 'none of 2 frames has a phase'),
     (triplets({0: [0]}, categories=dict(phase={'0': 'lunch'})), "unknown phase '0'")])
 def test_bad_files_of_cholect50_are_refused(write, text, says):
-    with pytest.raises(InputError) as e: read_phases(p := write(text, 'VID12.json'))
+    p = write(text, 'VID12.json')
+    with pytest.raises(InputError) as e: read_phases(p)
     assert str(e.value).startswith(str(p)) and says in str(e.value) and len(str(e.value).splitlines()) == 1
 
 def test_cholect50_stands_where_phases_stand(write, tmp_path):
@@ -126,7 +129,8 @@ def test_bad_files_name_file_line_value_and_cure(write, text, line, value):
     message = str(e.value)
     assert message.startswith(str(p)) and line in message and value in message
     assert len(message.splitlines()) == 1
-    assert any(o in message for o in ('fetch', 'use an id', 'give a phase file', 'give frame numbers', 'give plain text'))
+    cures = 'fetch', 'use an id', 'give a phase file', 'give frame numbers', 'give plain text'
+    assert any(o in message for o in cures)
 
 def test_no_file(tmp_path):
     with pytest.raises(InputError, match='nosuch.txt: unreadable'): read_phases(tmp_path/'nosuch.txt')
@@ -147,7 +151,8 @@ def test_one_row_is_one_frame(): assert phase_at(pd.Series([3], index=[7]), [6, 
 def test_lag_counts_repeats():
     "Play 25 frames a second with every sixth doubled, and number what is shown"
     for r in pd.read_csv(data_file('lag.csv')).itertuples():
-        true,at = [],r.start_frame
+        true = []
+        at = r.start_frame
         for shown in range(r.start_frame, r.end_frame+1):
             true.append(at)
             repeat = shown >= r.stack_startpoint and (shown-r.stack_startpoint) % 6 == 0
@@ -165,9 +170,11 @@ def test_lag_equals_the_published_frames(real):
     for v,g in f.groupby('video'): assert (cholec80_frame(v, g.frame) == g.actual_cholec80_frame).all(), v
 
 def test_phase_files_finds_by_name(tmp_path):
-    for n in ('video05-phase.txt', 'video12.csv', 'video05-tool.txt', 'notes.txt', 'video7-phase.txt'): (tmp_path/n).write_text('0\t0\n')
+    names = 'video05-phase.txt', 'video12.csv', 'video05-tool.txt', 'notes.txt', 'video7-phase.txt'
+    for n in names: (tmp_path/n).write_text('0\t0\n')
     found = phase_files(tmp_path, ['video05', 'video07', 'video12', 'video52'])
-    assert {v: p.name for v,p in found.items()} == dict(video05='video05-phase.txt', video07='video7-phase.txt', video12='video12.csv')
+    want = dict(video05='video05-phase.txt', video07='video7-phase.txt', video12='video12.csv')
+    assert {v: p.name for v,p in found.items()} == want
 
 def test_phase_files_takes_the_folder_above_and_one_file(tmp_path):
     d = tmp_path/'phase_annotations'
@@ -177,7 +184,7 @@ def test_phase_files_takes_the_folder_above_and_one_file(tmp_path):
     assert phase_files(tmp_path, ['video05']) == {'video05': d/'video05-phase.txt'}
     assert phase_files(d/'video05-phase.txt', ['video05', 'video12']) == {'video05': d/'video05-phase.txt'}
     assert phase_files(tmp_path/'mine.txt', ['video12']) == {'video12': tmp_path/'mine.txt'}
-    with pytest.raises(InputError, match='which of 2 videos'): phase_files(tmp_path/'mine.txt', ['video05', 'video12'])
+    with pytest.raises(InputError, match='for which video'): phase_files(tmp_path/'mine.txt', ['video05', 'video12'])
     with pytest.raises(InputError, match='no such folder'): phase_files(tmp_path/'nosuch', ['video05'])
     (tmp_path/'empty').mkdir()
     with pytest.raises(InputError, match='no videoNN-phase.txt'): phase_files(tmp_path/'empty', ['video05'])
@@ -193,25 +200,31 @@ def test_real_files(real):
     s = read_phases(real/'cholec80'/'phase_annotations'/'video05-phase.txt')
     assert s.index.tolist() == list(range(18)) and set(s) <= {0, 1}
     one = real/'cholec80'/'phases_1fps'
-    for name,n,last in (('video48-phase.txt', 1835, 45850), ('video52-phase.txt', 1967, 49150), ('video55-phase.txt', 1038, 25925), ('video01.csv', 1733, 43300)):
+    rows = [('video48-phase.txt', 1835, 45850), ('video52-phase.txt', 1967, 49150), ('video55-phase.txt', 1038, 25925),
+        ('video01.csv', 1733, 43300)]
+    for name,n,last in rows:
         s = read_phases(one/name)
         assert (len(s), s.index[-1]) == (n, last) and set(s) == set(range(7))
-    with pytest.raises(InputError, match='lacks frame or phase'): read_phases(real/'cholec80'/'tool_annotations'/'video03-tool.txt')
+    tools = real/'cholec80'/'tool_annotations'/'video03-tool.txt'
+    with pytest.raises(InputError, match='lacks frame or phase'): read_phases(tools)
 
 def test_clips_that_straddle_a_transition(real):
     clips = pd.read_csv(data_file('clips.csv')).set_index('clip')
     def phases(clip):
         r = clips.loc[clip]
         return set(frame_phases([r.video]*80, range(r.start, r.end+1), real/'cholec80'/'phases_1fps'))
-    assert {c: len(phases(c)) for c in ('video52_02746', 'video55_00508', 'video52_00080')} == dict(video52_02746=2, video55_00508=2, video52_00080=1)
+    want = dict(video52_02746=2, video55_00508=2, video52_00080=1)
+    assert {c: len(phases(c)) for c in want} == want
 
 def test_the_quick_way_and_the_careful_one_agree(scenes, tmp_path):
     for file in sorted((scenes/'phase_annotations').iterdir())[:3]:
         text = file.read_text()
         other = tmp_path/file.name
         other.write_text(text.replace('\t', ' \t'))
-        assert read_phases(other).equals(read_phases(file)) and read_phases(file).attrs == read_phases(other).attrs
+        quick,careful = read_phases(file),read_phases(other)
+        assert careful.equals(quick) and careful.attrs == quick.attrs
         lines = text.splitlines(keepends=True)
-        for odd,says in ((lines[:9] + lines[10:], 'follows'), (lines[:9] + ['9\tLunch\n'] + lines[10:], 'line 10: unknown phase')):
+        lunch = [*lines[:9], '9\tLunch\n', *lines[10:]]
+        for odd,says in ((lines[:9] + lines[10:], 'follows'), (lunch, 'line 10: unknown phase')):
             other.write_text(''.join(odd))
             with pytest.raises(InputError, match=says): read_phases(other)

@@ -81,7 +81,8 @@ sys.meta_path.insert(0, Absent())
 """
 
 def test_losses_networks_metrics_and_windows_need_torch_and_numpy_alone():
-    back,kept = {v: k for k,v in NAMES.items()},('torch', 'numpy', 'filelock') # The last one is imported by torch
+    back = {v: k for k,v in NAMES.items()}
+    kept = 'torch', 'numpy', 'filelock' # The last one is imported by torch
     code = absent(*(back.get(o, o.replace('-', '_')) for o in KNOWN if o not in kept)) + """
 import json, torch
 from cwcl.core import InputError, recipe
@@ -141,7 +142,8 @@ def test_a_mapped_file_is_closed_before_it_is_renamed(monkeypatch, tmp_path):
     "Windows renames no file that is open"
     import cwcl.core, gc
     from cwcl.data.store import mapped_array
-    move,alive = os.replace,[]
+    move = os.replace
+    alive = []
     def replace(a, b):
         alive.extend(o for o in gc.get_objects() if isinstance(o, np.memmap) and str(o.filename) == str(a))
         move(a, b)

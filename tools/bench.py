@@ -1,4 +1,4 @@
-"How long each part takes on this machine; run by `make bench`."
+"Times each part on this machine; run by `make bench`."
 import tempfile, time
 import numpy as np, pandas as pd, torch
 from pathlib import Path
@@ -11,7 +11,7 @@ from cwcl.multitask import cwcl_learner
 from dataclasses import replace
 
 def measure(f, n=5):
-    "Median seconds of n calls after one that warms up"
+    "Return the median seconds of n calls after one that warms up"
     f()
     took = []
     for _ in range(n):
@@ -22,11 +22,12 @@ def measure(f, n=5):
     return np.median(took)
 
 def step(learn, batch):
-    "One training step outside the loop of the Learner"
+    "Make a training step outside the loop of the Learner"
     x,mask,*labels = batch
     learn.model.train()
     learn.model.n_labelled = len(mask)
-    device,half = x.device.type,learn.model.recipe.precision == 'bf16'
+    device = x.device.type
+    half = learn.model.recipe.precision == 'bf16'
     def run():
         with torch.autocast(device, torch.bfloat16, enabled=half): loss = learn.loss_func(learn.model(x), mask, *labels)
         loss.backward()
@@ -35,8 +36,9 @@ def step(learn, batch):
     return run
 
 def rows(data):
-    "Name and seconds of each part, at the demo's sizes"
-    r,device = recipe('demo'),default_device()
+    "Yield name and seconds of each part, at the demo's sizes"
+    r = recipe('demo')
+    device = default_device()
     set_seed(r.seed, r.threads)
     table = split_frames(frame_table(data), r)
     dls = cwcl_dls(table, r, device=device)
@@ -57,6 +59,7 @@ def rows(data):
 
 if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as tmp:
-        table = pd.DataFrame(rows(write_scenes(Path(tmp)/'scenes', frames_per_clip=2, progress=False)), columns=['part', 'seconds'])
+        data = write_scenes(Path(tmp)/'scenes', frames_per_clip=2, progress=False)
+        table = pd.DataFrame(rows(data), columns=['part', 'seconds'])
     print(f'{torch.get_num_threads()} threads, {default_device()}, torch {torch.__version__}')
     print(table.assign(milliseconds=(table.seconds*1000).round(1)).drop(columns='seconds').to_string(index=False))

@@ -1,11 +1,12 @@
-"Writes binder/, for mybinder.org, and 'Open in' on every page where settings.ini has a `git_url` on GitHub"
+"Writes binder/, for mybinder.org, and 'Open in' on every page if settings.ini has a `git_url` on GitHub"
 import json, re
 from configparser import ConfigParser
 from pathlib import Path
 
 root = Path(__file__).parents[1]
 NOTEBOOK = ('jupyterlab', 'execnb') # Of the development tools, those that a reader of the book needs
-TOOLS = set('execnb jupyterlab fastaistyle smalldocs build wheel voila pytest-xdist'.split()) # Those that are run and not imported
+# Those that are run and not imported
+TOOLS = set('execnb jupyterlab fastaistyle smalldocs build wheel voila pytest-xdist'.split())
 PYTHON = '3.11' # With which constraints.txt was tested
 CPU = 'https://download.pytorch.org/whl/cpu' # Binder has no GPU, and 2 GB of memory
 
@@ -17,25 +18,26 @@ def settings():
 def name_of(requirement): return re.split('[<>=]', requirement)[0].lower().replace('_', '-')
 
 def pins(file='constraints.txt'):
-    "Name to the version that was tested"
+    "Read the tested version of each name"
     lines = (root/file).read_text(encoding='utf-8').splitlines()
     return {name_of(o): o for o in lines if '==' in o}
 
 def user_requirements():
-    "Those of the core and of every extra but the tools"
+    "List the requirements of the core and of every extra but the tools"
     keys = [k for k in settings() if k.endswith('requirements') and k != 'dev_requirements']
     return [o for k in keys for o in settings()[k].split()]
 
 def binder_files():
-    "Name to text: the requirements at their tested versions, Python, and the kit itself"
-    pinned,wanted = pins(),[name_of(o) for o in user_requirements()] + list(NOTEBOOK)
-    lines = [pinned[o] + '+cpu'*(o in ('torch', 'torchvision')) for o in wanted]
+    "Return name to text: the requirements at their tested versions, Python, and the kit itself"
+    pinned = pins()
+    wanted = [name_of(o) for o in user_requirements()] + list(NOTEBOOK)
+    lines = [f'{pinned[o]}+cpu' if o in ('torch', 'torchvision') else pinned[o] for o in wanted]
     return {'requirements.txt': '\n'.join(['# Written by tools/binder.py', f'--extra-index-url {CPU}', *lines]) + '\n',
         'runtime.txt': f'python-{PYTHON}\n',
         'postBuild': '#!/bin/bash\nset -e\npip install --no-cache-dir --no-deps -e .\n'}
 
 def badges(url, page='nbs/index.ipynb'):
-    "Markdown of the two badges for a repository on GitHub; nothing where there is no address"
+    "Return the Markdown of two badges for a repository on GitHub; nothing without an address"
     found = re.fullmatch(r'https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?', url or '')
     if not found: return ''
     colab,mybinder = 'https://colab.research.google.com','https://mybinder.org'
@@ -56,7 +58,7 @@ if 'google.colab' in sys.modules:
     if changed: raise SystemExit(f'Choose Runtime, Restart session, then run again: {{", ".join(changed)}} changed')"""
 
 def open_in(nb, url, page):
-    "`nb` with badges and a cell that installs the kit on Colab, behind its first cell, where there is an address"
+    "Put badges and a cell that installs the kit on Colab behind the first cell of `nb`, if we have an address"
     kept = [c for c in nb['cells'] if not c.get('id', '').startswith('open-in-')]
     if not badges(url): return {**nb, 'cells': kept}
     source = badges(url, page).splitlines(keepends=True)

@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 root = Path(__file__).parents[1]
-# What takes longest begins first, so that no core waits for the last lesson
-SLOW = '42 53a_study 33a_resume 41 50a_study.grid 60_widgets.pairs 34 40 30 01 53 51b_study.jobs 11_data.synth 52'.split()
+# The longest begin first, so that no core waits for the last lesson
+SLOW = '42 53a_study 33a_resume 41 50a_study.grid 60_widgets.pairs 34 40 30 01 53 51b_study 11_data.synth 52'.split()
 # Imported once, by the process that all others are forked from
-PRELOAD = 'torch torchvision pandas matplotlib.pyplot fastai.callback.schedule execnb.shell nbdev.process cwcl.stages'.split()
+PRELOAD = 'torch torchvision pandas matplotlib.pyplot fastai.callback.schedule execnb.shell nbdev.process'.split()
+PRELOAD.append('cwcl.stages')
 
 def lesson_cells(file):
     "The cells that nbdev_test runs: code, but for what waits for a GPU or `make test-slow`"
@@ -22,7 +23,8 @@ def run_lesson(file):
     from cwcl.check import blank, is_solution
     from execnb.shell import CaptureShell
     os.chdir(file.parent)
-    shell,found = CaptureShell(file),[]
+    shell = CaptureShell(file)
+    found = []
     def run(code):
         shell.run(code)
         return shell.exc
@@ -44,8 +46,9 @@ def child(file, out, start_method):
     except BaseException as e: out.send([repr(e)])
 
 def in_own_process(file, context, minutes=60):
-    "(file, seconds, what went wrong) of a lesson that has Python to itself"
-    start,(here,there) = time.perf_counter(),context.Pipe(False)
+    "Run a lesson that has Python to itself; return file, seconds and what went wrong"
+    start = time.perf_counter()
+    here,there = context.Pipe(False)
     p = context.Process(target=child, args=(file, there, multiprocessing.get_start_method()))
     p.start()
     there.close()
@@ -56,12 +59,12 @@ def in_own_process(file, context, minutes=60):
     return file,time.perf_counter() - start,found
 
 def place(file):
-    "Where a lesson stands in the queue"
+    "Return the place of a lesson in the queue"
     return next((i for i,o in enumerate(SLOW) if file.name.startswith(o)), len(SLOW)),file.name
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('--files', default='.', help='a pattern that the name of a lesson shall match')
+    p.add_argument('--files', default='.', help='a pattern that the name of a lesson must match')
     p.add_argument('--book', type=Path, default=root/'nbs', help='folder of the lessons')
     p.add_argument('--workers', type=int, default=2)
     args = p.parse_args()

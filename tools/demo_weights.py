@@ -1,4 +1,4 @@
-"Copies the weights of `make demo` into data/, from where they travel in the wheel: python tools/demo_weights.py [RUN]"
+"Copies the weights of `make demo` into data/, so that they travel in the wheel: python tools/demo_weights.py [RUN]"
 import json, sys
 from pathlib import Path
 from cwcl.checkpoint import find_weights, load_model, save_model
@@ -7,10 +7,11 @@ from cwcl.core import InputError
 home = Path(__file__).parents[1]/'data'
 
 def main(run='runs/demo'):
-    "Load and write again, so that nothing but tensors, recipe and scores comes along"
+    "Load and write again, so that only tensors, recipe and scores come along"
     metrics = json.loads((Path(run)/'metrics.json').read_text(encoding='utf-8'))
     net = load_model(find_weights(run), 'cpu')
-    if (metrics['data'], net.recipe.name) != ('embedded', 'demo'): raise InputError(f'{run}: not of the demo; run make demo')
+    of_the_demo = metrics['data'] == 'embedded' and net.recipe.name == 'demo'
+    if not of_the_demo: raise InputError(f'{run}: not of the demo; run make demo')
     path = save_model(home/'demo.safetensors', net, 'embedded', metrics['test']['class_iou'])
     print(f'{path}: {path.stat().st_size/1e6:.2f} MB, mean IoU {metrics["test"]["mean_iou"]:.3f} on the test videos')
 

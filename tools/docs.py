@@ -1,4 +1,4 @@
-"Builds the site in _docs/: nbdev's pages, their links mended, rendered by smalldocs, which stops at a dead link; formulas need no script."
+"Builds the site in _docs/: nbdev's pages, links mended, rendered by smalldocs, which stops at a dead one; no scripts."
 import html, json, os, re, subprocess, sys
 from pathlib import Path
 from latex2mathml.converter import convert
@@ -8,12 +8,12 @@ root = Path(__file__).parents[1]
 lessons = {o.stem.partition('_')[2]: o.name for o in sorted((root/'nbs').glob('[0-9]*.ipynb'))}
 
 def source_links(text, repo):
-    "The code of a function can be looked up only where the repository is known"
+    "Link the code of a function, or drop the link if the repository is not known"
     to = rf'[source](https://github.com/{repo}/blob/main/\1)\n' if repo else ''
     return re.sub(r'\[source\]\(/blob/main/([^)]+)\)\{[^}]*\}\n', to, text)
 
 def page_links(text, page):
-    "nbdev links a name to a module, a page bears the lesson's number; a plain word that is a name in a later lesson is only a word"
+    "Turn nbdev's links to modules into links to numbered pages; a plain word is not a name of a later lesson"
     def link(m):
         name,module,anchor = m.groups()
         to = lessons.get(module)
@@ -22,17 +22,19 @@ def page_links(text, page):
     return re.sub(r'\[(`[^`\]]+`)\]\(/([\w.]+)\.html#(\w+)\)', link, text)
 
 def mended(o, page, repo):
-    "A notebook, or a part of one, with its links mended"
+    "Mend the links of a notebook, or of a part of one"
     if isinstance(o, dict): return {k: mended(v, page, repo) for k,v in o.items()}
     if isinstance(o, list): return [mended(v, page, repo) for v in o]
     if not isinstance(o, str): return o
     return page_links(source_links(re.sub(r'(?m)^output-file: .*\n', '', o), repo), page)
 
 def with_mathml(text):
-    "A page whose formulas every browser draws by itself, without a script from elsewhere"
+    "Turn formulas into MathML, which every browser draws by itself, without a script from elsewhere"
     def formula(m):
-        tex,tag = re.subn(r'\\tag\{(.*?)\}', '', html.unescape(m[1] or m[2])),re.search(r'\\tag\{(.*?)\}', m[0])
-        return convert(tex[0], display='block' if m[2] else 'inline') + (f'<span class="equation-number">({tag[1]})</span>' if tag else '')
+        tex = re.sub(r'\\tag\{(.*?)\}', '', html.unescape(m[1] or m[2]))
+        tag = re.search(r'\\tag\{(.*?)\}', m[0])
+        number = f'<span class="equation-number">({tag[1]})</span>' if tag else ''
+        return convert(tex, display='block' if m[2] else 'inline') + number
     text = re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?', '', text)
     return re.sub(r'(?s)(?<=>)\\\((.+?)\\\)(?=</span>)|(?<=>)\\\[(.+?)\\\](?=</span>)', formula, text)
 
@@ -43,7 +45,9 @@ def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
         nb = mended(json.loads(file.read_text(encoding='utf-8')), file.name, repo)
         file.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
     code = subprocess.run([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', '_proc']).returncode
-    for file in (root/'_docs').glob('*.html'): file.write_text(with_mathml(file.read_text(encoding='utf-8')), encoding='utf-8')
+    for file in (root/'_docs').glob('*.html'):
+        page = file.read_text(encoding='utf-8')
+        file.write_text(with_mathml(page), encoding='utf-8')
     return code
 
 if __name__ == '__main__': sys.exit(main())

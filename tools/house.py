@@ -1,8 +1,8 @@
-"""Count what makes a page hard to read: long lines, statements that say several things, names that mean two, words of another tongue.
+"""Count what makes a page hard to read: long lines, statements that say several things, names that mean two, odd words.
 
     python tools/house.py [--list] [ROOT]
 
-`--list` names each place. Numbers alone are printed otherwise, one row a count; `ROOT` is a checkout, this one if left out."""
+`--list` names each place. Otherwise each row is a count; `ROOT` is a checkout, this one if left out."""
 import argparse, ast, collections, json, re
 from pathlib import Path
 
@@ -16,36 +16,39 @@ def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
 def source(c): return ''.join(c['source'])
 
 def pieces(root):
-    "Every piece of text that is written by hand: place, kind (`code`, `prose`), text"
+    "Yield every piece of text that is written by hand: place, kind (`code`, `prose`), text"
     for nb in sorted((root/'nbs').glob('*.ipynb')):
-        for i,c in enumerate(cells(nb)): yield f'{nb.name}[{i}]', 'code' if c['cell_type'] == 'code' else 'prose', source(c)
+        for i,c in enumerate(cells(nb)):
+            kind = 'code' if c['cell_type'] == 'code' else 'prose'
+            yield f'{nb.name}[{i}]', kind, source(c)
     for file in sorted([*(root/'tests').rglob('*.py'), *(root/'tools').rglob('*.py')]):
         yield str(file.relative_to(root)), 'code', file.read_text(encoding='utf-8')
 
 def parse(text):
-    "A syntax tree, of a cell with magics too"
+    "Parse a piece of code, also a cell with magics"
     try: return ast.parse(re.sub(r'^(\s*)[%!].*', r'\1pass', text, flags=re.M))
     except SyntaxError: return ast.parse('')
 
 def literal_lines(tree):
-    "Lines of tables of literals: assignments and calls whose every leaf is a constant"
+    "Yield the lines of tables of literals: displays whose every leaf is a constant"
     for node in ast.walk(tree):
         if isinstance(node, (ast.Tuple, ast.List, ast.Dict, ast.Set)) and node.end_lineno > node.lineno:
             leaves = [o for o in ast.walk(node) if isinstance(o, ast.expr) and not list(ast.iter_child_nodes(o))]
             if all(isinstance(o, ast.Constant) for o in leaves): yield from range(node.lineno, node.end_lineno+1)
 
 def kind(node):
-    "Of what sort a value is, as far as its spelling tells"
+    "Return the sort of a value, as far as its spelling tells"
     if isinstance(node, ast.Constant): return type(node.value).__name__
     if isinstance(node, ast.UnaryOp): return kind(node.operand)
     if isinstance(node, ast.Call): return 'call ' + ast.unparse(node.func)
     return type(node).__name__
 
 def pairs(tree):
-    "Tuple assignments `a,b = x,y` whose values differ in kind"
+    "Yield tuple assignments `a,b = x,y` whose values differ in kind"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
-            if len({kind(o) for o in node.value.elts}) > 1: yield node
+        if not isinstance(node, ast.Assign): continue
+        both = isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
+        if both and len({kind(o) for o in node.value.elts}) > 1: yield node
 
 TRUTH = (ast.Compare, ast.BoolOp)
 
@@ -54,43 +57,61 @@ def is_truth(node):
     return isinstance(node, TRUTH) or isinstance(node, ast.Call) and ast.unparse(node.func) == 'bool'
 
 def switches(tree):
-    "Products `x*(a == b)` of Python values: an if in disguise"
+    "Yield products `x*(a == b)` of Python values: an if in disguise"
     for node in ast.walk(tree):
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and (is_truth(node.left) or is_truth(node.right)): yield node
+        product = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)
+        if product and (is_truth(node.left) or is_truth(node.right)): yield node
 
 def public_names(root):
-    "Public names of the library to the modules that define them"
+    "Return the public names of the library, and the modules that define each"
     found = collections.defaultdict(set)
     for file in (root/'cwcl').rglob('*.py'):
         tree = ast.parse(file.read_text(encoding='utf-8'))
         for node in tree.body:
-            names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else \
-                [o.id for t in node.targets for o in ast.walk(t) if isinstance(o, ast.Name)] if isinstance(node, ast.Assign) else []
+            names = []
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names = [node.name]
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            names += [o.id for t in targets for o in ast.walk(t) if isinstance(o, ast.Name)]
             for k in names:
                 if not k.startswith('_'): found[k].add(file.stem)
     return found
 
+def walruses(tree):
+    "Yield calls with a walrus among their arguments"
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call): continue
+        given = [*node.args, *(k.value for k in node.keywords)]
+        if any(isinstance(o, ast.NamedExpr) for o in given): yield node
+
+HABITS = {'tuple assignments of mixed kinds': pairs, 'x*bool': switches, 'walrus in an argument': walruses}
+
+def in_code(text):
+    "Yield (habit, line, text) for the habits of a piece of code"
+    tree = parse(text)
+    data = set(literal_lines(tree))
+    for i,line in enumerate(text.splitlines(), 1):
+        for long in (120, 140):
+            if len(line) > long and i not in data: yield f'lines over {long}',i,line
+    for habit,find in HABITS.items():
+        for node in find(tree): yield habit,node.lineno,ast.unparse(node)
+
+def in_words(text):
+    "Yield (habit, text around it) for the words of a piece of text"
+    for word,pattern in WORDS.items():
+        for m in re.finditer(pattern, text, flags=re.I):
+            around = text[max(0, m.start()-30):m.end()+30]
+            yield f'word: {word}',around.replace('\n', ' ')
+
 def count(root, tell):
-    "Each count of the house, in the order of the table"
+    "Count each habit of the list"
     n = collections.Counter()
     def found(what, place, text=''):
         n[what] += 1
         if tell: print(f'{what}\t{place}\t{text.strip()[:100]}')
     for place,sort,text in pieces(root):
         if sort == 'code':
-            tree = parse(text)
-            data = set(literal_lines(tree))
-            for i,line in enumerate(text.splitlines(), 1):
-                for long in (120, 140):
-                    if len(line) > long and i not in data: found(f'lines over {long}', f'{place}:{i}', line)
-            for node in pairs(tree): found('tuple assignments of mixed kinds', f'{place}:{node.lineno}', ast.unparse(node))
-            for node in switches(tree): found('x*bool', f'{place}:{node.lineno}', ast.unparse(node))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Call):
-                    for o in [*node.args, *(k.value for k in node.keywords)]:
-                        if isinstance(o, ast.NamedExpr): found('walrus in an argument', f'{place}:{node.lineno}', ast.unparse(node))
-        for word,pattern in WORDS.items():
-            for m in re.finditer(pattern, text, flags=re.I): found(f'word: {word}', place, text[max(0, m.start()-30):m.end()+30].replace('\n', ' '))
+            for habit,line,o in in_code(text): found(habit, f'{place}:{line}', o)
+        for habit,o in in_words(text): found(habit, place, o)
     for name,where in public_names(root).items():
         if len(where) > 1: found('public names used twice', name, ', '.join(sorted(where)))
     return n

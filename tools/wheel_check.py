@@ -9,8 +9,9 @@ from cwcl.train import train_run
 from cwcl.video import cwcl_predict
 
 def import_all():
-    "Modules that can be imported, and those that want an extra"
-    names,lacking = [m.name for m in pkgutil.walk_packages(cwcl.__path__, 'cwcl.')],{}
+    "Import every module; return those that can be imported, and those that want an extra"
+    names = [m.name for m in pkgutil.walk_packages(cwcl.__path__, 'cwcl.')]
+    lacking = {}
     for name in names:
         try: importlib.import_module(name)
         except MissingExtra as e: lacking[name] = str(e)
@@ -25,7 +26,8 @@ def main():
         data = write_scenes(Path(tmp)/'scenes', frames_per_clip=1, size=(107, 60), progress=False)
         metrics = train_run(recipe('smoke'), data, out=Path(tmp)/'run')
         assert metrics['steps'] > 0 and metrics['test']['class_iou']
-        home,out = Path(cwcl.__file__).parent,Path(tmp)/'masks'
+        home = Path(cwcl.__file__).parent
+        out = Path(tmp)/'masks'
         assert home in find_weights('demo').parents and find_weights('demo').with_suffix('.md').exists()
         cwcl_predict(str(next(data.glob('video12/*/*_endo.png'))), out=str(out), device='cpu')
         assert len(list(out.iterdir())) == 2

@@ -153,10 +153,10 @@ def test_count_alike_counts_rows():
     rows = list(zip(a.tolist(), b.tolist()))
     assert count_alike(a, b).tolist() == [rows.count(o) for o in rows]
 
-WANT = {8: dict(sets=26, largest=2884, pairs=['82.4','16.3','4.7'], lonely=['22.30','14.83','5.44','1.21'],
-    positives=['3.43','5.49','13.50','45.53']),
-    13: dict(sets=41, largest=1907, pairs=['64.8','26.9','8.0'], lonely=['33.2','23.8','9.9','2.4'],
-    positives=['1.91','3.06','7.51','25.34'])}
+WANT = {8: dict(sets=26, largest=2884, pairs=['82.4','16.3','4.7']),
+    13: dict(sets=41, largest=1907, pairs=['64.8','26.9','8.0'])}
+WANT[8].update(lonely=['22.30','14.83','5.44','1.21'], positives=['3.43','5.49','13.50','45.53'])
+WANT[13].update(lonely=['33.2','23.8','9.9','2.4'], positives=['1.91','3.06','7.51','25.34'])
 
 def written(values, like, factor=1):
     digits = [len(w.split(".")[1]) for w in like]

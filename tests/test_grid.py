@@ -3,7 +3,7 @@ import json, os, re, subprocess, sys, pytest
 from dataclasses import replace
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
-from cwcl.cost import batch_rows, random_batch, step_bytes
+from cwcl.memory import batch_rows, random_batch, step_bytes
 from cwcl.study.grid import TABLE_METHODS, Run, check_runs, do_run, fold_parts, grid, method_recipe, publish
 from cwcl.study.grid import read_result, read_results, run_all
 from cwcl.study.jobs import EpochBar, Worker, estimate, executor, kinds, largest_step, say_estimate, sharing

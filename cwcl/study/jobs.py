@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from tqdm import tqdm
 from ..core import InputError
-from ..cost import batch_rows, run_seconds, say_time, step_bytes, step_seconds
+from ..cost import run_seconds, say_time, step_seconds
+from ..memory import batch_rows, step_bytes
 from ..methods import load_methods
 from .grid import fold_parts, run_all
 from ..tasks import CWCLNet

@@ -25,7 +25,9 @@ def main():
         data = write_scenes(Path(tmp)/'scenes', frames_per_clip=1, size=(107, 60), progress=False)
         metrics = train_run(recipe('smoke'), data, out=Path(tmp)/'run')
         assert metrics['steps'] > 0 and metrics['test']['class_iou']
-        home,out = Path(cwcl.__file__).parent,Path(tmp)/'masks'
+        home = Path(cwcl.__file__).parent
+        out = Path(tmp)/'masks'
+        assert (home/'py.typed').exists(), 'type checkers are not told of annotations'
         assert home in find_weights('demo').parents and find_weights('demo').with_suffix('.md').exists()
         cwcl_predict(str(next(data.glob('video12/*/*_endo.png'))), out=str(out), device='cpu')
         assert len(list(out.iterdir())) == 2

@@ -172,14 +172,14 @@ def verdict_frame():
         numbers = dict(estimate=estimate, low=low, high=high, level=.95, comparisons=n)
         return dict(claim=claim, comparison=str(p), whole=whole, verdict=verdict, reason=reason, **numbers)
     rows = [row('told', PARTS[0], .08, .06, .10, 'holds'), row('told', PARTS[1], .05, .04, .06, 'does not hold'),
-        row('told', PARTS[2], .02, math.nan, math.nan, 'cannot be told', 'missing runs at 10 %'), row('told', 'all 3', math.nan, math.nan, math.nan, 'does not hold', whole=True),
-        row('ratio', TOLD[1].parts[0], .8, .5, math.inf, 'cannot be told', whole=True, n=1)]
+        row('told', PARTS[2], .02, math.nan, math.nan, 'inconclusive', 'missing runs at 10 %'), row('told', 'all 3', math.nan, math.nan, math.nan, 'does not hold', whole=True),
+        row('ratio', TOLD[1].parts[0], .8, .5, math.inf, 'inconclusive', whole=True, n=1)]
     return pd.DataFrame(rows)
 
 def test_gaps_are_those_of_the_frame():
     fig = gap_plot(verdict_frame(), 'told', TOLD)
     ax = fig.axes[0]
-    assert [t.get_text() for t in ax.texts] == ['holds', 'does not hold', 'cannot be told\nmissing runs']
+    assert [t.get_text() for t in ax.texts] == ['holds', 'does not hold', 'inconclusive\nmissing runs']
     assert [t.get_text() for t in ax.get_yticklabels()] == ['DCL − Random\nmean IoU, 5 %', 'DCL − Random\nliver, 5 %', 'cls − Random\nfat, 10 %']
     drawn = {int(l.get_ydata()[0]): l.get_xdata() for l in ax.lines if len(l.get_xdata()) == 2 and l.get_ydata()[0] == l.get_ydata()[1]}
     assert drawn[0] == pytest.approx([.06, .10]) and drawn[1] == pytest.approx([.04, .06])
@@ -195,7 +195,7 @@ def test_an_interval_without_end_is_an_arrow():
     arrows = [l for l in ax.lines if l.get_marker() == '>']
     assert len(arrows) == 1 and arrows[0].get_xdata()[0] == pytest.approx(ax.get_xlim()[1])
     assert ax.get_xscale() == 'log' and not [l for l in ax.lines if l.get_marker() == '<'] and ax.lines[1].get_xdata() == [1, 1]
-    assert ax.get_title() == 'ratio: cannot be told' and ax.get_yticklabels()[0].get_text().startswith('DCL over Random')
+    assert ax.get_title() == 'ratio: inconclusive' and ax.get_yticklabels()[0].get_text().startswith('DCL over Random')
 
 def test_comparisons_without_an_estimate():
     frame = verdict_frame()

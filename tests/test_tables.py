@@ -315,15 +315,33 @@ def test_ablation_by_hand():
     assert (own.difference, own.low, own.high) == pytest.approx((.02, .02 - 4.30265*.01/3**.5, .02 + 4.30265*.01/3**.5), abs=1e-6)
     assert ablation_table(pairs, found, interval=lambda d: (d.min(), d.max())).iloc[1][['low', 'high']].tolist() == pytest.approx([.01, .03])
 
-def test_only_whole_pairs_count():
+def test_the_base_is_the_mean_of_its_seeds_in_the_fold():
+    pairs,found,y = study([.01, .03, .02, .02, .03, .01])
+    mean = y.reshape(3, 2).mean(1)
+    alone = [o for o in pairs if o[0].recipe.seed == 0]
+    got = ablation_pairs(alone, found)
+    assert got.base.tolist() == pytest.approx(mean) and got.bases.tolist() == [2]*3
+    base,own = ablation_table(alone, found).itertuples()
+    assert (base.runs, base.of, own.runs, own.of) == (6, 6, 3, 3) and base.mean == pytest.approx(mean.mean())
+    assert own.difference == pytest.approx((y[::2] + [.01, .02, .03] - mean).mean())
+    for o in alone: found[o[1].key]['step_seconds'] = .6
+    assert ablation_table(alone, found).cost[1] == pytest.approx(.2/.4)
+    del found[alone[0][1].key]
+    assert ablation_pairs(alone, found).bases.tolist() == [1, 2, 2]
+
+def test_only_runs_with_a_base_count():
     pairs,found,y = study([.01]*4 + [.5, .5])
-    del found[pairs[4][0].key], found['table1-dcl+cls-b05-f2-s1'], found['table1-dcl+cls-b05-f0-s0']
+    del found[pairs[4][0].key]
+    for key in ('table1-dcl+cls-b05-f2-s1', 'table1-dcl+cls-b05-f2-s0', 'table1-dcl+cls-b05-f0-s0'): del found[key]
     base,own = ablation_table(pairs, found).itertuples()
-    assert (base.runs, base.of, own.runs, own.of) == (4, 6, 3, 6)
-    assert own.difference == pytest.approx(.01) and own.mean == pytest.approx((y[1] + y[2:4].mean())/2 + .01)
-    assert ablation_pairs(pairs, found).iou.isna().sum() == 1 and ablation_pairs(pairs, found).base.isna().sum() == 2
+    assert (base.runs, base.of, own.runs, own.of) == (3, 6, 4, 6)
+    gain = (np.array([y[:2].mean() - y[1], 0]) + .01).mean()
+    assert own.difference == pytest.approx(gain) and own.mean == pytest.approx(y[:4].mean() + .01)
+    beside = ablation_pairs(pairs, found)
+    assert beside.iou.isna().sum() == 1 and beside.base.isna().sum() == 2 and beside.bases.tolist() == [1, 1, 2, 2, 0, 0]
     one = {k: v for k,v in found.items() if '-f1-' in k}
-    assert math.isnan(ablation_table(pairs, one).low[1]) and ablation_table(pairs, one).difference[1] == pytest.approx(.01)
+    assert math.isnan(ablation_table(pairs, one).low[1])
+    assert ablation_table(pairs, one).difference[1] == pytest.approx(.01)
     assert math.isnan(ablation_table(pairs, one, interval=lambda d: (d.min(), d.max())).low[1])
     assert ablation_markdown(ablation_table(pairs, {})).count('missing') == 2
 

@@ -3,14 +3,16 @@ import math, numpy as np, pandas as pd, pytest
 from dataclasses import replace
 from itertools import product
 from scipy.stats import t as student, ttest_ind_from_stats, ttest_rel
-from cwcl.core import InputError
+from cwcl.core import InputError, data_file
 from cwcl.methods import OURS
 from cwcl.study.claims import CLAIMS, Claim, Part, clips_ahead, parts
-from cwcl.study.measures import (FREQUENT, MEASURES, NAMES, RARE, RATIOS, clip_values, epochs_to, measure_iou, method_name, random_levels, run_table,
-    taken_share)
-from cwcl.study.stats import (RULES, bootstrap_low, compare, detectable, false_holds, fold_means, half_width, interaction, levels, needed_effect, plot_power,
-    simulate, standard_errors)
-from cwcl.study.verdicts import judge, our_interval, published_flags, published_interval, published_table, published_verdicts, verdicts
+from cwcl.study.grid import read_results
+from cwcl.study.measures import FREQUENT, MEASURES, NAMES, RARE, RATIOS
+from cwcl.study.measures import clip_values, epochs_to, measure_iou, method_name, random_levels, run_table, taken_share
+from cwcl.study.stats import RULES, bootstrap_low, compare, detectable, false_holds, fold_means, half_width, interaction
+from cwcl.study.stats import levels, needed_effect, plot_power, run_spread, simulate, standard_errors
+from cwcl.study.verdicts import chance_if_true, judge, on_test_and_valid, our_interval, verdict_table, verdicts
+from cwcl.study.verdicts import published_flags, published_interval, published_table, published_verdicts
 
 METHODS = ('random', 'simclr', 'dcl', 'cls', 'dcl+cls')
 
@@ -262,7 +264,7 @@ def test_judge_asks_whether_every_value_of_the_interval_agrees(kind):
     for l,h in product(np.arange(-.2, .2, .03), repeat=2):
         if l > h: continue
         values = [inside(v) for v in np.linspace(l, h, 400)]
-        want = 'holds' if all(values) else 'cannot be told' if any(values) else 'does not hold'
+        want = 'holds' if all(values) else 'inconclusive' if any(values) else 'does not hold'
         assert judge(part, dict(low=l, high=h), dict(low=l, high=h)) == want or (kind == 'within' and l < -.05 and h > .05)
 
 def test_the_narrow_interval_affirms_and_the_wide_one_denies():
@@ -270,8 +272,8 @@ def test_the_narrow_interval_affirms_and_the_wide_one_denies():
     below = {k: -v for k,v in zip(('high', 'low'), narrow.values())},{k: -v for k,v in zip(('high', 'low'), wide.values())}
     ask = lambda kind, m, pair: judge(Part('liver', 5, 'dcl', 'random', kind, m), *pair)
     assert ask('above', 0, (narrow, wide)) == ask('under', .1, (narrow, wide)) == ask('within', .1, (narrow, wide)) == 'holds'
-    assert ask('above', 0, below) == ask('under', -.1, below) == 'cannot be told'
-    assert ask('within', .005, (narrow, wide)) == ask('within', .005, below) == 'cannot be told'
+    assert ask('above', 0, below) == ask('under', -.1, below) == 'inconclusive'
+    assert ask('within', .005, (narrow, wide)) == ask('within', .005, below) == 'inconclusive'
 
 def study(effect, seed=0, sd=.01, methods=METHODS, **kwargs):
     y = simulate(3, effect=[effect]*3, seed=seed, design=(len(methods), 3, 2))*sd
@@ -288,12 +290,12 @@ def test_verdict_holds_exactly_where_the_simulation_counts_a_hit(seed):
     assert (row.verdict == 'holds') == bool(needed_effect(y)[0] < 0)
     got = compare(frame(y[0], names), 'dcl+cls', 'cls')
     assert (row.estimate, row.low, row.high) == pytest.approx([.01*got[k] for k in ('estimate', 'low', 'high')])
-    assert row.whole and row.level == .95 and row.comparisons == 1
+    assert row.whole and row.level == got['level'] and row.comparisons == 1
 
 def test_every_reason_names_the_two_videos():
     for v in (verdicts(study(8)), verdicts(study(8)[3:]), published_verdicts(), verdicts([])):
         assert v.reason.str.lower().str.contains('on these two test videos').all() and v.reason.str.endswith('.').all()
-        assert set(v.verdict) <= {'holds', 'does not hold', 'cannot be told'}
+        assert set(v.verdict) <= {'holds', 'does not hold', 'inconclusive'}
         assert v[v.whole].claim.tolist() == [o.name for o in CLAIMS]
 
 def test_verdicts_on_large_effects_and_none():
@@ -304,20 +306,123 @@ def test_verdicts_on_large_effects_and_none():
     assert verdicts(study(0, sd=.002), [one(kind='within', margin=.03)]).verdict.tolist() == ['holds']
     assert verdicts(study(9), [one(kind='under')]).verdict.tolist() == ['does not hold']
 
+def ask(*args): return verdicts(*args, rule='pooled')
+
 def test_affirming_and_denying_take_different_intervals():
     claim = Claim('all', 'text', '3', parts('mean IoU', (1, 5, 10), 'dcl+cls', 'random'))
-    every,some = verdicts(study(0), [claim]),verdicts(study(0), [replace(claim, need=1)])
-    assert (every.level == .95).all() and some.level.tolist() == pytest.approx([1-.05/3]*4)
-    assert (some.low[:3] < every.low[:3]).all() and every.comparison.iloc[3] == 'all 3' and some.comparison.iloc[3] == '1 of 3'
-    runs = run_table(study(0), 'mean IoU')
-    width = lambda a: our_interval(runs, claim.parts[0], a)['high'] - our_interval(runs, claim.parts[0], a)['estimate']
-    shift = -width(.05) - .5*(width(.05/3) - width(.05)) - our_interval(runs, claim.parts[0])['estimate']
-    low = study(0)
-    for o in low:
-        if o['recipe']['method'] == 'dcl+cls' and o['recipe']['budget'] == .01: o['test']['class_iou'] = {k: v+shift for k,v in o['test']['class_iou'].items()}
-    rows = verdicts(low, [claim])
-    assert rows.high[0] < 0 and rows.verdict[0] == 'cannot be told' and 'not clear of 0' in rows.reason[0]
-    assert verdicts(low, [replace(claim, parts=claim.parts[:1])]).verdict[0] == 'does not hold'
+    every,some = ask(study(0), [claim]),ask(study(0), [replace(claim, need=1)])
+    assert every.level[:3].tolist() == pytest.approx([.95]*3) and some.level[:3].tolist() == pytest.approx([1-.05/3]*3)
+    assert (some.low[:3] < every.low[:3]).all() and math.isnan(every.level[3])
+    assert every.comparison.iloc[3] == 'all 3' and some.comparison.iloc[3] == '1 of 3'
+
+def test_the_interval_that_decides_is_the_one_shown():
+    "From one that only a denial's wider interval leaves open to one that it denies"
+    claim = Claim('all', 'text', '3', parts('mean IoU', (1, 5, 10), 'dcl+cls', 'random'))
+    plain = our_interval(run_table(study(0), 'mean IoU'), claim.parts[0], .05, 'pooled')
+    half = plain['high'] - plain['estimate']
+    wide = our_interval(run_table(study(0), 'mean IoU'), claim.parts[0], .05/3, 'pooled')
+    wider = wide['high'] - wide['estimate']
+    def shifted(to):
+        runs = study(0)
+        for o in runs:
+            r,test = o['recipe'],o['test']
+            if (r['method'], r['budget']) != ('dcl+cls', .01): continue
+            test['class_iou'] = {k: v + to - plain['estimate'] for k,v in test['class_iou'].items()}
+        return runs
+    between,below = shifted(-(half + wider)/2),shifted(-1.1*wider)
+    row = ask(between, [claim]).iloc[0]
+    assert row.verdict == 'inconclusive' and row.high > 0 and row.level == pytest.approx(1-.05/3)
+    assert 'not clear of 0' in row.reason and '98.3 % interval' in row.reason
+    row = ask(below, [claim]).iloc[0]
+    assert row.verdict == 'does not hold' and row.high < 0 and '98.3 % interval' in row.reason
+    row = ask(between, [replace(claim, parts=claim.parts[:1])]).iloc[0]
+    assert row.verdict == 'does not hold' and row.level == .95
+
+@pytest.mark.parametrize('seed', range(8))
+def test_judged_by_what_is_printed_alone_a_comparison_gets_its_verdict(seed):
+    effect = np.random.default_rng(seed).uniform(-3, 3)
+    v = verdicts(study(effect, seed))
+    for c in CLAIMS:
+        for p in c.parts:
+            o = v[(v.claim == c.name) & (v.comparison == str(p))].iloc[0]
+            low,high = np.log([o.low, o.high]) if p.measure in RATIOS else (o.low, o.high)
+            assert judge(p, dict(low=low, high=high), dict(low=low, high=high)) == o.verdict
+            if not math.isnan(low): assert f'{100*o.level:.3g} % interval' in o.reason
+
+# Chances
+
+def literal_chance(claim, runs, n, seed=0):
+    "Claims judged one drawn study at a time, by `compare`"
+    theirs,(affirm,_) = published_table(),levels(len(claim.parts), claim.needed)
+    names,held = sorted(METHODS),0
+    spread = {p.budget: run_spread(runs[runs.budget == p.budget]) for p in claim.parts}
+    drawn = {b: s*simulate((n,), ratio=0, seed=seed+i) for i,(b,s) in enumerate(spread.items())}
+    for i in range(n):
+        yes = 0
+        for p in claim.parts:
+            y = drawn[p.budget][i].copy()
+            for m in (p.a, p.b): y[names.index(m)] += measure_iou(theirs[m, p.budget].iou, p.measure)
+            got = compare(frame(y, names), p.a, p.b, affirm)
+            yes += judge(p, got, got) == 'holds'
+        held += yes >= claim.needed
+    return held/n
+
+@pytest.mark.parametrize('kind, margin, need', [('above', 0, 3), ('above', .01, 1), ('under', .05, 2), ('within', .06, 1)])
+def test_chance_is_the_share_of_drawn_studies_in_which_the_claim_holds(kind, margin, need):
+    claim = Claim('c', 'text', '3', parts('mean IoU', (1, 5, 10), 'dcl+cls', 'simclr', kind=kind, margin=margin), need)
+    runs = run_table(study(0, sd=.02), 'mean IoU')
+    assert chance_if_true(claim, {'mean IoU': runs}, n=40) == literal_chance(claim, runs, 40)
+
+def test_chances_of_the_claims():
+    v = verdicts(study(0, sd=.02))
+    chance = v[v.whole].set_index('claim').chance
+    assert v.chance[~v.whole].isna().all()
+    assert chance['above Random'] < .03 and chance['above SimCLR'] > .2 and chance[['slower', 'two stages']].isna().all()
+    calm = verdicts(study(0, sd=.001)).query('whole').set_index('claim').chance
+    assert calm['above SimCLR'] == 1 and calm['above Random'] == 0
+    shown = verdict_table(v).set_index('claim')['chance if true']
+    assert shown['slower'] == 'n/a' and shown['above Random'].endswith('%')
+    assert list(verdict_table(published_verdicts())) == ['claim', 'section', 'verdict', 'reason']
+    assert verdicts([]).chance.isna().all() and verdicts(study(0)[1:], [one()]).chance.iloc[0] > .9
+
+def test_spread_of_a_run_is_what_the_simulation_put_there():
+    y = simulate((), ratio=0, design=(5, 200, 2), scale=.03)
+    df = frame(y)
+    assert run_spread(df) == pytest.approx(.03, rel=.05)
+    shared = df.value + df.method.map(dict(zip(METHODS, range(5)))) + 7*df.fold*df.seed
+    assert run_spread(df.assign(value=shared)) == pytest.approx(run_spread(df))
+    assert math.isnan(run_spread(df[df.method == 'dcl'])) and math.isnan(run_spread(df[(df.fold == 0) & (df.seed == 0)]))
+
+# Test and validation
+
+def literal_valid(o):
+    "Mean IoU of a run's validation over the classes in its truth"
+    cm = np.array(o['valid']['confusion'], float)
+    iou = [cm[c,c]/(cm[c].sum() + cm[:,c].sum() - cm[c,c]) for c in range(8) if cm[c].sum()]
+    return sum(iou)/len(iou)
+
+def test_validation_is_scored_over_the_classes_in_its_truth():
+    rng,runs = np.random.default_rng(0),results()
+    for o in runs:
+        cm = rng.integers(1, 99, (8, 8))
+        cm[[5, 6][:1 + o['recipe']['fold'] % 2]] = 0
+        o['valid'] = dict(class_iou=dict.fromkeys(NAMES, 0.), confusion=cm.tolist())
+    df = run_table(runs, 'mean IoU', 'valid')
+    assert df.value.tolist() == pytest.approx(list(map(literal_valid, runs)))
+    assert run_table(runs, 'connective tissue', 'valid').value.isna().all()
+    assert run_table(results(), 'mean IoU', 'valid').value.isna().all()
+    with pytest.raises(InputError, match="part='train': choose test or valid"): run_table(runs, 'mean IoU', 'train')
+    got = on_test_and_valid(runs).set_index(['part', 'budget'])
+    want = compare(df[df.budget == 10], 'dcl+cls', 'random')
+    assert got.loc['valid', 10][['estimate', 'low', 'high']].tolist() == pytest.approx([want[k] for k in ('estimate', 'low', 'high')])
+    want = compare(run_table(runs, 'mean IoU').query('budget == 1'), 'dcl+cls', 'random')
+    assert got.loc['test', 1].estimate == pytest.approx(want['estimate']) and len(got) == 6
+
+def test_the_published_runs_on_both_parts():
+    "The difference on fourteen videos is clear at 10 %, and that on two is not"
+    runs = [o for k,o in read_results(data_file('results')).items() if k.startswith('table1')]
+    got = on_test_and_valid(runs).set_index(['part', 'budget'])[['estimate', 'low', 'high']].round(3)
+    assert got.loc['valid', 10].tolist() == pytest.approx([.040, .021, .059]) and got.loc['test', 10].tolist() == pytest.approx([.007, -.018, .032])
 
 @pytest.mark.parametrize('need', [1, 2, 3])
 def test_whole_is_the_count_of_its_parts(need):
@@ -327,19 +432,19 @@ def test_whole_is_the_count_of_its_parts(need):
         rows = verdicts(results(.5 + y.transpose(1, 0, 2, 3), ('dcl+cls', 'random', 'simclr', 'dcl', 'cls')), [claim])
         said = rows.verdict[:3].tolist()
         assert [s for s,o in zip(said, signs) if o] == [{-9: 'does not hold', 9: 'holds'}[o] for o in signs if o]
-        possible = {sum(o) >= need for o in product(*[{'holds': (1,), 'does not hold': (0,), 'cannot be told': (0, 1)}[s] for s in said])}
-        assert rows.verdict[3] == ('cannot be told' if len(possible) == 2 else 'holds' if True in possible else 'does not hold')
+        possible = {sum(o) >= need for o in product(*[{'holds': (1,), 'does not hold': (0,), 'inconclusive': (0, 1)}[s] for s in said])}
+        assert rows.verdict[3] == ('inconclusive' if len(possible) == 2 else 'holds' if True in possible else 'does not hold')
 
 def test_missing_runs_are_named():
     runs = study(9)
     pd.testing.assert_frame_equal(verdicts({o['key']: o for o in runs}, [one()]), verdicts(runs[::-1], [one()]))
     lack = [o for o in runs if (o['recipe']['method'], o['recipe']['budget'], o['recipe']['fold']) != ('cls', .05, 2)]
     row = verdicts(lack, [one()]).iloc[0]
-    assert row.verdict == 'cannot be told' and 'missing runs at 5 %: cls fold 2 seed 0, 2 seed 1' in row.reason and math.isnan(row.low)
+    assert row.verdict == 'inconclusive' and 'missing runs at 5 %: cls fold 2 seed 0, 2 seed 1' in row.reason and math.isnan(row.low)
     none = [o for o in runs if o['recipe']['method'] != 'cls']
     assert 'cls (all)' in verdicts(none, [one()]).reason[0] and 'dcl+cls (all); cls (all)' in verdicts([], [one()]).reason[0]
     whole = verdicts(study(9), [o for o in CLAIMS if o.name == 'two stages']).iloc[-1]
-    assert whole.verdict == 'cannot be told' and '4 for want of runs' in whole.reason
+    assert whole.verdict == 'inconclusive' and '4 for want of runs' in whole.reason
 
 def test_bystander_without_all_runs_leaves_the_shared_spread():
     runs = study(2)
@@ -359,13 +464,13 @@ def test_the_two_tables_share_neither_spread_nor_seeds():
 @pytest.mark.parametrize('keep, words', [(lambda r: r['seed'] == 0, 'one seed only'), (lambda r: r['fold'] == 1, 'one fold only')])
 def test_one_seed_or_fold_gives_no_interval(keep, words):
     row = verdicts([o for o in study(9) if keep(o['recipe'])], [one()]).iloc[0]
-    assert row.verdict == 'cannot be told' and words in row.reason and math.isnan(row.low) and row.estimate > 0
+    assert row.verdict == 'inconclusive' and words in row.reason and math.isnan(row.low) and row.estimate > 0
 
 def test_absent_class_is_not_zero():
     runs = study(9)
     for o in runs[::4]: o['test']['class_iou'] = {**o['test']['class_iou'], 'grasper': None}
     rows = verdicts(runs, [Claim('g', 'text', '3', parts(('grasper', 'liver'), 5, 'dcl+cls', 'cls'), need=1)])
-    assert rows.verdict[:2].tolist() == ['cannot be told', 'holds'] and 'grasper is not there in' in rows.reason[0]
+    assert rows.verdict[:2].tolist() == ['inconclusive', 'holds'] and 'grasper is not there in' in rows.reason[0]
 
 def test_two_methods_alone_fall_back_to_the_paired_t():
     runs = [o for o in study(3) if o['recipe']['method'] in ('dcl+cls', 'cls')]
@@ -423,7 +528,7 @@ def test_bound_on_a_mean_covers_the_interval_of_the_runs(measure):
 def test_what_the_paper_supports_alone():
     v = published_verdicts()
     whole = v[v.whole].set_index('claim').verdict
-    assert whole['rare: substantial'] == 'does not hold' and (whole.drop('rare: substantial') == 'cannot be told').all()
+    assert whole['rare: substantial'] == 'does not hold' and (whole.drop('rare: substantial') == 'inconclusive').all()
     assert v[v.claim.isin(['slower', 'faster convergence', 'connective tissue told apart'])].reason[lambda o: ~o.str.startswith('Of')].str.contains('is published').all()
     assert (v.clips.isin(['n/a', ''])).all()
 

@@ -14,7 +14,7 @@ from .claims import CLAIMS
 from .measures import RATIOS, method_style
 
 # %% ../../nbs/52b_study.forest.ipynb #e13ce01d
-VERDICTS = {'holds': ('o', '#009E73'), 'does not hold': ('X', '#D55E00'), 'cannot be told': ('o', 'w')}
+VERDICTS = {'holds': ('o', '#009E73'), 'does not hold': ('X', '#D55E00'), 'inconclusive': ('o', 'w')}
 
 def gap_rows(
     frame:pd.DataFrame, # From `verdicts`

@@ -24,7 +24,7 @@ from .claims import claims_of
 from .grid import TABLE_METHODS, check_runs, fold_parts, grid, run_all
 from .jobs import EpochBar, estimate, largest_step, run_jobs, say_estimate, sharing
 from .tables import fold_table, frame_markdown, save_table, table1, table2, table_markdown, table_notes
-from .verdicts import verdicts
+from .verdicts import verdict_table, verdicts
 from ..train import parse_changes, with_field_help, without_phases
 
 # %% ../../nbs/53a_study.command.ipynb #d2b31fa2
@@ -119,8 +119,7 @@ def _say_verdicts(
     methods=(), # Of yours
 )->str: # Markdown
     "Judge each claim of a table, and give the reason"
-    v = verdicts(results, claims_of(table, methods))
-    return frame_markdown(v[v.whole][['claim', 'section', 'verdict', 'reason']])
+    return frame_markdown(verdict_table(verdicts(results, claims_of(table, methods))))
 
 # %% ../../nbs/53a_study.command.ipynb #f807d112
 def _report_table(

@@ -1,7 +1,7 @@
 """Write the results of the study and the lists of lessons into nbs/index.ipynb, and render that page to README.md
 
-Results are computed by the page's own cells from data/results. Lists follow the sections of nbs/_quarto.yml, and have the
-titles and questions of the lessons."""
+Results are computed by the page's own cells from data/results. Lists follow the sections of nbs/_quarto.yml, and have
+the titles and questions of the lessons."""
 import json, nbformat, re
 from pathlib import Path
 from nbconvert import MarkdownExporter
@@ -36,7 +36,8 @@ def lists():
 
 def study_text(nb):
     "What the index says of the study, computed by its hidden cells"
-    found,code = {},{c['id']: ''.join(c['source']) for c in nb['cells']}
+    found = {}
+    code = {c['id']: ''.join(c['source']) for c in nb['cells']}
     for k in ('study-imports', 'study-rows'): exec(code[k], found)
     return found['study_text']()
 

@@ -1,16 +1,14 @@
 "The command behind the tables, as a user meets it"
-import os, re, shutil, subprocess, sys, pytest
-from pathlib import Path
+import re, shutil, pytest
 from fastcore.script import CliError
+from commands import run_command
 from cwcl.core import InputError, data_file, recipe
 from cwcl.study.claims import CLAIMS, claims_of
 from cwcl.study.command import _integers, _wanted_runs, cwcl_table, embedded_frames, kit_results
 
 def command(*args, cwd, timeout=900):
     "Exit code, output, errors"
-    env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    p = subprocess.run([Path(sys.executable).with_name('cwcl_table'), *args], cwd=cwd, capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, env=env, timeout=timeout)
+    p = run_command('cwcl_table', *args, cwd=cwd, timeout=timeout, CUDA_VISIBLE_DEVICES='')
     return p.returncode,p.stdout,p.stderr
 
 def complete(): return len(list(data_file('results').glob('table[12]-*.json'))) == 126
@@ -117,6 +115,8 @@ def test_what_is_done_is_shown_without_a_question(tmp_path, args):
     assert not code and 'written:' in out and 'Start?' not in out and not list(tmp_path.glob('runs/scenes*')), err
     assert ('| Random ' in out) == (args == ('--table', '1'))
 
-def test_an_ablation_counts_the_frames_of_folds_that_are_not_published(tmp_path, scenes):
-    code,out,err = command('--ablate', '--data', str(scenes), '--preset', 'smoke', '--folds', '0,2', cwd=tmp_path)
-    assert code == 1 and '66 runs, 0 of them done' in out and 'say --yes' in err
+def test_an_ablation_counts_the_frames_of_folds_that_are_not_published(tmp_path, scenes, monkeypatch, capsys):
+    monkeypatch.setattr('cwcl.study.jobs.step_seconds', lambda *a: (.1, .1))
+    with pytest.raises(CliError, match='say --yes'):
+        cwcl_table(ablate=True, data=str(scenes), preset='smoke', folds='0,2', device='cpu', out=str(tmp_path/'o'))
+    assert '66 runs, 0 of them done' in capsys.readouterr().out

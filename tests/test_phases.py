@@ -204,3 +204,14 @@ def test_clips_that_straddle_a_transition(real):
         r = clips.loc[clip]
         return set(frame_phases([r.video]*80, range(r.start, r.end+1), real/'cholec80'/'phases_1fps'))
     assert {c: len(phases(c)) for c in ('video52_02746', 'video55_00508', 'video52_00080')} == dict(video52_02746=2, video55_00508=2, video52_00080=1)
+
+def test_the_quick_way_and_the_careful_one_agree(scenes, tmp_path):
+    for file in sorted((scenes/'phase_annotations').iterdir())[:3]:
+        text = file.read_text()
+        other = tmp_path/file.name
+        other.write_text(text.replace('\t', ' \t'))
+        assert read_phases(other).equals(read_phases(file)) and read_phases(file).attrs == read_phases(other).attrs
+        lines = text.splitlines(keepends=True)
+        for odd,says in ((lines[:9] + lines[10:], 'follows'), (lines[:9] + ['9\tLunch\n'] + lines[10:], 'line 10: unknown phase')):
+            other.write_text(''.join(odd))
+            with pytest.raises(InputError, match=says): read_phases(other)

@@ -1,8 +1,7 @@
 "One run and its command: what it leaves behind, what it repeats, and every bad input that a user can give"
-import json, os, pytest, shutil, subprocess, sys, torch
+import json, os, pytest, shutil, torch
 import numpy as np
 from dataclasses import replace
-from pathlib import Path
 from PIL import Image
 from fastcore.script import CliError
 from cwcl.baselines.simclr import simclr_recipe
@@ -13,16 +12,14 @@ from cwcl.data.streams import cwcl_dls
 from cwcl.metrics import mean_iou
 from cwcl.ready import check_phases, run_remarks, split_table
 from cwcl.results import evaluate
+from commands import run_command
 from cwcl.train import cwcl_train, parse_changes, run_key, train_run
 
 FILES = {'recipe.json', 'metrics.json', 'model.safetensors', 'model.md', 'curves.png', 'iou.png', 'segmentation.png'}
 
 def command(*args, cwd=None):
     "Run a console script of this environment as a user does"
-    env = {**os.environ, 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1'}
-    script,*rest = map(str, args)
-    return subprocess.run([Path(sys.executable).with_name(script), *rest], capture_output=True, text=True, cwd=cwd, env=env,
-        timeout=900)
+    return run_command(*args, cwd=cwd)
 
 def one_line(out, *says):
     "The command failed with one line that says these things, and without a traceback"

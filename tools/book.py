@@ -7,19 +7,26 @@ root = Path(__file__).parents[1]
 # What takes longest begins first, so that no core waits for the last lesson
 SLOW = '42 53a_study 33a_resume 41 50a_study.grid 60_widgets.pairs 34 40 30 01 53 51b_study.jobs 11_data.synth 52'.split()
 # Imported once, by the process that all others are forked from
-PRELOAD = 'torch torchvision pandas matplotlib.pyplot fastai.callback.schedule execnb.shell nbdev.test cwcl.stages'.split()
+PRELOAD = 'torch torchvision pandas matplotlib.pyplot fastai.callback.schedule execnb.shell nbdev.process cwcl.stages'.split()
+
+def lesson_cells(file):
+    "The cells that nbdev_test runs: code, but for what waits for a GPU or `make test-slow`"
+    from nbdev.process import NBProcessor
+    def runs(c):
+        d = getattr(c, 'directives_', None) or {}
+        return c.cell_type == 'code' and 'false' not in d.get('eval', ()) and not {'slow', 'cuda'} & d.keys()
+    return [c for c in NBProcessor(file, rm_directives=False, process=True).nb.cells if runs(c)]
 
 def run_lesson(file):
     "Run the cells of a lesson as nbdev_test does, each solution first as a blank; return what went wrong"
     from cwcl.check import blank, is_solution
     from execnb.shell import CaptureShell
-    from nbdev.test import nb_test_cells
     os.chdir(file.parent)
     shell,found = CaptureShell(file),[]
     def run(code):
         shell.run(code)
         return shell.exc
-    cells = list(nb_test_cells(file, skip_flags=['slow', 'cuda']))
+    cells = lesson_cells(file)
     for c,after in zip(cells, cells[1:] + [None]):
         if is_solution(c):
             if run(blank(c.source)) is not None: return found + [f'the blank does not run: {shell.exc!r}\n{c.source}']

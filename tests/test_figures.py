@@ -8,24 +8,28 @@ from cwcl.checkpoint import load_model, save_model
 from cwcl.core import METHODS as REGISTERED, InputError, find_method
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import IGNORE, class_set
+from cwcl.study.charts import budget_curve, chart_runs, class_bars, fold_scores, learning_curves, method_label
+from cwcl.study.charts import published_scores
 from cwcl.study.claims import CLAIMS, Claim, Part
+from cwcl.study.figure1 import alike, choose_frames, figure1, found_pairs, paper_pairs, pick_frames
 from cwcl.study.figure3 import figure3, read_figure3, save_figure3, save_mask, segmentations, weights_of
-from cwcl.study.forest import gap_plot, gap_rows
+from cwcl.study.forest import forest, gap_plot, gap_rows
 from cwcl.study.grid import Run, grid, method_recipe
 from cwcl.study.measures import NAMES, method_style
-from cwcl.study.charts import budget_curve, chart_runs, class_bars, fold_scores, learning_curves, method_label, published_scores
-from cwcl.study.figure1 import alike, choose_frames, figure1, found_pairs, paper_pairs, pick_frames
 from cwcl.study.stats import fold_interval
 from cwcl.tasks import CWCLNet
 
 METHODS = ('random', 'simclr', 'dcl', 'cls', 'dcl+cls')
-FOLD,SEED = (.3, .2, .25),(.01, -.01)
+FOLD = (.3, .2, .25)
+SEED = (.01, -.01)
 
 def invented(method, budget, fold, seed, stage='joint', epochs=4, **kwargs):
     "A run with known numbers: class c at .01c + .02 for each method + its fold and seed"
-    iou = {c: .01*i + .02*list(REGISTERED).index(method) + FOLD[fold] + SEED[seed] for i,c in enumerate(NAMES)}
-    log = [dict(epoch=e, mean_iou=.1*e + FOLD[fold] + SEED[seed]) for e in range(1, epochs+1)]
-    return dict(recipe=dict(method=method, budget=budget, fold=fold, seed=seed, stage=stage), test=dict(class_iou=iou), log=log, **kwargs)
+    place = FOLD[fold] + SEED[seed]
+    iou = {c: .01*i + .02*list(REGISTERED).index(method) + place for i,c in enumerate(NAMES)}
+    log = [dict(epoch=e, mean_iou=.1*e + place) for e in range(1, epochs+1)]
+    recipe = dict(method=method, budget=budget, fold=fold, seed=seed, stage=stage)
+    return dict(recipe=recipe, test=dict(class_iou=iou), log=log, **kwargs)
 
 STUDY = [invented(*o) for o in product(METHODS, (.01, .05, .1), range(3), range(2))]
 TWO = [invented(*o, 'frozen') for o in product(('simclr', 'byol', 'dcl', 'dcl+cls'), (.05,), range(3), range(2))]
@@ -48,7 +52,8 @@ def test_every_method_has_a_look_of_its_own():
     assert method_style('dcl-2stage') is method_style('dcl')
 
 def test_one_chart_holds_one_kind_of_runs():
-    odd = [invented('dcl', .1, 0, 0, key='ablate-dcl-b10-f0-s0-temp=1'), dict(invented('dcl', .1, 0, 0), test=None), invented('dcl', .1, 0, 0, 'pretrain')]
+    one = 'dcl', .1, 0, 0
+    odd = [invented(*one, key='ablate-dcl-b10-f0-s0-temp=1'), dict(invented(*one), test=None), invented(*one, 'pretrain')]
     assert chart_runs(STUDY + odd + TWO) == STUDY and chart_runs(STUDY + odd + TWO, True) == TWO
     assert chart_runs({str(i): o for i,o in enumerate(STUDY)}) == STUDY
 
@@ -71,7 +76,8 @@ def test_runs_without_a_log_are_said():
 @pytest.mark.parametrize('n', [2, 3, 7])
 def test_interval_is_that_of_the_t_test(n):
     x = np.random.default_rng(n).normal(size=n)
-    for alpha in (.05, .2): assert fold_interval(x, alpha) == pytest.approx(tuple(ttest_1samp(x, 0).confidence_interval(1-alpha)))
+    for alpha in (.05, .2):
+        assert fold_interval(x, alpha) == pytest.approx(tuple(ttest_1samp(x, 0).confidence_interval(1-alpha)))
     assert all(math.isnan(o) for o in fold_interval(x[:1]))
 
 def test_fold_scores_are_means_of_seeds():
@@ -82,84 +88,109 @@ def test_fold_scores_are_means_of_seeds():
     assert got['dcl+cls', 10, 'fat', 2] == pytest.approx(.03 + .08 + .25 + .01)
     assert len(df) == 5*3*9*3
 
-# Bars
+# Dots
 
-def bars(fig): return [[p.get_height() for p in c.patches] for c in fig.axes[0].containers]
+HALF = student.ppf(.975, 2)*np.std(FOLD, ddof=1)/3**.5
+MEASURES = ('mean IoU', *NAMES)
 
-def test_bars_are_means_of_folds():
+def dots(ax): return [o for o in ax.lines if o.get_linestyle() == 'None']
+def ends(ax): return [[s[:,o].tolist() for s in c.get_segments()] for c in ax.collections for o in [int(np.ptp(c.get_segments()[0][:,1]) > 0)]]
+def row(j): return [.035 + .02*j + .25] + [.01*i + .02*j + .25 for i in range(8)]
+
+def test_dots_are_means_of_folds():
     fig = class_bars(STUDY, 10)
-    for j,row in enumerate(bars(fig)): assert row == pytest.approx([.035 + .02*j + .25] + [.01*i + .02*j + .25 for i in range(8)])
-    assert fig.axes[0].get_ylim() == (0, 1) and legend(fig) == [*(find_method(m).label for m in METHODS), 'published']
-    assert [c.patches[0].get_hatch() or '' for c in fig.axes[0].containers] == [find_method(m).hatch for m in METHODS]
+    ours,theirs = fig.axes
+    for j,o in enumerate(dots(ours)):
+        assert o.get_xdata() == pytest.approx(row(j)) and o.get_marker() == find_method(METHODS[j]).marker
+    assert ours.get_xlim() == (0, 1) and legend(fig) == [find_method(m).label for m in METHODS]
+    assert [t.get_text() for t in ours.get_yticklabels()] == list(MEASURES)
+    assert [ours.get_title(), theirs.get_title()] == ['these runs', 'the paper']
 
-def test_intervals_of_bars_are_t_intervals_of_three_folds():
+def test_every_method_has_its_place_in_a_row():
+    for ax in class_bars(STUDY, 10).axes:
+        y = np.array([o.get_ydata() for o in dots(ax)])
+        assert (np.diff(y, axis=0) > .1).all() and (abs(y - np.arange(9)) < .5).all()
+
+def test_intervals_are_t_intervals_of_three_folds():
     fig = class_bars(STUDY, 10, published=False)
-    half = student.ppf(.975, 2)*np.std(FOLD, ddof=1)/3**.5
-    ends = {(round(float(np.nanmin(l.get_ydata())), 6), round(float(np.nanmax(l.get_ydata())), 6)) for l in fig.axes[0].lines}
-    assert ends == {(round(m-half, 6), round(m+half, 6)) for j in range(5) for m in [.035 + .02*j + .25] + [.01*i + .02*j + .25 for i in range(8)]}
-    assert '3 folds' in fig.axes[0].get_title() and 'published' not in legend(fig)
+    for j,own in enumerate(ends(fig.axes[0])):
+        assert own == [pytest.approx([m - HALF, m + HALF]) for m in row(j)]
+    assert '3 folds' in fig._suptitle.get_text() and len(fig.axes) == 1
 
-def test_diamonds_stand_on_their_bars():
-    fig = class_bars(STUDY, 5)
-    theirs,marks = published_scores(),[l for l in fig.axes[0].lines if l.get_marker() == 'D']
-    where = {(round(float(l.get_xdata()[0]), 6)): float(l.get_ydata()[0]) for l in marks}
-    for c,m in zip(fig.axes[0].containers, METHODS):
-        for p,measure in zip(c.patches, ('mean IoU', *NAMES)): assert where[round(p.get_x() + p.get_width()/2, 6)] == pytest.approx(theirs[m, 5, measure])
-    assert theirs['dcl+cls', 5, 'connective tissue'] == .336 and theirs['random', 10, 'mean IoU'] == pytest.approx(.4525)
+def test_the_papers_means_have_a_panel_and_no_interval():
+    theirs = class_bars(STUDY, 5).axes[1]
+    for m,o in zip(METHODS, dots(theirs)):
+        assert o.get_xdata() == pytest.approx([published_scores()[m, 5, k] for k in MEASURES])
+    assert not any(len(c.get_segments()) for c in theirs.collections)
+    assert published_scores()['dcl+cls', 5, 'connective tissue'] == .336
+    assert published_scores()['random', 10, 'mean IoU'] == pytest.approx(.4525)
+    full = [invented('random', 1., f, 0) for f in range(3)]
+    assert len(class_bars(full, 100).axes) == 1
 
 def test_what_is_missing_is_left_out_or_said():
     fig = class_bars([o for o in STUDY if o['recipe']['method'] != 'cls'], 10)
-    assert legend(fig) == ['Random', 'SimCLR', 'DCL', 'DCL+cls', 'published'] and 'n/a' not in said(fig)
-    for o in (lost := [invented(*o) for o in product(METHODS, (.1,), range(3), range(2))]):
+    assert legend(fig) == ['Random', 'SimCLR', 'DCL', 'DCL+cls'] and 'n/a' not in said(fig)
+    lost = [invented(*o) for o in product(METHODS, (.1,), range(3), range(2))]
+    for o in lost:
         if o['recipe']['method'] == 'dcl': o['test']['class_iou']['grasper'] = None
     fig = class_bars(lost, 10)
-    assert said(fig).count('n/a') == 1 and len(fig.axes[0].containers) == 5
+    assert said(fig).count('n/a') == 1 and len(dots(fig.axes[0])) == 5
     text = next(t for t in fig.axes[0].texts if t.get_text() == 'n/a')
-    assert text.get_position()[0] == pytest.approx(5)
-    assert 'one fold, so no interval' in class_bars([o for o in STUDY if o['recipe']['fold'] == 0], 10).axes[0].get_title()
+    assert text.get_position()[1] == pytest.approx(5)
+    assert 'one fold, so no interval' in class_bars([o for o in STUDY if o['recipe']['fold'] == 0], 10)._suptitle.get_text()
 
 def test_two_stages_are_a_chart_of_their_own():
     fig = class_bars(STUDY + TWO, 5, two_stage=True)
-    assert legend(fig) == ['SimCLR', 'DCL', 'DCL+cls', 'BYOL', 'published'] and 'two stages' in fig.axes[0].get_title()
-    marks = {round(float(l.get_ydata()[0]), 3) for l in fig.axes[0].lines if l.get_marker() == 'D'}
-    assert .919 not in marks and .916 in marks
+    assert legend(fig) == ['SimCLR', 'DCL', 'DCL+cls', 'BYOL'] and 'two stages' in fig._suptitle.get_text()
+    theirs = published_scores()
+    assert dots(fig.axes[1])[0].get_xdata()[1] == theirs['simclr-2stage', 5, 'black background']
 
 # Lines
 
 def test_curves_and_their_range():
     few = [o for o in STUDY if o['recipe']['budget'] > .01]
     fig = learning_curves(few)
-    assert [ax.get_title() for ax in fig.axes] == ['5 % of masks, runs of a method: 6', '10 % of masks, runs of a method: 6']
-    for line in fig.axes[0].lines: assert line.get_ydata() == pytest.approx([.1*e + .25 for e in range(1, 5)])
+    assert [ax.get_title() for ax in fig.axes[:5]] == [find_method(m).label for m in METHODS] and len(fig.axes) == 10
+    assert [ax.get_ylabel() for ax in fig.axes[::5]] == ['5 % of masks', '10 % of masks']
+    for ax in fig.axes:
+        for line in ax.lines: assert line.get_ydata() == pytest.approx([.1*e + .25 for e in range(1, 5)])
+        assert [t.get_text() for t in ax.texts] == ['6 runs']
     band = fig.axes[0].collections[0].get_paths()[0].vertices
-    assert (band[band[:,0] == 3,1].min(), band[band[:,0] == 3,1].max()) == pytest.approx((.3 + .2 - .01, .3 + .3 + .01))
-    assert 'from the lowest to the highest' in ' '.join(said(fig)) and legend(fig) == [find_method(m).label for m in METHODS]
-    assert len(learning_curves(STUDY, 5).axes) == 1 and len([a for a in learning_curves(STUDY).axes if a.axison]) == 3
+    third = band[band[:,0] == 3,1]
+    assert (third.min(), third.max()) == pytest.approx((.3 + .2 - .01, .3 + .3 + .01))
+    assert 'from the lowest to the highest' in ' '.join(said(fig)) and legend(fig) == ['dotted: mean of Random']
+    assert len(learning_curves(STUDY, 5).axes) == 5
+
+def test_the_dotted_line_is_the_first_methods_mean():
+    higher = [dict(o, log=[dict(e, mean_iou=e['mean_iou'] + .1) for e in o['log']]) if o['recipe']['method'] == 'cls' else o for o in STUDY]
+    own,usual = learning_curves(higher, 5).axes[3].lines
+    assert own.get_ydata() - usual.get_ydata() == pytest.approx([.1]*4) and usual.get_linestyle() == ':'
 
 def test_shorter_logs_and_epochs_without_a_score_are_no_error():
     odd = [dict(STUDY[0], log=STUDY[0]['log'][:2] + [dict(epoch=3, mean_iou=None)])] + STUDY[1:]
-    assert '5 to 6' in learning_curves(odd, 1).axes[0].get_title()
+    assert learning_curves(odd, 1).axes[0].texts[0].get_text() == '5 to 6 runs'
+    some = [o for o in STUDY if (o['recipe']['method'], o['recipe']['budget']) != ('dcl', .1)]
+    assert [ax.axison for ax in learning_curves(some).axes].count(False) == 1
 
 def test_budget_curve():
     fig = budget_curve(STUDY + [invented('dcl+cls', 1., f, 0) for f in range(3)])
-    ax,half = fig.axes[0],student.ppf(.975, 2)*np.std(FOLD, ddof=1)/3**.5
-    assert ax.get_xscale() == 'log' and [t.get_text() for t in ax.get_xticklabels()] == ['1 %', '5 %', '10 %', '100 %']
-    for j,c in enumerate(ax.containers):
-        n,(line,caps,(up,)) = 3 + (j == 4),c.lines
-        assert line.get_ydata()[:3] == pytest.approx([.035 + .02*j + .25]*3) and len(line.get_ydata()) == n
-        assert [s[1,1] - s[0,1] for s in up.get_segments()][:3] == pytest.approx([2*half]*3)
-        assert np.all(abs(np.log(np.array(line.get_xdata(), float)/[1, 5, 10, 100][:n])) < .2)
-        assert line.get_marker() == find_method(METHODS[j]).marker
-    assert len({round(float(c.lines[0].get_xdata()[0]), 4) for c in ax.containers}) == 5
-    thin = [l for l in ax.lines if l.get_linewidth() == .7]
-    assert len(thin) == 5 and {l.get_linestyle() for l in thin} == {'--'} and thin[0].get_ydata() == pytest.approx([published_scores()['random', b, 'mean IoU'] for b in (1, 5, 10)])
-    assert not [l for l in budget_curve(STUDY, published=False).axes[0].lines if l.get_linewidth() == .7]
-    assert len(budget_curve(TWO, two_stage=True).axes[0].containers) == 4
+    ours,theirs = fig.axes
+    assert [[t.get_text() for t in ax.get_xticklabels()] for ax in fig.axes] == [['1 %', '5 %', '10 %', '100 %'], ['1 %', '5 %', '10 %']]
+    for j,(o,own) in enumerate(zip(dots(ours), ends(ours))):
+        mean = .035 + .02*j + .25
+        assert o.get_ydata()[:3] == pytest.approx([mean]*3) and np.isnan(o.get_ydata()[3]) == (j < 4)
+        assert own[:3] == [pytest.approx([mean - HALF, mean + HALF])]*3
+        assert (abs(o.get_xdata() - np.arange(4)) < .5).all() and o.get_marker() == find_method(METHODS[j]).marker
+    assert len({round(float(o.get_xdata()[0]), 4) for o in dots(ours)}) == 5
+    for m,o in zip(METHODS, dots(theirs)):
+        assert o.get_ydata() == pytest.approx([published_scores()[m, b, 'mean IoU'] for b in (1, 5, 10)])
+    assert len(budget_curve(STUDY, published=False).axes) == 1 and 'n/a' not in said(fig)
+    assert len(dots(budget_curve(TWO, two_stage=True).axes[0])) == 4
 
 def test_one_fold_has_points_and_no_interval():
     fig = budget_curve([o for o in STUDY if o['recipe']['fold'] == 1])
-    assert 'one fold' in fig.axes[0].get_title()
-    for c in fig.axes[0].containers: assert [s[1,1] - s[0,1] for s in c.lines[2][0].get_segments()] == pytest.approx([0]*3)
+    assert 'one fold' in fig._suptitle.get_text()
+    assert not any(len(c.get_segments()) for c in fig.axes[0].collections)
 
 # Gaps
 
@@ -168,20 +199,24 @@ TOLD = (Claim('told', 'invented', '0', PARTS), Claim('ratio', 'invented', '0', (
 
 def verdict_frame():
     "Rows as `verdicts` gives them, with numbers made up"
-    def row(claim, p, estimate, low, high, verdict, reason='', whole=False, n=3):
-        numbers = dict(estimate=estimate, low=low, high=high, level=.95, comparisons=n)
+    def row(claim, p, ends, verdict, reason='', whole=False, n=3):
+        numbers = dict(zip(('estimate', 'low', 'high'), ends), level=.95 if ends[1] == ends[1] else math.nan, comparisons=n)
         return dict(claim=claim, comparison=str(p), whole=whole, verdict=verdict, reason=reason, **numbers)
-    rows = [row('told', PARTS[0], .08, .06, .10, 'holds'), row('told', PARTS[1], .05, .04, .06, 'does not hold'),
-        row('told', PARTS[2], .02, math.nan, math.nan, 'inconclusive', 'missing runs at 10 %'), row('told', 'all 3', math.nan, math.nan, math.nan, 'does not hold', whole=True),
-        row('ratio', TOLD[1].parts[0], .8, .5, math.inf, 'inconclusive', whole=True, n=1)]
+    none = math.nan,math.nan
+    rows = [row('told', PARTS[0], (.08, .06, .10), 'holds'), row('told', PARTS[1], (.05, .04, .06), 'does not hold'),
+        row('told', PARTS[2], (.02, *none), 'inconclusive', 'missing runs at 10 %'),
+        row('told', 'all 3', (math.nan, *none), 'does not hold', whole=True),
+        row('ratio', TOLD[1].parts[0], (.8, .5, math.inf), 'inconclusive', whole=True, n=1)]
     return pd.DataFrame(rows)
 
 def test_gaps_are_those_of_the_frame():
     fig = gap_plot(verdict_frame(), 'told', TOLD)
     ax = fig.axes[0]
     assert [t.get_text() for t in ax.texts] == ['holds', 'does not hold', 'inconclusive\nmissing runs']
-    assert [t.get_text() for t in ax.get_yticklabels()] == ['DCL − Random\nmean IoU, 5 %', 'DCL − Random\nliver, 5 %', 'cls − Random\nfat, 10 %']
-    drawn = {int(l.get_ydata()[0]): l.get_xdata() for l in ax.lines if len(l.get_xdata()) == 2 and l.get_ydata()[0] == l.get_ydata()[1]}
+    names = ['DCL − Random\nmean IoU, 5 %', 'DCL − Random\nliver, 5 %', 'cls − Random\nfat, 10 %']
+    assert [t.get_text() for t in ax.get_yticklabels()] == names
+    flat = [l for l in ax.lines if len(l.get_xdata()) == 2 and l.get_ydata()[0] == l.get_ydata()[1]]
+    drawn = {int(l.get_ydata()[0]): l.get_xdata() for l in flat}
     assert drawn[0] == pytest.approx([.06, .10]) and drawn[1] == pytest.approx([.04, .06])
     dots = [(l.get_marker(), float(l.get_xdata()[0])) for l in ax.lines if l.get_markersize() == 8]
     assert dots == [('o', .08), ('X', .05), ('o', .02)]
@@ -190,11 +225,33 @@ def test_gaps_are_those_of_the_frame():
     assert edges == [[.05], [-.03, .03], []]
     assert ax.get_title() == 'told: does not hold (all 3 must hold)' and '95 % interval; dotted: the margin' in ax.get_xlabel()
 
+def test_each_row_says_its_level_where_they_differ():
+    frame = verdict_frame()
+    frame.loc[1, 'level'] = 1 - .05/3
+    ax = gap_plot(frame, 'told', TOLD).axes[0]
+    words = ['holds\n95 % interval', 'does not hold\n98.3 % interval', 'inconclusive\nmissing runs']
+    assert [t.get_text() for t in ax.texts] == words and 'intervals of 95 to 98.3 %' in ax.get_xlabel()
+
+def test_forest_has_a_row_for_each_reading_with_an_interval():
+    found = pd.DataFrame([dict(reading='base'), dict(reading='far', difference=-.2, low=-.5, high=.1),
+        dict(reading='up', difference=.02, low=.01, high=.03), dict(reading='down', difference=-.05, low=-.06, high=-.04)])
+    each = pd.DataFrame([dict(reading='up', fold=f, seed=s, iou=.6 + .01*f, base=.6) for f in range(3) for s in range(2)])
+    ax = forest(found, each).axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ['far', 'down', 'up']
+    means = [(float(o.get_xdata()[0]), float(o.get_ydata()[0])) for o in ax.lines if o.get_marker() == 'o']
+    assert means == [(-.2, 0), (-.05, 1), (.02, 2)]
+    crosses = [o for o in ax.lines if o.get_marker() == 'x' and len(o.get_xdata())]
+    assert len(crosses) == 1 and crosses[0].get_xdata() == pytest.approx([0, .01, .02])
+    assert [float(o.get_xdata()[0]) for o in ax.lines if o.get_marker() == '<'] == [-.26]
+    wide = [o.get_linewidth() for o in ax.lines if len(o.get_xdata()) == 2 and o.get_linestyle() == '-' and o.get_linewidth() > 1]
+    assert wide == [2.5, 4, 4] and ax.get_xlabel() == "difference in mean IoU from the table's runs"
+
 def test_an_interval_without_end_is_an_arrow():
     ax = gap_plot(verdict_frame(), 'ratio', TOLD).axes[0]
     arrows = [l for l in ax.lines if l.get_marker() == '>']
     assert len(arrows) == 1 and arrows[0].get_xdata()[0] == pytest.approx(ax.get_xlim()[1])
-    assert ax.get_xscale() == 'log' and not [l for l in ax.lines if l.get_marker() == '<'] and ax.lines[1].get_xdata() == [1, 1]
+    assert ax.get_xscale() == 'log' and not [l for l in ax.lines if l.get_marker() == '<']
+    assert ax.lines[1].get_xdata() == [1, 1]
     assert ax.get_title() == 'ratio: inconclusive' and ax.get_yticklabels()[0].get_text().startswith('DCL over Random')
 
 def test_comparisons_without_an_estimate():
@@ -313,8 +370,9 @@ def test_stored_and_read_again(study, scenes, tmp_path):
     assert {p.suffix for p in index.parent.iterdir()} == {'.json', '.jpg', '.png'} and max(p.stat().st_size for p in index.parent.iterdir()) < 6000
     assert str(scenes) not in index.read_text() and str(study[0]) not in index.read_text()
     a,b = figure3(tmp_path),figure3(want)
-    assert said(a) == said(b) and [ax.get_title() for ax in a.axes[:5]] == ['frame', 'truth', 'Random', 'DCL', 'DCL+cls']
-    assert legend(a) == list(class_set(8).names) and a.axes[1].images[0].get_array().tolist() == b.axes[1].images[0].get_array().tolist()
+    assert said(a) == said(b) and [ax.texts[0].get_text() for ax in a.axes[::2]] == ['frame', 'truth', 'Random', 'DCL', 'DCL+cls']
+    assert legend(a) == list(class_set(8).names)
+    assert np.array_equal(a.axes[2].images[0].get_array(), b.axes[2].images[0].get_array())
 
 def test_masks_are_indexed_and_in_the_classes_colours(tmp_path):
     mask = np.array([[0, 5], [7, IGNORE]], np.uint8)

@@ -50,6 +50,7 @@ test-slow: setup
 bench: setup
 	$(BIN)/python tools/bench.py
 
+# Writes the study's results and the lists of lessons into the index, and the index to README.md
 readme: setup
 	$(BIN)/python tools/readme.py
 

@@ -28,6 +28,7 @@ def main():
         assert metrics['steps'] > 0 and metrics['test']['class_iou']
         home = Path(cwcl.__file__).parent
         out = Path(tmp)/'masks'
+        assert (home/'py.typed').exists(), 'type checkers are not told of annotations'
         assert home in find_weights('demo').parents and find_weights('demo').with_suffix('.md').exists()
         cwcl_predict(str(next(data.glob('video12/*/*_endo.png'))), out=str(out), device='cpu')
         assert len(list(out.iterdir())) == 2

@@ -11,30 +11,22 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from fastcore.script import call_parse, store_true
-from cwcl.checkpoint import check_device
-from cwcl.core import InputError, data_file, one_line_errors, recipe
-from cwcl.cost import say_device
-from cwcl.data.cholec import frame_table
-from cwcl.data.synth import write_scenes
-from cwcl.memory import check_memory, free_memory, say_bytes
-from cwcl.methods import load_methods
-from cwcl.options import parse_changes, with_field_help, without_phases
-from cwcl.results import save_figure
-from cwcl.study.ablation import ablation, report_ablation
-from cwcl.study.charts import budget_curve
-from cwcl.study.claims import claims_of
-from cwcl.study.grid import TABLE_METHODS, check_runs, fold_parts, grid, run_all
-from cwcl.study.jobs import EpochBar, estimate, largest_step, run_jobs, say_estimate, sharing
-from cwcl.study.tables import fold_table, frame_markdown, save_table, table1, table2, table_markdown, table_notes
-<<<<<<< /tmp/tmplpuxbpmu.txt
-from cwcl.study.verdicts import verdicts
-||||||| /tmp/tmpprwb558w.txt
-from cwcl.study.verdicts import verdicts
-from cwcl.train import parse_changes, with_field_help, without_phases
-=======
-from cwcl.study.verdicts import verdict_table, verdicts
-from cwcl.train import parse_changes, with_field_help, without_phases
->>>>>>> /tmp/tmppe2rnx76.txt
+from ..checkpoint import check_device
+from ..core import InputError, data_file, one_line_errors, recipe
+from ..cost import say_device
+from ..data.cholec import frame_table
+from ..data.synth import write_scenes
+from ..memory import check_memory, free_memory, say_bytes
+from ..methods import load_methods
+from ..options import parse_changes, with_field_help, without_phases
+from ..results import save_figure
+from .ablation import ablation, report_ablation
+from .charts import budget_curve
+from .claims import claims_of
+from .grid import TABLE_METHODS, check_runs, fold_parts, grid, run_all
+from .jobs import EpochBar, estimate, largest_step, run_jobs, say_estimate, sharing
+from .tables import fold_table, frame_markdown, save_table, table1, table2, table_markdown, table_notes
+from .verdicts import verdict_table, verdicts
 
 # %% ../../nbs/53a_study.command.ipynb #d2b31fa2
 def kit_results()->Path|None:

@@ -33,8 +33,8 @@ def literal_lines(tree):
     "Yield the lines of tables of literals: displays whose every leaf is a constant"
     for node in ast.walk(tree):
         if isinstance(node, (ast.Tuple, ast.List, ast.Dict, ast.Set)) and node.end_lineno > node.lineno:
-            leaves = [o for o in ast.walk(node) if isinstance(o, ast.expr) and not list(ast.iter_child_nodes(o))]
-            if all(isinstance(o, ast.Constant) for o in leaves): yield from range(node.lineno, node.end_lineno+1)
+            parts = (ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Constant, ast.UnaryOp, ast.expr_context, ast.unaryop)
+            if all(isinstance(o, parts) for o in ast.walk(node)): yield from range(node.lineno, node.end_lineno+1)
 
 def kind(node):
     "Return the sort of a value, as far as its spelling tells"
@@ -62,18 +62,27 @@ def switches(tree):
         product = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)
         if product and (is_truth(node.left) or is_truth(node.right)): yield node
 
+def is_verb(node):
+    "Tell whether a function is a method, added to a class elsewhere by `@patch`"
+    return any('patch' in ast.unparse(o) for o in node.decorator_list)
+
+def defined(node):
+    "Return the names that a statement of a module defines, but for what stands in for another module or passes its names on"
+    if isinstance(node, ast.ClassDef): return [node.name]
+    if isinstance(node, ast.FunctionDef): return [] if is_verb(node) else [node.name]
+    if not isinstance(node, ast.Assign): return []
+    values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+    def passed_on(o): return isinstance(o, ast.Attribute) or isinstance(o, ast.Call) and ast.unparse(o.func) == 'need'
+    if all(map(passed_on, values)): return []
+    return [o.id for t in node.targets for o in ast.walk(t) if isinstance(o, ast.Name)]
+
 def public_names(root):
     "Return the public names of the library, and the modules that define each"
     found = collections.defaultdict(set)
     for file in (root/'cwcl').rglob('*.py'):
-        tree = ast.parse(file.read_text(encoding='utf-8'))
-        for node in tree.body:
-            names = []
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names = [node.name]
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            names += [o.id for t in targets for o in ast.walk(t) if isinstance(o, ast.Name)]
-            for k in names:
-                if not k.startswith('_'): found[k].add(file.stem)
+        for node in ast.parse(file.read_text(encoding='utf-8')).body:
+            for k in defined(node):
+                if not k.startswith('_'): found[k].add(file.relative_to(root).as_posix())
     return found
 
 def walruses(tree):

@@ -1,0 +1,37 @@
+"The house: lines that can be read, names that mean one thing, public names that come from cwcl."
+import ast, importlib, subprocess, sys, pytest, cwcl
+from house import count, literal_lines, pairs, pieces, public_names, switches
+from pages import root
+
+def test_no_line_is_over_120_characters():
+    long = [f'{place}: {len(line)}' for place,sort,text in pieces(root) if sort == 'code' for k,line in enumerate(text.splitlines(), 1)
+        if len(line) > 120 and k not in set(literal_lines(ast.parse(text) if place.endswith('.py') else ast.parse('')))]
+    assert not long, long[:20]
+
+def test_a_public_name_has_one_home():
+    assert not {k: v for k,v in public_names(root).items() if len(v) > 1 and k != 'IGNORE'}
+
+def test_no_boolean_is_multiplied_and_no_walrus_hides_in_a_call(): assert not {'x*bool', 'walrus in an argument'} & set(count(root, False))
+
+@pytest.mark.parametrize('code, n', [('a,b = 1,2', 0), ("a,b = 1,'x'", 1), ('a,b = f(x),f(y)', 0), ('a,b = f(x),y', 1), ('a,b = c', 0)])
+def test_a_tuple_pairs_things_of_one_kind(code, n): assert len(list(pairs(ast.parse(code)))) == n
+
+@pytest.mark.parametrize('code, n', [('x*(a == b)', 1), ('x*bool(y)', 1), ('x*y', 0), ('(a and b)*x', 1), ('x if y else 0', 0)])
+def test_an_if_in_disguise_is_found(code, n): assert len(list(switches(ast.parse(code)))) == n
+
+def test_a_table_of_literals_may_be_wide():
+    assert set(literal_lines(ast.parse("x = (1, 'a',\n  2)"))) == {1, 2} and not set(literal_lines(ast.parse('x = (f(1),\n  2)')))
+
+@pytest.mark.parametrize('name', cwcl.__all__)
+def test_every_public_name_is_there(name):
+    home = importlib.import_module(f'cwcl.{cwcl._HOME[name]}')
+    assert getattr(cwcl, name) is getattr(home, name) and name in dir(cwcl)
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'positive_maks'"): cwcl.positive_maks
+
+def test_a_loss_costs_no_more_than_pytorch():
+    code = 'import sys; from cwcl import contrastive_loss, positive_mask, UNet, sliding_window; ' \
+        'print(sorted({"fastai", "pandas", "matplotlib", "torchvision"} & set(sys.modules)))'
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert out.stdout.strip() == '[]', out.stdout + out.stderr

@@ -1,5 +1,6 @@
-"""Console scripts as a user runs them, without the seconds that each of them would import: every call is a process of its
-own, forked from one that has imported the kit and run nothing."""
+"""Console scripts as a user runs them, without the seconds that each of them would import.
+
+Every call is a process of its own, forked from one that has imported the kit and run nothing."""
 import atexit, json, os, subprocess, sys, tempfile
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ def run(argv, cwd, env, files):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    for fd,(path,flags) in enumerate(zip([os.devnull, *files], (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY))): os.dup2(os.open(path, flags), fd)
+    for fd,path in enumerate([os.devnull, *files]): os.dup2(os.open(path, os.O_WRONLY if fd else os.O_RDONLY), fd)
     sys.stdin,sys.stdout,sys.stderr = open(0), open(1, 'w', buffering=1), open(2, 'w', buffering=1)
     sys.argv = argv
     try: runpy.run_path(argv[0], run_name='__main__')
@@ -51,7 +52,8 @@ for line in sys.stdin:
 def nursery():
     "The process that the others are forked from"
     env = {**os.environ, 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    code = [sys.executable, '-W', 'ignore', '-c', NURSERY]
+    p = subprocess.Popen(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     atexit.register(p.kill)
     return p
 

@@ -367,9 +367,12 @@ def test_everything_that_stops_the_table_stops_in_the_audit(root):
         try: frame_table(to)
         except InputError: return True, audit(to).attrs['stops']
         return False, audit(to).attrs['stops']
-    changes = [lambda r: files(r)[0].unlink(), lambda r: files(r, '_endo.png')[0].unlink(), lambda r: files(r)[0].write_bytes(b''),
-        lambda r: Image.new('RGB', (3,3)).save(files(r)[0]), lambda r: Image.new('RGB', SIZE, (9,9,9)).save(files(r)[0]),
-        lambda r: (r/'phase_annotations'/'video01-phase.txt').write_text('x'), lambda r: shutil.rmtree(r/'phase_annotations')]
+    changes = [lambda r: files(r)[0].unlink(), lambda r: files(r, '_endo.png')[0].unlink(),
+        lambda r: files(r)[0].write_bytes(b''),
+        lambda r: Image.new('RGB', (3,3)).save(files(r)[0]),
+        lambda r: Image.new('RGB', SIZE, (9,9,9)).save(files(r)[0]),
+        lambda r: (r/'phase_annotations'/'video01-phase.txt').write_text('x'),
+        lambda r: shutil.rmtree(r/'phase_annotations')]
     assert [alone(c) for c in changes] == [(s, int(s)) for s in (False, True, True, True, True, True, False)]
 
 # The command

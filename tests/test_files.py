@@ -158,8 +158,10 @@ def test_what_is_wrong_with_a_picture_is_named(tmp_path):
     frames[0].save(apng, 'PNG', save_all=True, append_images=frames[1:])
     frames[0].save(webp, 'WEBP', save_all=True, append_images=frames[1:], lossless=True)
     Image.fromarray(np.ones((4, 4), np.float32)).save(float_, 'TIFF')
-    for content,says in {bytes(damaged): 'wrong checksum in its chunk IDAT); fetch', whole[:-20]: 'cut short after', b'': '(empty)',
-        gif.getvalue(): 'another kind of file (a GIF)', b'<html>404': "begins with '<html>404'", apng.getvalue(): 'an animated PNG',
+    for content,says in {bytes(damaged): 'wrong checksum in its chunk IDAT); fetch', whole[:-20]: 'cut short after',
+        b'': '(empty)',
+        gif.getvalue(): 'another kind of file (a GIF)', b'<html>404': "begins with '<html>404'",
+        apng.getvalue(): 'an animated PNG',
         webp.getvalue(): '2 pictures in one WEBP', float_.getvalue(): 'no agreed white', b'\0\1\xff'*50: 'no picture',
         bytes(128) + b'DICM': 'a DICOM', whole[:8] + chunk(b'CgBI', b'1234') + whole[8:]: 'chunk of its own, CgBI',
         whole[:8] + chunk(b'IEND', b''): 'header is damaged'}.items():

@@ -2,7 +2,7 @@
 import json, subprocess, sys, pytest
 from pathlib import Path
 from cwcl.core import METHODS, InputError, Recipe, goals, method_recipe, recipe
-from cwcl.methods import OURS, load_methods, register_method
+from cwcl.methods import OUR_METHODS, load_methods, register_method
 from cwcl.study.claims import claims_of
 from cwcl.study.command import cwcl_table
 from cwcl.study.grid import grid, read_results
@@ -93,8 +93,8 @@ def test_a_file_that_is_not_there_or_not_python(tmp_path):
     with pytest.raises(InputError, match='must end in .py'): load_methods(tmp_path/'notes.txt')
 
 def test_every_method_is_one_object():
-    assert all(k == o.name and set(o.fields) <= set(vars(Recipe())) for k,o in OURS.items())
-    assert {r.method for t in ('table1', 'table2') for r in (o.recipe for o in grid(t, recipe('study')))} == set(OURS)
+    assert all(k == o.name and set(o.fields) <= set(vars(Recipe())) for k,o in OUR_METHODS.items())
+    assert {r.method for t in ('table1', 'table2') for r in (o.recipe for o in grid(t, recipe('study')))} == set(OUR_METHODS)
     mine = register_method('mine', goals=('cls',))
     assert register_method('mine', goals=('dcl',)) != mine and len({o.color for o in METHODS.values()}) == len(METHODS)
     assert goals(method_recipe(Recipe(), 'mine')) == {'seg', 'dcl'}

@@ -154,9 +154,12 @@ def test_best_weights_on_validation_are_put_back(table, smoke):
     best = max(row[-1] for row in learn.recorder.values)
     assert quiet(learn, lambda o: o.validate())[-1] == pytest.approx(best, abs=1e-6)
 
-OPTIONS = [dict(precision='bf16'), dict(channels_last=True), dict(precision='bf16', channels_last=True), dict(norm='group'),
-    dict(projection='mlp'), dict(pos_weight=True), dict(bn_frames='labelled'), dict(up='bilinear'), dict(gdl_pool='batch'),
-    dict(sampler='pk', pk_frames=2), dict(presence_from='crop'), dict(class_set=13), dict(class_set=10, left_out='background')]
+OPTIONS = [dict(precision='bf16'), dict(channels_last=True), dict(precision='bf16', channels_last=True),
+    dict(norm='group'),
+    dict(projection='mlp'), dict(pos_weight=True), dict(bn_frames='labelled'), dict(up='bilinear'),
+    dict(gdl_pool='batch'),
+    dict(sampler='pk', pk_frames=2), dict(presence_from='crop'), dict(class_set=13),
+    dict(class_set=10, left_out='background')]
 
 @pytest.mark.parametrize('change', OPTIONS, ids=str)
 def test_options_train(table, smoke, change):

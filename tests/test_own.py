@@ -112,7 +112,8 @@ def test_a_table_may_be_saved_in_any_way(tmp_path, text, encoding):
     (tmp_path/'c.csv').write_text(text, encoding=encoding, newline='')
     assert class_text(tmp_path/'c.csv') == 'floor=0, tool=5|9'
 
-@pytest.mark.parametrize('text,says', [('name,value\nfloor,0\n"grasper, left",1\n', "c.csv line 3: the name 'grasper, left' of a class holds a ','"),
+@pytest.mark.parametrize('text,says',
+    [('name,value\nfloor,0\n"grasper, left",1\n', "c.csv line 3: the name 'grasper, left' of a class holds a ','"),
     ('name,value\nfloor,0\ngrasper, left,1\n', "line 3: more columns than its header, '1'"),
     ('name,value\nfloor,0\na=b,1', "holds a '='"),
     ('name,value\nfloor,0\ntool,1.5', "line 3, class 'tool': '1.5' is neither an integer"),
@@ -285,8 +286,10 @@ def test_phases_of_ones_own(home, tmp_path):
     assert t[t.source == 'carla'].phase.tolist() == [-1, 1, 1, 2, 2]
     (tmp_path/'files'/'anna.txt').write_text('frame,phase\n2,cut\n0,enter\n')
     (tmp_path/'n.csv').write_text('name,phase\nanna/00,200\n')
-    cases = {tmp_path/'files': 'anna.txt: its frames are not in order', tmp_path/'n.csv': 'phase 200: give numbers up to 127',
-        home/'gray.csv': 'no column phase', tmp_path/'gone': 'gone: no such list of phases', home/'frames': 'no file of a video in it'}
+    cases = {tmp_path/'files': 'anna.txt: its frames are not in order',
+        tmp_path/'n.csv': 'phase 200: give numbers up to 127',
+        home/'gray.csv': 'no column phase', tmp_path/'gone': 'gone: no such list of phases',
+        home/'frames': 'no file of a video in it'}
     for phases,says in cases.items():
         with pytest.raises(InputError, match=says): own_table(home/'frames', home/'masks', GREY, phases=phases)
 

@@ -133,8 +133,10 @@ def test_the_embeddings_are_those_of_the_views_alone(table, r):
     alone = net.msph([o for o in net.encoder(x[r.labelled:])[net.levels]])
     close(zs[0], alone[0], 1e-5)
 
-@pytest.mark.parametrize('change,sizes', [(dict(), (15, 3)), (dict(strong=False), (12, 3)), (dict(stage='pretrain'), (12, 0)),
-    (dict(stage='pretrain', strong=False), (12, 0)), (dict(stage='frozen'), (3, 3)), (dict(stage='unfrozen'), (3, 3))], ids=str)
+@pytest.mark.parametrize('change,sizes', [(dict(), (15, 3)), (dict(strong=False), (12, 3)),
+    (dict(stage='pretrain'), (12, 0)),
+    (dict(stage='pretrain', strong=False), (12, 0)), (dict(stage='frozen'), (3, 3)), (dict(stage='unfrozen'), (3, 3))],
+    ids=str)
 def test_sizes_of_a_batch(table, smoke, change, sizes):
     x,mask,*_ = loaders(table, simclr_recipe(smoke, **change)).train.one_batch()
     assert (len(x), len(mask)) == sizes
@@ -187,8 +189,10 @@ def test_its_signature_is_that_of_the_learner_it_makes():
     mine,theirs = [inspect.signature(o).parameters for o in (simclr_learner, cwcl_learner)]
     assert list(mine) == list(theirs) and mine['method'].default == 'simclr'
 
-@pytest.mark.parametrize('made,asked,message', [(dict(method='dcl'), None, "method='simclr', but the loaders were made for method='dcl'"),
-    (dict(), dict(strong=False), 'strong=False, but the loaders were made for strong=True'), (dict(), dict(stage='pretrain'), "stage='pretrain', but"),
+@pytest.mark.parametrize('made,asked,message',
+    [(dict(method='dcl'), None, "method='simclr', but the loaders were made for method='dcl'"),
+    (dict(), dict(strong=False), 'strong=False, but the loaders were made for strong=True'),
+    (dict(), dict(stage='pretrain'), "stage='pretrain', but"),
     (dict(stage='frozen'), dict(), "stage='joint', but")], ids=str)
 def test_loaders_of_other_views_are_refused(table, r, made, asked, message):
     dls = loaders(table, replace(r, **made))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import product
 from scipy.stats import t as student, ttest_ind_from_stats, ttest_rel
 from cwcl.core import InputError, data_file
-from cwcl.methods import OURS
+from cwcl.methods import OUR_METHODS
 from cwcl.study.claims import CLAIMS, Claim, Part, clips_ahead, parts
 from cwcl.study.grid import read_results
 from cwcl.study.measures import FREQUENT, MEASURES, NAMES, RARE, RATIOS
@@ -241,7 +241,7 @@ def test_claims_speak_of_what_exists():
         assert claim.text and claim.section and 1 <= claim.needed <= len(claim.parts)
         for p in claim.parts:
             assert p.measure in MEASURES or p.measure in RATIOS or p.measure == 'taken for gallbladder'
-            assert {p.a, p.b} <= known and p.budget in (1, 5, 10) and p.a.removesuffix('-2stage') in OURS
+            assert {p.a, p.b} <= known and p.budget in (1, 5, 10) and p.a.removesuffix('-2stage') in OUR_METHODS
     assert len({o.name for o in CLAIMS}) == len(CLAIMS)
 
 @pytest.mark.parametrize('call, words', [

@@ -488,10 +488,12 @@ def test_command(tmp_path, weights, capsys, monkeypatch):
 
 @pytest.mark.parametrize('change,words', [(dict(input='nowhere.mp4'), 'nowhere.mp4: no such file'),
     (dict(input='nowhere.png'), 'nowhere.png: no such file'), (dict(input='empty'), 'holds no image'),
-    (dict(input='notes.mp4'), 'notes.mp4: not a readable video'), (dict(input='notes.txt'), 'notes.txt: has no pictures'),
+    (dict(input='notes.mp4'), 'notes.mp4: not a readable video'),
+    (dict(input='notes.txt'), 'notes.txt: has no pictures'),
     (dict(input='notes.png'), 'notes.png: unreadable'),
     (dict(every=0), 'every=0'), (dict(every=-3), 'every=-3'), (dict(alpha=1.5), 'alpha=1.5'),
-    (dict(device='tpu9'), 'device tpu9'), (dict(out='notes.txt'), 'notes.txt'), (dict(out='notes.txt/deep'), 'notes.txt')])
+    (dict(device='tpu9'), 'device tpu9'), (dict(out='notes.txt'), 'notes.txt'),
+    (dict(out='notes.txt/deep'), 'notes.txt')])
 def test_bad_input_is_one_line(tmp_path, monkeypatch, weights, change, words):
     monkeypatch.chdir(tmp_path)
     write(tmp_path/'op.mp4')

@@ -67,7 +67,7 @@ def is_verb(node):
     return any('patch' in ast.unparse(o) for o in node.decorator_list)
 
 def defined(node):
-    "Return the names that a statement of a module defines, but for what stands in for another module or passes its names on"
+    "Return the names that a statement defines, but for those that it only passes on from another module"
     if isinstance(node, ast.ClassDef): return [node.name]
     if isinstance(node, ast.FunctionDef): return [] if is_verb(node) else [node.name]
     if not isinstance(node, ast.Assign): return []

@@ -58,7 +58,7 @@ def need(
 
 # %% ../nbs/00_core.ipynb #bcb84115
 @contextmanager
-def atomic_path(path): # Where the file shall appear
+def atomic_path(path): # Where the file should appear
     "Yield a path to write to; rename it to `path` if the block ends well, and remove it if not"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def unknown(
 def write(
     self:OwnClasses,
     mask:np.ndarray, # Class numbers, uint8 `(H,W)`, 255 where no class is
-)->np.ndarray: # uint8 `(H,W,3)`; unlabelled pixels white
+)->np.ndarray: # uint8 `(H,W,3)`; pixels without a class white
     "Return a mask as its file would hold it"
     v = np.array([*self.values.values(), *[0xffffff]*(256-len(self))])[mask]
     return (v[..., None] >> np.array([16, 8, 0]) & 255).astype(np.uint8)

@@ -35,7 +35,8 @@ def test_clips_add_up(result):
     assert torch.equal(sum(map(torch.tensor, test['clips'].values())), torch.tensor(test['confusion']))
 
 def test_steps_are_those_of_the_recipe(result):
-    r,f = Recipe(**result['recipe']),result['frames']
+    r = Recipe(**result['recipe'])
+    f = result['frames']
     steps = r.epochs*steps_per_epoch(r, (f['train'], f['valid']))
     assert result['steps'] == steps and len(result['log']) == r.epochs
     if r.stage == 'frozen': assert result['pretrain']['steps'] == steps and result['pretrain']['method'] == r.method

@@ -16,8 +16,8 @@ def fold_means(
     df:pd.DataFrame, # One row per run: method, fold, seed, value
 )->pd.DataFrame: # One row per method, one column per fold
     "Average the seeds of each fold"
-    if df.duplicated(['method', 'fold', 'seed']).any():
-        raise InputError('two runs share method, fold and seed: keep one of them')
+    twice = df.duplicated(['method', 'fold', 'seed'])
+    if twice.any(): raise InputError('two runs share method, fold and seed: keep one of them')
     wide = df.pivot(index='method', columns=['fold', 'seed'], values='value')
     for m,row in wide.iterrows():
         for fold,seed in row.index[row.isna()]:
@@ -178,7 +178,8 @@ def plot_power(
         at = np.linspace(0, n-1, 200).astype(int)
         ax.plot(need[at], (at+1)/n, ls=dashes, label=f'{rule}: {power:.0%} at {np.quantile(need, power):.1f}')
     ax.axhline(power, color='k', lw=.5)
-    ax.set(xlim=(0, 8), ylim=(0, 1.02), xlabel='true effect, in spreads of a run', ylabel='share of studies that find it')
+    ax.set(xlim=(0, 8), ylim=(0, 1.02))
+    ax.set(xlabel='true effect, in spreads of a run', ylabel='share of studies that find it')
     top = ax.secondary_xaxis('top', functions=(lambda x: x*spread, lambda x: x/spread))
     top.set_xlabel(f'the same in IoU, at a spread of {spread:g}')
     ax.legend(fontsize=9, loc='lower right')

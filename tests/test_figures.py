@@ -48,12 +48,14 @@ def legend(fig): return [t.get_text() for t in fig.legends[0].get_texts()]
 def test_every_method_has_a_look_of_its_own():
     looks = pd.DataFrame([vars(o) for o in REGISTERED.values()])
     for k in ('label', 'color', 'marker', 'dashes', 'hatch'): assert looks[k].is_unique, k
-    assert [method_label(m) for m in (*METHODS, 'byol-2stage')] == ['Random', 'SimCLR', 'DCL', 'cls', 'DCL+cls', 'BYOL, 2 stages']
+    labels = ['Random', 'SimCLR', 'DCL', 'cls', 'DCL+cls', 'BYOL, 2 stages']
+    assert [method_label(m) for m in (*METHODS, 'byol-2stage')] == labels
     assert method_style('dcl-2stage') is method_style('dcl')
 
 def test_one_chart_holds_one_kind_of_runs():
     one = 'dcl', .1, 0, 0
-    odd = [invented(*one, key='ablate-dcl-b10-f0-s0-temp=1'), dict(invented(*one), test=None), invented(*one, 'pretrain')]
+    odd = [invented(*one, key='ablate-dcl-b10-f0-s0-temp=1'), invented(*one, 'pretrain'),
+        dict(invented(*one), test=None)]
     assert chart_runs(STUDY + odd + TWO) == STUDY and chart_runs(STUDY + odd + TWO, True) == TWO
     assert chart_runs({str(i): o for i,o in enumerate(STUDY)}) == STUDY
 
@@ -69,7 +71,8 @@ def test_a_budget_without_runs_names_those_that_are_there(chart):
     with pytest.raises(InputError, match='budget=0.1: .* at 1, 5, 10$'): chart(STUDY, .1)
 
 def test_runs_without_a_log_are_said():
-    with pytest.raises(InputError, match='no run has a log|nothing to draw'): learning_curves([dict(o, log=[]) for o in STUDY])
+    with pytest.raises(InputError, match='no run has a log|nothing to draw'):
+        learning_curves([dict(o, log=[]) for o in STUDY])
 
 # Intervals
 
@@ -94,7 +97,11 @@ HALF = student.ppf(.975, 2)*np.std(FOLD, ddof=1)/3**.5
 MEASURES = ('mean IoU', *NAMES)
 
 def dots(ax): return [o for o in ax.lines if o.get_linestyle() == 'None']
-def ends(ax): return [[s[:,o].tolist() for s in c.get_segments()] for c in ax.collections for o in [int(np.ptp(c.get_segments()[0][:,1]) > 0)]]
+def ends(ax):
+    "Both ends of each interval, method by method"
+    def along(s): return s[:,1] if np.ptp(s[:,1]) else s[:,0]
+    return [[along(s).tolist() for s in c.get_segments()] for c in ax.collections]
+
 def row(j): return [.035 + .02*j + .25] + [.01*i + .02*j + .25 for i in range(8)]
 
 def test_dots_are_means_of_folds():
@@ -137,7 +144,8 @@ def test_what_is_missing_is_left_out_or_said():
     assert said(fig).count('n/a') == 1 and len(dots(fig.axes[0])) == 5
     text = next(t for t in fig.axes[0].texts if t.get_text() == 'n/a')
     assert text.get_position()[1] == pytest.approx(5)
-    assert 'one fold, so no interval' in class_bars([o for o in STUDY if o['recipe']['fold'] == 0], 10)._suptitle.get_text()
+    alone = class_bars([o for o in STUDY if o['recipe']['fold'] == 0], 10)
+    assert 'one fold, so no interval' in alone._suptitle.get_text()
 
 def test_two_stages_are_a_chart_of_their_own():
     fig = class_bars(STUDY + TWO, 5, two_stage=True)
@@ -162,7 +170,8 @@ def test_curves_and_their_range():
     assert len(learning_curves(STUDY, 5).axes) == 5
 
 def test_the_dotted_line_is_the_first_methods_mean():
-    higher = [dict(o, log=[dict(e, mean_iou=e['mean_iou'] + .1) for e in o['log']]) if o['recipe']['method'] == 'cls' else o for o in STUDY]
+    def lifted(o): return dict(o, log=[dict(e, mean_iou=e['mean_iou'] + .1) for e in o['log']])
+    higher = [lifted(o) if o['recipe']['method'] == 'cls' else o for o in STUDY]
     own,usual = learning_curves(higher, 5).axes[3].lines
     assert own.get_ydata() - usual.get_ydata() == pytest.approx([.1]*4) and usual.get_linestyle() == ':'
 
@@ -175,7 +184,8 @@ def test_shorter_logs_and_epochs_without_a_score_are_no_error():
 def test_budget_curve():
     fig = budget_curve(STUDY + [invented('dcl+cls', 1., f, 0) for f in range(3)])
     ours,theirs = fig.axes
-    assert [[t.get_text() for t in ax.get_xticklabels()] for ax in fig.axes] == [['1 %', '5 %', '10 %', '100 %'], ['1 %', '5 %', '10 %']]
+    few = ['1 %', '5 %', '10 %']
+    assert [[t.get_text() for t in ax.get_xticklabels()] for ax in fig.axes] == [few + ['100 %'], few]
     for j,(o,own) in enumerate(zip(dots(ours), ends(ours))):
         mean = .035 + .02*j + .25
         assert o.get_ydata()[:3] == pytest.approx([mean]*3) and np.isnan(o.get_ydata()[3]) == (j < 4)
@@ -194,13 +204,16 @@ def test_one_fold_has_points_and_no_interval():
 
 # Gaps
 
-PARTS = (Part('mean IoU', 5, 'dcl', 'random', margin=.05), Part('liver', 5, 'dcl', 'random', 'within', .03), Part('fat', 10, 'cls', 'random'))
-TOLD = (Claim('told', 'invented', '0', PARTS), Claim('ratio', 'invented', '0', (Part('epochs to level', 5, 'dcl', 'random', 'under', 1.25),)))
+PARTS = (Part('mean IoU', 5, 'dcl', 'random', margin=.05), Part('liver', 5, 'dcl', 'random', 'within', .03),
+    Part('fat', 10, 'cls', 'random'))
+QUICK = Part('epochs to level', 5, 'dcl', 'random', 'under', 1.25)
+TOLD = (Claim('told', 'invented', '0', PARTS), Claim('ratio', 'invented', '0', (QUICK,)))
 
 def verdict_frame():
     "Rows as `verdicts` gives them, with numbers made up"
     def row(claim, p, ends, verdict, reason='', whole=False, n=3):
-        numbers = dict(zip(('estimate', 'low', 'high'), ends), level=.95 if ends[1] == ends[1] else math.nan, comparisons=n)
+        level = math.nan if math.isnan(ends[1]) else .95
+        numbers = dict(zip(('estimate', 'low', 'high'), ends), level=level, comparisons=n)
         return dict(claim=claim, comparison=str(p), whole=whole, verdict=verdict, reason=reason, **numbers)
     none = math.nan,math.nan
     rows = [row('told', PARTS[0], (.08, .06, .10), 'holds'), row('told', PARTS[1], (.05, .04, .06), 'does not hold'),
@@ -223,7 +236,8 @@ def test_gaps_are_those_of_the_frame():
     assert ax.lines[1].get_xdata() == [0, 0]
     edges = [sorted(float(s[0,0]) for s in c.get_segments()) for c in ax.collections]
     assert edges == [[.05], [-.03, .03], []]
-    assert ax.get_title() == 'told: does not hold (all 3 must hold)' and '95 % interval; dotted: the margin' in ax.get_xlabel()
+    assert ax.get_title() == 'told: does not hold (all 3 must hold)'
+    assert '95 % interval; dotted: the margin' in ax.get_xlabel()
 
 def test_each_row_says_its_level_where_they_differ():
     frame = verdict_frame()
@@ -234,8 +248,10 @@ def test_each_row_says_its_level_where_they_differ():
 
 def test_forest_has_a_row_for_each_reading_with_an_interval():
     found = pd.DataFrame([dict(reading='base'), dict(reading='far', difference=-.2, low=-.5, high=.1),
-        dict(reading='up', difference=.02, low=.01, high=.03), dict(reading='down', difference=-.05, low=-.06, high=-.04)])
-    each = pd.DataFrame([dict(reading='up', fold=f, seed=s, iou=.6 + .01*f, base=.6) for f in range(3) for s in range(2)])
+        dict(reading='up', difference=.02, low=.01, high=.03),
+        dict(reading='down', difference=-.05, low=-.06, high=-.04)])
+    runs = product(range(3), range(2))
+    each = pd.DataFrame([dict(reading='up', fold=f, seed=s, iou=.6 + .01*f, base=.6) for f,s in runs])
     ax = forest(found, each).axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ['far', 'down', 'up']
     means = [(float(o.get_xdata()[0]), float(o.get_ydata()[0])) for o in ax.lines if o.get_marker() == 'o']
@@ -243,8 +259,9 @@ def test_forest_has_a_row_for_each_reading_with_an_interval():
     crosses = [o for o in ax.lines if o.get_marker() == 'x' and len(o.get_xdata())]
     assert len(crosses) == 1 and crosses[0].get_xdata() == pytest.approx([0, .01, .02])
     assert [float(o.get_xdata()[0]) for o in ax.lines if o.get_marker() == '<'] == [-.26]
-    wide = [o.get_linewidth() for o in ax.lines if len(o.get_xdata()) == 2 and o.get_linestyle() == '-' and o.get_linewidth() > 1]
-    assert wide == [2.5, 4, 4] and ax.get_xlabel() == "difference in mean IoU from the table's runs"
+    lines = [o.get_linewidth() for o in ax.lines if len(o.get_xdata()) == 2 and o.get_linestyle() == '-']
+    assert [o for o in lines if o > 1] == [2.5, 4, 4]
+    assert ax.get_xlabel() == "difference in mean IoU from the table's runs"
 
 def test_an_interval_without_end_is_an_arrow():
     ax = gap_plot(verdict_frame(), 'ratio', TOLD).axes[0]
@@ -259,8 +276,10 @@ def test_comparisons_without_an_estimate():
     frame.loc[0, ['estimate', 'low', 'high']] = math.nan
     assert '1 more without runs' in gap_plot(frame, 'told', TOLD).axes[0].get_xlabel()
     assert 'without runs' not in gap_plot(verdict_frame(), 'told', TOLD).axes[0].get_xlabel()
-    with pytest.raises(InputError, match="claim='no such': .* claims that have: told, ratio"): gap_plot(frame, 'no such', TOLD)
-    with pytest.raises(InputError, match='nothing to draw; claims that have: none'): gap_rows(frame.assign(estimate=math.nan), 'told')
+    with pytest.raises(InputError, match="claim='no such': .* claims that have: told, ratio"):
+        gap_plot(frame, 'no such', TOLD)
+    with pytest.raises(InputError, match='nothing to draw; claims that have: none'):
+        gap_rows(frame.assign(estimate=math.nan), 'told')
     assert gap_rows(verdict_frame(), 'told', CLAIMS).text.tolist()[0] == str(PARTS[0])
 
 # Pictures
@@ -279,16 +298,21 @@ def paper_table(t):
     names = (('video27', 252), ('video17', 1984), ('video25', 196), ('video27', 641))
     shown = ({'black background', 'abdominal wall', 'liver', 'fat', 'gastrointestinal tract', 'gallbladder'},)*2
     shown += (shown[0] | {'grasper'},)*2
-    return pd.DataFrame([dict(t.iloc[0], video=v, frame=f, phase=0, **{c: c in o for c in class_set(13).names}) for (v,f),o in zip(names, shown)])
+    def row(video, frame, there):
+        return dict(t.iloc[0], video=video, frame=frame, phase=0, **{c: c in there for c in class_set(13).names})
+    return pd.DataFrame([row(*o, there) for o,there in zip(names, shown)])
 
 def test_the_papers_frames_where_they_are_there(scenes):
     t = paper_table(frame_table(scenes))
-    assert [[(o.video, o.frame) for o in p] for p in paper_pairs(t)] == [[('video27', 252), ('video17', 1984)], [('video25', 196), ('video27', 641)]]
-    assert paper_pairs(t[1:]) == [] and paper_pairs(t.assign(phase=[0, 1, 0, 0])) == [] and paper_pairs(frame_table(scenes)) == []
+    named = [[('video27', 252), ('video17', 1984)], [('video25', 196), ('video27', 641)]]
+    assert [[(o.video, o.frame) for o in p] for p in paper_pairs(t)] == named
+    assert paper_pairs(t[1:]) == [] and paper_pairs(t.assign(phase=[0, 1, 0, 0])) == []
+    assert paper_pairs(frame_table(scenes)) == []
     fig = figure1(t)
     named = [{o.get_text() for o in f.legends[0].get_texts()} for f in fig.subfigs]
     assert {o for o in named[0] if '*' in o} == {'gastrointestinal tract*', 'gallbladder*'}
-    assert {o for o in named[1] if '*' in o} == {'gastrointestinal tract*', 'fat*'} and {len(o) for o in named} == {6, 7}
+    assert {o for o in named[1] if '*' in o} == {'gastrointestinal tract*', 'fat*'}
+    assert {len(o) for o in named} == {6, 7}
     assert 'video17, frame 1984' in said(fig) and any('(b) Preparation; * not named' in o for o in said(fig))
     assert not any('*' in o for o in said(figure1(frame_table(scenes))))
 
@@ -321,7 +345,8 @@ def network(r, seed, *stats):
 @pytest.fixture(scope='module')
 def study(tmp_path_factory, smoke):
     "Untrained networks in the folders of three methods"
-    folder,runs = tmp_path_factory.mktemp('study'),[o for o in grid('table1', smoke) if o.recipe.budget == .1]
+    folder = tmp_path_factory.mktemp('study')
+    runs = [o for o in grid('table1', smoke) if o.recipe.budget == .1]
     for i,o in enumerate(runs):
         if o.recipe.method in ('random', 'dcl', 'dcl+cls') and (o.recipe.fold, o.recipe.seed) == (0, 0):
             save_model(folder/o.key/'model.safetensors', network(o.recipe, i, (.4, .3, .2), (.2, .3, .2)))
@@ -345,7 +370,8 @@ def test_masks_are_those_of_the_runs_own_loaders(study, scenes, dls):
     for m,path in weights_of(study[1], study[0], 10, 0, 0).items():
         net = load_model(path, 'cpu')
         image = dls.test_dl(rows)
-        raw,truth = torch.stack([torch.from_numpy(f['image']) for f in o['frames']]),image.one_batch()[1]
+        raw = torch.stack([torch.from_numpy(f['image']) for f in o['frames']])
+        truth = image.one_batch()[1]
         x = (raw.permute(0, 3, 1, 2)/255 - net.mean.view(3, 1, 1))/net.std.view(3, 1, 1)
         with torch.no_grad(): want = net(x).argmax(1)
         assert torch.equal(torch.from_numpy(np.stack([f['masks'][m] for f in o['frames']])).long(), want)
@@ -356,30 +382,35 @@ def test_runs_of_two_sizes_make_no_figure(study, scenes, smoke, tmp_path):
     shutil.copytree(study[0], tmp_path/'study')
     o = next(o for o in study[1] if o.recipe.method == 'cls' and (o.recipe.fold, o.recipe.seed) == (0, 0))
     save_model(tmp_path/'study'/o.key/'model.safetensors', CWCLNet(replace(o.recipe, height=64, width=96)))
-    with pytest.raises(InputError, match='height=64'): segmentations(study[1], tmp_path/'study', scenes, 2, device='cpu')
+    with pytest.raises(InputError, match='height=64'):
+        segmentations(study[1], tmp_path/'study', scenes, 2, device='cpu')
 
 def test_stored_and_read_again(study, scenes, tmp_path):
     index = save_figure3(study[1], study[0], scenes, tmp_path, 2, device='cpu')
-    want,got = segmentations(study[1], study[0], scenes, 2, device='cpu'),read_figure3(tmp_path)
+    want = segmentations(study[1], study[0], scenes, 2, device='cpu')
+    got = read_figure3(tmp_path)
     for a,b in zip(want['frames'], got['frames'], strict=True):
         assert a['masks'].keys() == b['masks'].keys() == {'random', 'dcl', 'dcl+cls'}
         for m in a['masks']: assert np.array_equal(a['masks'][m], b['masks'][m])
         assert np.array_equal(a['truth'], b['truth']) and (b['truth'] == IGNORE).any()
         assert np.abs(a['image'].astype(int) - b['image']).mean() < 5
     assert {k: got[k] for k in ('budget', 'fold', 'seed', 'classes')} == dict(budget=10, fold=0, seed=0, classes=8)
-    assert {p.suffix for p in index.parent.iterdir()} == {'.json', '.jpg', '.png'} and max(p.stat().st_size for p in index.parent.iterdir()) < 6000
+    assert {p.suffix for p in index.parent.iterdir()} == {'.json', '.jpg', '.png'}
+    assert max(p.stat().st_size for p in index.parent.iterdir()) < 6000
     assert str(scenes) not in index.read_text() and str(study[0]) not in index.read_text()
     a,b = figure3(tmp_path),figure3(want)
-    assert said(a) == said(b) and [ax.texts[0].get_text() for ax in a.axes[::2]] == ['frame', 'truth', 'Random', 'DCL', 'DCL+cls']
+    assert said(a) == said(b)
+    assert [ax.texts[0].get_text() for ax in a.axes[::2]] == ['frame', 'truth', 'Random', 'DCL', 'DCL+cls']
     assert legend(a) == list(class_set(8).names)
     assert np.array_equal(a.axes[2].images[0].get_array(), b.axes[2].images[0].get_array())
 
-def test_masks_are_indexed_and_in_the_classes_colours(tmp_path):
+def test_masks_are_indexed_and_in_the_classes_colors(tmp_path):
     mask = np.array([[0, 5], [7, IGNORE]], np.uint8)
     save_mask(tmp_path/'m.png', mask, class_set(8).colors)
     im = Image.open(tmp_path/'m.png')
     assert im.mode == 'P' and np.array(im).tolist() == [[0, 5], [7, 8]]
-    assert np.array(im.convert('RGB')).tolist() == [[class_set(8).colors[0].tolist(), class_set(8).colors[5].tolist()], [class_set(8).colors[7].tolist(), [255]*3]]
+    a,b,c = (class_set(8).colors[i].tolist() for i in (0, 5, 7))
+    assert np.array(im.convert('RGB')).tolist() == [[a, b], [c, [255]*3]]
 
 @pytest.mark.parametrize('video, what', [('video01', 'CholecSeg8k'), ('video99', 'unknown licence')])
 def test_only_drawn_frames_are_stored(study, scenes, tmp_path, video, what):
@@ -391,7 +422,8 @@ def test_only_drawn_frames_are_stored(study, scenes, tmp_path, video, what):
         (tmp_path/'data'/'video01').rename(tmp_path/'data'/'video99')
         for o in (tmp_path/'data'/'video99').iterdir():
             if o.name.startswith('video01'): o.rename(o.with_name(o.name.replace('video01', 'video99')))
-    with pytest.raises(InputError, match=f'{what}.*may not be published') as e: save_figure3(study[1], study[0], tmp_path/'data', tmp_path/'out', 2, device='cpu')
+    with pytest.raises(InputError, match=f'{what}.*may not be published') as e:
+        save_figure3(study[1], study[0], tmp_path/'data', tmp_path/'out', 2, device='cpu')
     assert '\n' not in str(e.value) and not (tmp_path/'out').exists()
     assert len(figure3(segmentations(study[1], study[0], tmp_path/'data', 2, device='cpu')).axes) == 10
 
@@ -404,7 +436,8 @@ def test_lost_files_are_gaps(study, scenes, tmp_path):
     for o in home.glob('*.png'): o.unlink()
     with pytest.raises(InputError, match='nothing to draw'): figure3(tmp_path)
 
-@pytest.mark.parametrize('text, why', [(None, 'no such file'), ('{', 'no JSON'), ('[]', 'no index'), (json.dumps(dict(kind='cwcl figure 3', version=2)), 'no index')])
+@pytest.mark.parametrize('text, why', [(None, 'no such file'), ('{', 'no JSON'), ('[]', 'no index'),
+    (json.dumps(dict(kind='cwcl figure 3', version=2)), 'no index')])
 def test_an_index_that_is_none(tmp_path, text, why):
     (tmp_path/'figure3').mkdir()
     if text: (tmp_path/'figure3'/'index.json').write_text(text)
@@ -413,7 +446,8 @@ def test_an_index_that_is_none(tmp_path, text, why):
 # All of them
 
 def test_text_can_be_read_at_the_width_of_a_page(study, scenes):
-    figs = [learning_curves(STUDY), learning_curves(STUDY, 5), class_bars(STUDY, 5), budget_curve(STUDY), class_bars(TWO, 5, True), budget_curve(TWO, True),
+    figs = [learning_curves(STUDY), learning_curves(STUDY, 5), class_bars(STUDY, 5), budget_curve(STUDY),
+        class_bars(TWO, 5, True), budget_curve(TWO, True),
         gap_plot(verdict_frame(), 'told', TOLD), gap_plot(verdict_frame(), 'ratio', TOLD), figure1(frame_table(scenes)),
         figure3(segmentations(study[1], study[0], scenes, 2, device='cpu'))]
     for fig in figs:

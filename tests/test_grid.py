@@ -14,9 +14,11 @@ from cwcl.train import steps_per_epoch
 def small_runs(smoke):
     "Three kinds of run: joint, joint with two views, two stages"
     a = method_recipe(smoke, 'dcl+cls', epochs=3, fold=0)
-    return [Run('table1', a), Run('table1', method_recipe(smoke, 'simclr', epochs=2, fold=1)), Run('table2', method_recipe(smoke, 'byol', epochs=2, stage='frozen', fold=2))]
+    b = method_recipe(smoke, 'simclr', epochs=2, fold=1)
+    c = method_recipe(smoke, 'byol', epochs=2, stage='frozen', fold=2)
+    return [Run('table1', a), Run('table1', b), Run('table2', c)]
 
-# One interpreter imports everything once and forks a process for each attempt, which is left alone or dies at a moment
+# One interpreter imports everything once and forks a process for each attempt, which runs on or dies at a moment
 # that is counted and not timed: before its n-th backward pass or renaming of a finished file.
 ZYGOTE = '''
 import os, signal, sys, json, torch, cwcl.study.grid as g
@@ -58,11 +60,13 @@ def attempt(folder, data, plan, runs):
     folder.mkdir(parents=True, exist_ok=True)
     spec = json.dumps([(o.table, vars(o.recipe)) for o in runs])
     env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    p = subprocess.run([sys.executable, '-c', ZYGOTE, str(folder), str(data), json.dumps(plan), spec], capture_output=True, text=True, env=env, timeout=1800)
+    command = [sys.executable, '-c', ZYGOTE, str(folder), str(data), json.dumps(plan), spec]
+    p = subprocess.run(command, capture_output=True, text=True, env=env, timeout=1800)
     assert not p.returncode, p.stderr[-2000:]
     return json.loads(p.stdout.splitlines()[-1]),p.stderr
 
-def figures(folder): return {k: (o['test'], o['valid'], o['log'], o['steps'], o['labelled']) for k,o in read_results(folder).items()}
+def figures(folder):
+    return {k: (o['test'], o['valid'], o['log'], o['steps'], o['labelled']) for k,o in read_results(folder).items()}
 
 @pytest.fixture(scope='module')
 def undisturbed(smoke, scenes, tmp_path_factory):
@@ -100,7 +104,8 @@ def test_published_results_hold_what_a_table_needs(smoke, scenes, undisturbed, t
 @pytest.mark.parametrize('table', TABLE_METHODS)
 def test_methods_of_a_table_do_equal_work(smoke, table):
     "Steps, masks, seeds, folds and weights of a table differ in the method alone"
-    shared = 'seed fold budget batch labelled epochs lr wd schedule crop widths valid_labels threads select stage'.split()
+    shared = ('seed', 'fold', 'budget', 'batch', 'labelled', 'epochs', 'lr', 'wd', 'schedule', 'crop', 'widths',
+        'valid_labels', 'threads', 'select', 'stage')
     cells = {}
     for o in grid(table, smoke): cells.setdefault((o.recipe.budget, o.recipe.fold, o.recipe.seed), []).append(o.recipe)
     for rs in cells.values(): assert len({tuple(getattr(r, k) for k in shared) for r in rs}) == 1
@@ -120,17 +125,24 @@ def test_no_two_folds_share_a_seed(smoke):
 
 def test_a_study_starts_with_every_method_on_the_first_fold_and_seed(smoke):
     first = grid('table1', smoke)[:17]
-    assert {(o.recipe.fold, o.recipe.seed) for o in first} == {(0, 0)} and {o.recipe.method for o in first} == set(TABLE_METHODS['table1'])
+    assert {(o.recipe.fold, o.recipe.seed) for o in first} == {(0, 0)}
+    assert {o.recipe.method for o in first} == set(TABLE_METHODS['table1'])
 
-@pytest.mark.parametrize('text,says', [('', 'half-written'), ('{"kind": "cwcl run", "vers', 'half-written'), ('[]', 'not the result'), ('{"kind": "other"}', 'not the result'),
-    ('{"kind": "cwcl run", "version": 2, "kit": "9.9"}', 'version 2.*9.9'), ('{"kind": "cwcl run", "version": 1}', 'no key and no recipe; give the folder')])
+@pytest.mark.parametrize('text,says', [
+    ('', 'half-written'),
+    ('{"kind": "cwcl run", "vers', 'half-written'),
+    ('[]', 'not the result'),
+    ('{"kind": "other"}', 'not the result'),
+    ('{"kind": "cwcl run", "version": 2, "kit": "9.9"}', 'version 2.*9.9'),
+    ('{"kind": "cwcl run", "version": 1}', 'no key and no recipe; give the folder')])
 def test_broken_results_are_named(tmp_path, text, says):
     (tmp_path/'a.json').write_text(text)
     with pytest.raises(InputError, match=f'a.json.*{says}'): read_result(tmp_path/'a.json')
 
 def test_results_of_another_recipe_are_refused(smoke, scenes, undisturbed):
     run = small_runs(smoke)[0]
-    with pytest.raises(InputError, match='made with lr=0.01, this table wants lr=0.02'): do_run(replace(run, recipe=replace(run.recipe, lr=.02)), undisturbed, scenes)
+    with pytest.raises(InputError, match='made with lr=0.01, this table wants lr=0.02'):
+        do_run(replace(run, recipe=replace(run.recipe, lr=.02)), undisturbed, scenes)
 
 def test_the_parts_of_a_fold_do_not_depend_on_what_the_budget_is_of(smoke, scenes):
     t = frame_table(scenes)
@@ -142,7 +154,8 @@ def test_a_run_without_test_masks_is_told(smoke, monkeypatch, tmp_path):
     run_all(small_runs(smoke)[:1], tmp_path, 'nowhere', tell=said.append, check=False)
     assert 'no test frames with masks' in said[0]
 
-@pytest.mark.parametrize('n,named,want', [(0, None, []), (2, None, [0, 1]), (2, '1,3', [1, 3]), (2, 'GPU-a,GPU-b', [0, 1]), (0, '', [])])
+@pytest.mark.parametrize('n,named,want', [
+    (0, None, []), (2, None, [0, 1]), (2, '1,3', [1, 3]), (2, 'GPU-a,GPU-b', [0, 1]), (0, '', [])])
 def test_processes_of_this_machine_see_its_gpus(monkeypatch, tmp_path, n, named, want):
     monkeypatch.setattr('torch.cuda.device_count', lambda: n)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
@@ -165,9 +178,12 @@ def test_a_failed_run_leaves_the_finished_ones(smoke, scenes, undisturbed, tmp_p
     run_all(runs, folder, scenes, device='cpu')
     assert figures(folder)[runs[0].key] == figures(undisturbed)[runs[0].key]
 
-@pytest.mark.parametrize('change,says', [(dict(method='dcl'), 'no phase is known'), (dict(method='cls', budget=1e-4), 'leaves no mask'),
+@pytest.mark.parametrize('change,says', [
+    (dict(method='dcl'), 'no phase is known'),
+    (dict(method='cls', budget=1e-4), 'leaves no mask'),
     (dict(precision='fp16'), 'fp16 needs CUDA'),
-    (dict(method='cls', batch=1000), 'cannot fill a batch of 1000'), (dict(method='dcl', stage='frozen'), 'no phase is known')])
+    (dict(method='cls', batch=1000), 'cannot fill a batch of 1000'),
+    (dict(method='dcl', stage='frozen'), 'no phase is known')])
 def test_what_stops_the_last_run_stops_all_before_the_first(smoke, scenes, tmp_path, monkeypatch, change, says):
     monkeypatch.setattr('cwcl.study.grid.stages_run', lambda *a, **k: pytest.fail('a training was begun'))
     runs = [Run('table1', method_recipe(smoke, 'random')), Run('table1', replace(smoke, **change))]
@@ -183,7 +199,8 @@ def test_runs_that_need_no_phases_are_not_asked_for_them(smoke, scenes):
 def test_kinds_of_runs_and_the_largest_of_them(smoke, monkeypatch):
     one,two = kinds(grid('table1', smoke)),kinds(grid('table2', smoke))
     assert len(one) == 5 and len(two) == 8
-    assert [(o.method, o.stage) for o in two[:3]] == [('simclr', 'pretrain'), ('simclr', 'frozen'), ('byol', 'pretrain')]
+    first = [('simclr', 'pretrain'), ('simclr', 'frozen'), ('byol', 'pretrain')]
+    assert [(o.method, o.stage) for o in two[:3]] == first
     assert largest_step(grid('table1', smoke)) == max(((step_bytes(o), o) for o in one), key=lambda o: o[0])
     assert sharing(3, 'cpu') == 3
     monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
@@ -194,12 +211,15 @@ def test_a_reading_that_changes_nothing_is_left_out(smoke):
     assert {o.name for o in READINGS} - {a.reading for a,_ in without} == {'use_phase=no', 'temp=0.2'}
 
 def test_the_estimate_counts_what_is_missing(smoke, scenes, undisturbed, tmp_path, monkeypatch):
-    runs,table = small_runs(smoke),frame_table(scenes)
+    runs = small_runs(smoke)
+    table = frame_table(scenes)
     none,some = estimate(runs, tmp_path, table, device='cpu'),estimate(runs, undisturbed, table, device='cpu')
-    assert (none['runs'], none['done'], some['done']) == (3, 0, 3) and none['seconds'] > 0 == some['seconds'] == some['bytes']
+    assert (none['runs'], none['done'], some['done']) == (3, 0, 3)
+    assert none['seconds'] > 0 == some['seconds'] == some['bytes']
     monkeypatch.setattr('cwcl.study.jobs.step_seconds', lambda r, device: (2., .5))
     one,three = (estimate(runs, tmp_path, table, jobs=n, device='cpu')['seconds'] for n in (1, 3))
-    steps = sum(o.recipe.epochs*len(o.stages)*steps_per_epoch(o.recipe, fold_parts(table, o.recipe)[o.recipe.fold]) for o in runs)
+    def steps_of(r): return r.epochs*steps_per_epoch(r, fold_parts(table, r)[r.fold])
+    steps = sum(len(o.stages)*steps_of(o.recipe) for o in runs)
     assert one == pytest.approx(3*three) and one > 2.*steps
     assert '3 runs, 0 of them done' in say_estimate(none, tmp_path/'not'/'there')
 

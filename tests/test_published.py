@@ -26,7 +26,8 @@ def test_scores_follow_from_the_confusion_matrix(result):
     assert torch.equal(sum(map(torch.tensor, t['clips'].values())), cm)
 
 def test_steps_are_those_of_the_recipe(result):
-    r,f = Recipe(**result['recipe']),result['frames']
+    r = Recipe(**result['recipe'])
+    f = result['frames']
     steps = r.epochs*steps_per_epoch(r, (f['train'], f['valid']))
     assert result['steps'] == steps and len(result['log']) == r.epochs
     if r.stage == 'frozen': assert result['pretrain']['steps'] == steps and result['pretrain']['method'] == r.method

@@ -8,8 +8,8 @@ from cwcl.study.ablation import ablation_markdown, ablation_pairs, ablation_tabl
 from cwcl.study.grid import Run, do_run, grid, method_recipe, publish, read_results
 from cwcl.study.measures import NAMES, method_style
 from cwcl.study.stats import fold_interval
-from cwcl.study.tables import (MEANS, SHORT, check_result, digits, fold_table, marked, of_table, published, run_frame, save_table, table1, table2,
-    table_cells, table_latex, table_markdown, table_notes)
+from cwcl.study.tables import MEANS, SHORT, check_result, digits, fold_table, marked, of_table, published, run_frame
+from cwcl.study.tables import save_table, table1, table2, table_cells, table_latex, table_markdown, table_notes
 
 r = recipe('study')
 plan = grid('table1', r) + grid('table2', r)
@@ -20,7 +20,8 @@ def result(run, iou):
     mean = sum(iou.values())/8
     test = dict(class_iou=iou, mean_iou=mean, mean_image_iou=mean/2, ignored_share=.031, frames=18)
     frames = dict(train=61, valid=22, test=18)
-    return dict(key=run.key, recipe=json.loads(run.recipe.to_json()), test=test, frames=frames, data='embedded', steps=800, step_seconds=.2, seconds=90.)
+    found = dict(key=run.key, recipe=json.loads(run.recipe.to_json()), test=test, frames=frames, data='embedded')
+    return dict(found, steps=800, step_seconds=.2, seconds=90.)
 
 def drawn(seed=0, levels=None):
     "Results of the whole plan, of random numbers or of a few levels that tie"
@@ -30,7 +31,8 @@ def drawn(seed=0, levels=None):
 
 def at(t, method, budget, name): return t[(t.method == method) & (t.budget == budget) & (t['class'] == name)].iloc[0]
 def line(cells, method, masks): return cells[(cells.method == method) & (cells.masks == masks)].iloc[0]
-def six(method='dcl', budget=.05): return [o for o in plan if o.table == 'table1' and (o.recipe.method, o.recipe.budget) == (method, budget)]
+def six(method='dcl', budget=.05):
+    return [o for o in plan if o.table == 'table1' and (o.recipe.method, o.recipe.budget) == (method, budget)]
 
 # Rows and cells
 
@@ -39,15 +41,17 @@ def test_a_cell_by_hand():
     row = at(table1(plan, found), 'dcl', 5, 'liver')
     assert row['mean'] == pytest.approx(.3) and row.sd == pytest.approx((.1/5)**.5)
     assert (row.runs, row.of, row.table, row.source) == (6, 6, 'table1', 'ours')
-    assert line(table_cells(table1(plan, found)), 'DCL', '5 %')[['runs', 'liver', 'mean', 'per image']].tolist() == ['6/6', '.300±.141', '.300±.141', '.150±.071']
+    cells = line(table_cells(table1(plan, found)), 'DCL', '5 %')
+    assert cells[['runs', 'liver', 'mean', 'per image']].tolist() == ['6/6', '.300±.141', '.300±.141', '.150±.071']
 
 @pytest.mark.parametrize('seed', range(3))
 def test_every_cell_is_the_mean_and_sample_deviation_of_its_runs(seed):
     found = drawn(seed)
     for t,suffix in ((table1(plan, found), ''), (table2(plan, found), '-2stage')):
         for o in t.itertuples():
-            own = [p for p in plan if p.table == o.table and p.recipe.method + suffix == o.method and p.recipe.budget*100 == pytest.approx(o.budget)]
-            name,runs = o[5],[found[p.key]['test'] for p in own]
+            def fits(r): return r.method + suffix == o.method and r.budget*100 == pytest.approx(o.budget)
+            name = o[5]
+            runs = [found[p.key]['test'] for p in plan if p.table == o.table and fits(p.recipe)]
             values = [v[name] if name in MEANS else v['class_iou'][name] for v in runs]
             assert len(values) == o.runs == o.of == 6
             assert (o.mean, o.sd) == pytest.approx((statistics.mean(values), statistics.stdev(values)))
@@ -55,8 +59,10 @@ def test_every_cell_is_the_mean_and_sample_deviation_of_its_runs(seed):
 def test_the_tables_have_the_papers_rows_and_columns():
     t1,t2 = (table_cells(f(plan, drawn())) for f in (table1, table2))
     assert list(t1)[3:] == list(SHORT.values()) and list(SHORT)[:8] == list(NAMES)
-    budgets = lambda m: ['1 %', '5 %', '10 %'] + ['100 %']*(m in ('Random', 'DCL+cls'))
-    assert list(zip(t1.method, t1.masks)) == [(m, b) for m in ('Random', 'SimCLR', 'DCL', 'cls', 'DCL+cls') for b in budgets(m)]
+    few = ['1 %', '5 %', '10 %']
+    def budgets(m): return few + ['100 %'] if m in ('Random', 'DCL+cls') else few
+    names = ('Random', 'SimCLR', 'DCL', 'cls', 'DCL+cls')
+    assert list(zip(t1.method, t1.masks)) == [(m, b) for m in names for b in budgets(m)]
     assert list(zip(t2.method, t2.masks)) == [(f'{m} 2-stage', '5 %') for m in ('SimCLR', 'BYOL', 'DCL', 'DCL+cls')]
 
 def test_a_frame_has_a_row_for_each_run_done_or_not():
@@ -79,7 +85,8 @@ def test_fold_means():
     got = fold_table(of_table(plan, 'table1'), found).loc[('dcl', 5.)]
     assert [o.recipe.fold for o in six()] == [0, 1, 2, 0, 1, 2]
     assert got.tolist() == pytest.approx([.11, .21, .32])
-    assert fold_table(of_table(plan, 'table1'), found, 'mean_image_iou').loc[('dcl', 5.)].tolist() == pytest.approx([.055, .105, .16])
+    halves = fold_table(of_table(plan, 'table1'), found, 'mean_image_iou').loc[('dcl', 5.)]
+    assert halves.tolist() == pytest.approx([.055, .105, .16])
     assert fold_table(of_table(plan, 'table1'), found).loc[('cls', 5.)].isna().all()
 
 # What is missing
@@ -114,7 +121,8 @@ def test_one_seed_and_no_run_at_all():
 def literal_marks(t):
     "Best at a budget and best of all, by looking at every rival"
     score = {(o[5], o.method, o.budget): digits(o.mean) for o in t.itertuples() if o.runs}
-    methods,best,top = t.method.nunique(),set(),set()
+    methods = t.method.nunique()
+    best,top = set(),set()
     shared = [b for b in t.budget.unique() if t[t.budget == b].method.nunique() == methods]
     for (c,m,b),v in score.items():
         rivals = [w for (d,_,e),w in score.items() if (d, e) == (c, b)]
@@ -131,11 +139,13 @@ def test_marks_are_those_of_a_literal_loop(seed, levels, make):
     found = {k: v for k,v in drawn(seed, levels).items() if seed < 2 or 's1' not in k}
     if levels: found = {k: v for k,v in found.items() if '-f0-s0' in k}
     t = marked(make(plan, found))
-    keys = lambda o: set(zip(o['class'], o.method, o.budget))
+    def keys(o): return set(zip(o['class'], o.method, o.budget))
     best,top = literal_marks(t)
     assert best and (keys(t[t.best]), keys(t[t.top])) == (best, top)
 
-def tiny(*rows): return pd.DataFrame(rows, columns=['method', 'budget', 'mean']).assign(**{'class': 'fat', 'sd': math.nan, 'runs': 1, 'of': 1})
+def tiny(*rows):
+    df = pd.DataFrame(rows, columns=['method', 'budget', 'mean'])
+    return df.assign(**{'class': 'fat', 'sd': math.nan, 'runs': 1, 'of': 1})
 
 def test_ties_are_those_of_the_printed_digits():
     assert marked(tiny(('a', 1, .5004), ('b', 1, .4996), ('c', 1, .4994))).best.tolist() == [True, True, False]
@@ -145,12 +155,14 @@ def test_ties_are_those_of_the_printed_digits():
     assert marked(tiny(('a', 1, math.nan), ('b', 1, .2), ('c', 1, .1))).best.tolist() == [False, True, False]
 
 def test_all_masks_are_no_rival_of_few():
-    t = marked(tiny(('a', 1, .1), ('b', 1, .2), ('c', 1, .1), ('a', 5, .4), ('b', 5, .3), ('c', 5, .3), ('a', 100, .9), ('b', 100, .8)))
+    few = ('a', 1, .1), ('b', 1, .2), ('c', 1, .1), ('a', 5, .4), ('b', 5, .3), ('c', 5, .3)
+    t = marked(tiny(*few, ('a', 100, .9), ('b', 100, .8)))
     assert t.best.tolist() == [False, True, False, True, False, False, True, False]
     assert t.top.tolist() == [False, False, False, True, False, False, False, False]
 
 def test_halves_round_up_in_print_and_in_marks():
-    assert [digits(v) for v in (.4525, .5185, .0005, .99951, 0., 1.)] == ['.453', '.519', '.001', '1.000', '.000', '1.000']
+    shown = {.4525: '.453', .5185: '.519', .0005: '.001', .99951: '1.000', 0.: '.000', 1.: '1.000'}
+    assert {v: digits(v) for v in shown} == shown
     assert marked(tiny(('a', 1, .4525), ('b', 1, .453), ('c', 1, .4524))).best.tolist() == [True, True, False]
 
 # The paper
@@ -158,7 +170,8 @@ def test_halves_round_up_in_print_and_in_marks():
 def test_published_tables_are_the_file():
     df = pd.read_csv(data_file('published.csv'))
     for k in (1, 2):
-        t,own = published(f'table{k}'),df[df.table == k]
+        t = published(f'table{k}')
+        own = df[df.table == k]
         cells = table_cells(t)
         assert len(t) == len(own)*9//8 and (t.source == 'published').all() and (t.runs == 3).all()
         for o in own.itertuples():
@@ -167,7 +180,8 @@ def test_published_tables_are_the_file():
             label = method_style(o.method).label + (' 2-stage' if k == 2 else '')
             text = line(cells, label, f'{o.budget_percent} %')[SHORT[o[4].lower()]]
             assert [float(v) for v in text.strip('*†').split('±')] == [o.iou_mean, o.iou_std]
-    assert digits(at(published(), 'random', 5, 'mean_iou')['mean']) == '.519' and digits(at(published(), 'dcl+cls', 5, 'mean_iou')['mean']) == '.517'
+    assert digits(at(published(), 'random', 5, 'mean_iou')['mean']) == '.519'
+    assert digits(at(published(), 'dcl+cls', 5, 'mean_iou')['mean']) == '.517'
 
 def test_marks_of_the_published_numbers():
     t = marked(published())
@@ -199,14 +213,16 @@ def test_markdown_is_a_table(holes):
         assert sum(o.count('**') for o in body) == 2*m.best.sum() and sum(o.count('†') for o in body) == m.top.sum()
 
 def test_plain_text_fits_140_columns(holes):
-    for t in (table1(plan, holes), table1(plan, drawn()), published()): assert max(map(len, table_cells(t).to_string(index=False).splitlines())) <= 140
+    for t in (table1(plan, holes), table1(plan, drawn()), published()):
+        assert max(map(len, table_cells(t).to_string(index=False).splitlines())) <= 140
 
 def latex_rows(text): return [o for o in text.splitlines() if o.endswith(r'\\')]
 
 def test_latex_is_balanced(holes):
     for t in (table1(plan, holes), table2(plan, holes), published()):
         text = table_latex(t, 'A & B_1: 5 % {of #2 ± $3 ~ ^ † × − "so" \\ end')
-        assert re.findall(r'\\begin\{(\w+)\}', text) == ['table', 'tabular'] and re.findall(r'\\end\{(\w+)\}', text) == ['tabular', 'table']
+        assert re.findall(r'\\begin\{(\w+)\}', text) == ['table', 'tabular']
+        assert re.findall(r'\\end\{(\w+)\}', text) == ['tabular', 'table']
         bare = re.sub(r'\\[{}]', '', text)
         assert bare.count('{') == bare.count('}')
         columns = len(table_cells(t).columns)
@@ -219,13 +235,18 @@ def test_latex_is_balanced(holes):
 
 @pytest.mark.skipif(not shutil.which('pdflatex'), reason='no LaTeX here')
 def test_latex_compiles(holes, tmp_path):
-    save_table(table1(plan, holes), [*table_notes(of_table(plan, 'table1'), holes), 'odd & data_x 50% ~^\\ {q $3 "a"'], tmp_path)
-    (tmp_path/'doc.tex').write_text('\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n\\input{table1.tex}\n\\end{document}\n')
-    out = subprocess.run(['pdflatex', '-draftmode', '-interaction=nonstopmode', '-halt-on-error', 'doc.tex'], cwd=tmp_path, capture_output=True, timeout=60)
+    notes = [*table_notes(of_table(plan, 'table1'), holes), 'odd & data_x 50% ~^\\ {q $3 "a"']
+    save_table(table1(plan, holes), notes, tmp_path)
+    lines = [r'\documentclass{article}', r'\usepackage{booktabs,graphicx}', r'\begin{document}',
+        r'\input{table1.tex}', r'\end{document}']
+    (tmp_path/'doc.tex').write_text('\n'.join(lines) + '\n')
+    command = ['pdflatex', '-draftmode', '-interaction=nonstopmode', '-halt-on-error', 'doc.tex']
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60)
     assert out.returncode == 0, out.stdout[-2000:]
 
 def test_csv_goes_there_and_back(holes, tmp_path):
-    t,notes = table1(plan, holes),table_notes(of_table(plan, 'table1'), holes)
+    t = table1(plan, holes)
+    notes = table_notes(of_table(plan, 'table1'), holes)
     files = save_table(t, notes, tmp_path/'new')
     assert [o.name for o in files] == ['table1.md', 'table1.tex', 'table1.csv'] == [o.name for o in files if o.exists()]
     assert sorted(o.name for o in (tmp_path/'new').iterdir()) == ['table1.csv', 'table1.md', 'table1.tex']
@@ -237,7 +258,7 @@ def test_csv_goes_there_and_back(holes, tmp_path):
     md = files[0].read_text()
     assert all(o in md for o in notes) and table_markdown(t) in md and table_markdown(published()) in md
 
-# What stands beside a table, and what does not belong into it
+# What goes with a table, and what does not belong into it
 
 def test_notes_tell_what_must_not_be_lost():
     found = drawn()
@@ -246,14 +267,16 @@ def test_notes_tell_what_must_not_be_lost():
     found[own[0].key]['test']['ignored_share'] = .031 + .102
     del found[own[1].key]
     text = ' '.join(table_notes(own, found))
-    for o in ('101 of 102 runs', 'recipe study', '750 to 800 steps', '2.5 hours', '101 frames at 171×96', 'embedded scenes', 'Tested on 18', 'two videos', '3.2 % of the tested pixels', 'sample'):
-        assert o in text, o
+    for o in ('101 of 102 runs', 'recipe study', '750 to 800 steps', '2.5 hours', '101 frames at 171×96',
+        'embedded scenes', 'Tested on 18', 'two videos', '3.2 % of the tested pixels', 'sample'): assert o in text, o
     assert all(v in text for k,v in SHORT.items() if k not in v and v not in ('mean', 'L-hook'))
-    for data,said in dict(cholecseg8k='(CholecSeg8k)', unknown='unknown origin').items(): assert said in table_notes(own, {k: dict(v, data=data) for k,v in found.items()})[1]
+    for data,said in dict(cholecseg8k='(CholecSeg8k)', unknown='unknown origin').items():
+        assert said in table_notes(own, {k: dict(v, data=data) for k,v in found.items()})[1]
     assert table_notes(own, {}) == ['0 of 102 runs are done, with the recipe study.']
 
 @pytest.mark.parametrize('change,words', [
-    (lambda o: o['test']['class_iou'].update(blood=.1), 'scored on 9 classes, the tables have the 8 of the paper; run it with class_set=8'),
+    (lambda o: o['test']['class_iou'].update(blood=.1),
+        'scored on 9 classes, the tables have the 8 of the paper; run it with class_set=8'),
     (lambda o: o['test']['class_iou'].pop('fat'), 'scored on 7 classes'),
     (lambda o: o.update(test=None), 'no test scores'),
     (lambda o: o['recipe'].update(lr=.5), 'made with lr=0.5, the table wants lr=0.01'),
@@ -261,7 +284,8 @@ def test_notes_tell_what_must_not_be_lost():
     (lambda o: o.update(frames=dict(train=8080)), 'keep one folder for each data set'),
     (lambda o: o['test'].update(frames=9), '9 of them tested on')])
 def test_results_that_do_not_belong_end_in_one_line(change, words):
-    found,key = drawn(),plan[7].key
+    found = drawn()
+    key = plan[7].key
     change(found[key])
     with pytest.raises(InputError, match=re.escape(words)) as e: table1(plan, found)
     assert key in str(e.value) and '\n' not in str(e.value)
@@ -292,8 +316,10 @@ cells = [replace(r, budget=.05, fold=f, seed=s) for f in range(3) for s in range
 def study(gain, slow=1., seed=0, name='temp=0.5', method='dcl+cls', **changes):
     "Pairs of a reading and its base, their results, and the IoU of the base"
     rng = np.random.default_rng(seed)
-    pairs = [(Run('ablate', replace(o, **changes), name), Run('table1', o)) for o in (method_recipe(o, method) for o in cells)]
-    y,found = rng.normal(.5, .05, 6),{}
+    own = [method_recipe(o, method) for o in cells]
+    pairs = [(Run('ablate', replace(o, **changes), name), Run('table1', o)) for o in own]
+    y = rng.normal(.5, .05, 6)
+    found = {}
     for (run,base),v,g in zip(pairs, y, np.broadcast_to(gain, 6)):
         found |= {base.key: result(base, v), run.key: {**result(run, v + g), 'step_seconds': .2*slow}}
     return pairs,found,y
@@ -303,17 +329,20 @@ def test_ablation_is_the_paired_t_test_on_fold_means(seed):
     gain = np.random.default_rng(seed+9).normal(.02, .02, 6)
     pairs,found,y = study(gain, 1.5, seed)
     base,own = ablation_table(pairs, found).itertuples()
-    a,b = ((y + gain).reshape(3, 2).mean(1), y.reshape(3, 2).mean(1))
+    a,b = (o.reshape(3, 2).mean(1) for o in (y + gain, y))
     test = ttest_rel(a, b)
-    assert (own.low, own.high) == pytest.approx(tuple(test.confidence_interval())) and own.difference == pytest.approx(gain.mean())
+    assert (own.low, own.high) == pytest.approx(tuple(test.confidence_interval()))
+    assert own.difference == pytest.approx(gain.mean())
     assert (own.mean, own.sd, base.mean, base.sd) == pytest.approx((a.mean(), a.std(ddof=1), b.mean(), b.std(ddof=1)))
     assert own.cost == pytest.approx(1.5) and (own.runs, own.of, base.runs, base.of) == (6, 6, 6, 6)
 
 def test_ablation_by_hand():
     pairs,found,_ = study([.01, .01, .02, .02, .03, .03])
     own = ablation_table(pairs, found).iloc[1]
-    assert (own.difference, own.low, own.high) == pytest.approx((.02, .02 - 4.30265*.01/3**.5, .02 + 4.30265*.01/3**.5), abs=1e-6)
-    assert ablation_table(pairs, found, interval=lambda d: (d.min(), d.max())).iloc[1][['low', 'high']].tolist() == pytest.approx([.01, .03])
+    half = 4.30265*.01/3**.5
+    assert (own.difference, own.low, own.high) == pytest.approx((.02, .02 - half, .02 + half), abs=1e-6)
+    own = ablation_table(pairs, found, interval=lambda d: (d.min(), d.max())).iloc[1]
+    assert own[['low', 'high']].tolist() == pytest.approx([.01, .03])
 
 def test_the_base_is_the_mean_of_its_seeds_in_the_fold():
     pairs,found,y = study([.01, .03, .02, .02, .03, .01])
@@ -338,7 +367,8 @@ def test_only_runs_with_a_base_count():
     gain = (np.array([y[:2].mean() - y[1], 0]) + .01).mean()
     assert own.difference == pytest.approx(gain) and own.mean == pytest.approx(y[:4].mean() + .01)
     beside = ablation_pairs(pairs, found)
-    assert beside.iou.isna().sum() == 1 and beside.base.isna().sum() == 2 and beside.bases.tolist() == [1, 1, 2, 2, 0, 0]
+    assert beside.iou.isna().sum() == 1 and beside.base.isna().sum() == 2
+    assert beside.bases.tolist() == [1, 1, 2, 2, 0, 0]
     one = {k: v for k,v in found.items() if '-f1-' in k}
     assert math.isnan(ablation_table(pairs, one).low[1])
     assert ablation_table(pairs, one).difference[1] == pytest.approx(.01)
@@ -353,13 +383,17 @@ def test_a_reading_with_more_classes_is_scored_on_the_eight():
     assert ablation_table(pairs, found).difference[1] == pytest.approx(.01)
 
 def test_readings_are_kept_apart_below_their_own_base():
-    (a,found,_),(b,more,_),(c,third,z) = study(.01),study(.02, .5, name='eq8'),study(.03, seed=5, name='strong=no', method='simclr', strong=False)
+    a,found,_ = study(.01)
+    b,more,_ = study(.02, .5, name='eq8')
+    c,third,z = study(.03, seed=5, name='strong=no', method='simclr', strong=False)
     t = ablation_table(a + b + c, found | more | third)
     assert t.reading.tolist() == ['DCL+cls, as in the table', 'temp=0.5', 'eq8', 'SimCLR, as in the table', 'strong=no']
-    assert t.difference[[1, 2, 4]].tolist() == pytest.approx([.01, .02, .03]) and t['mean'][3] == pytest.approx(z.mean())
+    assert t.difference[[1, 2, 4]].tolist() == pytest.approx([.01, .02, .03])
+    assert t['mean'][3] == pytest.approx(z.mean())
     assert t.cost[[1, 2, 4]].tolist() == pytest.approx([1, .5, 1])
     head,_,first,_,last,*_ = ablation_markdown(t).splitlines()
-    assert first.count('|') == head.count('|') and '×0.50' in last and '+0.020' in last and first.split('|')[5].strip() == ''
+    assert first.count('|') == head.count('|') and '×0.50' in last and '+0.020' in last
+    assert first.split('|')[5].strip() == ''
 
 def test_results_that_do_not_belong_are_found_in_an_ablation_too():
     for k in (0, 1):

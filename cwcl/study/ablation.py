@@ -87,18 +87,21 @@ def _score(found): return measure_iou(found['test']['class_iou'], 'mean IoU')
 def ablation_pairs(
     pairs:list, # Of (`Run` with a reading, the `Run` that it is compared with)
     results:dict, # Key to result, of both; and of other seeds of the bases
-)->pd.DataFrame: # reading, method, budget (percent), fold, seed, iou, base (mean over seeds), bases (runs), cost; NaN if missing
+)->pd.DataFrame: # reading, method, budget (percent), fold, seed, iou, base (a mean), bases (runs), cost; NaN if missing
     "Set every run of an ablation beside the mean of its base's seeds in the same fold"
-    rows,frames = [],()
+    rows = []
+    frames = ()
     for run,base in pairs:
         bases = _base_runs(base, results)
-        for o in bases + [run]*(run.key in results): frames = check_result(o, results[o.key], frames)
+        for o in bases: frames = check_result(o, results[o.key], frames)
         found = [results[o.key] for o in bases]
         own = results.get(run.key)
+        if own: frames = check_result(run, own, frames)
         iou = _score(own) if own else np.nan
         usual = np.mean([_score(o) for o in found]) if found else np.nan
         seconds = [o['step_seconds'] for o in found]
-        cost = own['step_seconds']/np.mean(seconds) if own and found and own['step_seconds'] and all(seconds) else np.nan
+        timed = own and own['step_seconds'] and found and all(seconds)
+        cost = own['step_seconds']/np.mean(seconds) if timed else np.nan
         r = base.recipe
         where = r.method,round(100*r.budget, 6),r.fold,r.seed
         rows.append((run.reading, *where, iou, usual, len(found), cost))
@@ -130,7 +133,8 @@ def ablation_table(
     rows = []
     for (method,budget),o in ablation_pairs(pairs, results).groupby(['method', 'budget'], sort=False):
         rows.append(dict(reading=f'{method_style(method).label}, as in the table', budget=budget, **_base_row(o)))
-        for k,v in o.groupby('reading', sort=False): rows.append(dict(reading=k, budget=budget, **_reading_row(v, interval)))
+        for k,v in o.groupby('reading', sort=False):
+            rows.append(dict(reading=k, budget=budget, **_reading_row(v, interval)))
     columns = ['reading', 'budget', 'runs', 'of', 'mean', 'sd', 'difference', 'low', 'high', 'cost']
     return pd.DataFrame(rows, columns=columns)
 
@@ -143,7 +147,8 @@ def ablation_markdown(
     def row(o):
         score = mean_sd(o.mean, o.sd) if o.runs else 'missing'
         ends = text('{:+.3f} to {:+.3f}', o.low, o.high)
-        return (o.reading, f'{o.budget:g} %', f'{o.runs}/{o.of}', score, text('{:+.3f}', o.difference), ends, text('×{:.2f}', o.cost))
+        difference,cost = text('{:+.3f}', o.difference),text('×{:.2f}', o.cost)
+        return o.reading,f'{o.budget:g} %',f'{o.runs}/{o.of}',score,difference,ends,cost
     columns = ['reading', 'masks', 'runs', 'mean IoU', 'difference', '95 % interval', 'a step takes']
     return frame_markdown(pd.DataFrame(map(row, a.itertuples()), columns=columns))
 

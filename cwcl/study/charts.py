@@ -134,9 +134,10 @@ def learning_curves(
     df = at_budget(pd.DataFrame(rows, columns=['method', 'budget', 'epoch', 'iou']).dropna(), budget)
     if not len(df):
         raise InputError('no run has a log of its epochs: nothing to draw; take the runs that this kit has written')
-    budgets,methods = sorted(df.budget.unique()),in_order(df.method)
-    size = (8, 1.3*len(budgets) + 1.1)
-    fig,axs = plt.subplots(len(budgets), len(methods), figsize=size, layout='constrained', squeeze=False, sharex=True, sharey=True)
+    budgets = sorted(df.budget.unique())
+    methods = in_order(df.method)
+    fig,axs = plt.subplots(len(budgets), len(methods), figsize=(8, 1.3*len(budgets) + 1.1), layout='constrained',
+        squeeze=False, sharex=True, sharey=True)
     for ax,(b,m) in zip(axs.flat, product(budgets, methods)):
         own = df[(df.budget == b) & (df.method == m)]
         usual = df[(df.budget == b) & (df.method == methods[0])].groupby('epoch').iou.mean()
@@ -169,7 +170,8 @@ def _dots(ax, df, column, order, methods, upright):
     "Draw the mean of each method in each group as a dot, with the t interval of its values"
     groups = np.arange(len(order))
     for j,m in enumerate(methods):
-        own,s = df[df.method == m],method_style(m)
+        own = df[df.method == m]
+        s = method_style(m)
         if not len(own): continue
         at = groups + .8*((j + .5)/len(methods) - .5)
         mean,low,high = _group_means(own, column, order)
@@ -198,11 +200,12 @@ def class_bars(
     published:bool=True, # Show the paper's means too?
 ): # Matplotlib figure
     "Draw class-wise IoU of each method, with 95 % t intervals of its fold means"
-    df,measures = at_budget(fold_scores(results, two_stage=two_stage), budget),('mean IoU', *NAMES)
+    df = at_budget(fold_scores(results, two_stage=two_stage), budget)
+    measures = ('mean IoU', *NAMES)
     panels = [(k, o[np.isclose(o.budget, budget)]) for k,o in _panels(df, published)]
     panels = [(k, o) for k,o in panels if len(o)]
-    methods,n = in_order(df.method),len(panels)
-    fig,axs = plt.subplots(1, n, figsize=(8, 5.4), layout='constrained', squeeze=False, sharey=True, sharex=True)
+    methods = in_order(df.method)
+    fig,axs = plt.subplots(1, len(panels), figsize=(8, 5.4), layout='constrained', squeeze=False, sharey=True)
     for ax,(title,o) in zip(axs[0], panels):
         _dots(ax, o, 'measure', measures, methods, upright=False)
         ax.set(xlim=(0, 1), xlabel='IoU')
@@ -219,7 +222,8 @@ def budget_curve(
 ): # Matplotlib figure
     "Draw mean IoU at each share of masks, with 95 % t intervals of the fold means"
     df = fold_scores(results, ('mean IoU',), two_stage)
-    panels,methods = _panels(df, published),in_order(df.method)
+    panels = _panels(df, published)
+    methods = in_order(df.method)
     budgets = [sorted(o.budget.unique()) for _,o in panels]
     fig,axs = plt.subplots(1, len(panels), figsize=(8, 3.8), layout='constrained', squeeze=False, sharey=True,
         width_ratios=list(map(len, budgets)))

@@ -25,7 +25,8 @@ class Part:
 
     def __post_init__(self):
         ratio = self.measure in RATIOS
-        if self.kind not in ('above', 'under', 'within'): raise ValueError(f'kind={self.kind!r}: choose above, under or within')
+        if self.kind not in ('above', 'under', 'within'):
+            raise ValueError(f'kind={self.kind!r}: choose above, under or within')
         if ratio and not self.margin > 0:
             raise ValueError(f'margin={self.margin}: {self.measure} is a ratio, give one above 0')
         if self.kind == 'within' and not self.edge > 0:
@@ -65,14 +66,14 @@ def parts(
 
 # %% ../../nbs/50_study.claims.ipynb #f99ce309
 MARGINAL,SUBSTANTIAL,SLOWER = .03,.05,1.25
-_better = ('Compared to select existing methods, our proposed approach significantly enhances segmentation performance, '
-    'even with a small labeled subset (1%-10%)')
+_better = ('Compared to select existing methods, our proposed approach significantly enhances '
+    'segmentation performance, even with a small labeled subset (1%-10%)')
 _most = ('In the majority of categories, methods incorporating MSPH and Deep Class-Wise Contrastive Learning '
     'demonstrated superior performance')
 _sizes = ('for categories with a higher frequency of occurrence, such as the background and abdominal wall, '
     'the improvements ... are marginal')
-_rare = ('for categories with lower occurrence frequencies, such as clamps, connective tissues, and L-hook electrosurgery, '
-    'our approach delivers substantial advancement')
+_rare = ('for categories with lower occurrence frequencies, such as clamps, connective tissues, '
+    'and L-hook electrosurgery, our approach delivers substantial advancement')
 _cls = ('we leveraged classification labels to enhance the accuracy of the segmentation model '
     'trained on limited annotated data')
 _adds = ('the incorporation of a classification task can enhance the correlation ..., '
@@ -98,8 +99,8 @@ _few = ('SimCLR might achieve minor improvements with limited data ... as the vo
     '... the features ... do not significantly assist the training')
 _fig3 = ('by integrating the classification projection head, our encoder is able to differentiate between '
     'the features of Connective Tissue and Gallbladder')
-_two = ('our approach generally outperforms traditional methodologies, especially in enhancing smaller target segmentation, '
-    'where the improvements are more pronounced')
+_two = ('our approach generally outperforms traditional methodologies, '
+    'especially in enhancing smaller target segmentation, where the improvements are more pronounced')
 _slow = 'this method is significantly slower than direct training'
 _ours,_theirs = ('dcl-2stage', 'dcl+cls-2stage'),('simclr-2stage', 'byol-2stage')
 _tissue = parts('taken for gallbladder', 10, ('cls', 'dcl+cls'), 'random', kind='under')
@@ -138,8 +139,9 @@ def clips_ahead(
     "Count the test clips in which one method's runs are higher on average than the other's"
     if part.measure in RATIOS: return 'n/a'
     def mean(method):
-        mine = [o for o in results if method_name(o['recipe']) == method and math.isclose(100*o['recipe']['budget'], part.budget)]
-        return pd.DataFrame([clip_values(o['test'], part.measure) for o in mine if o['test']], dtype=float).mean()
+        def fits(r): return method_name(r) == method and math.isclose(100*r['budget'], part.budget)
+        tests = [o['test'] for o in results if fits(o['recipe']) and o['test']]
+        return pd.DataFrame([clip_values(o, part.measure) for o in tests], dtype=float).mean()
     d = (mean(part.a) - mean(part.b)).dropna()
     if not len(d): return 'n/a'
     by = [f'{v} {(o > 0).sum()} of {len(o)}' for v,o in d.groupby(d.index.str.split('_').str[0])]

@@ -47,7 +47,8 @@ def _same_kind(nets, files): # Method to network, method to file -> the recipe o
     for m,k in product(nets, ('class_set', 'left_out', 'height', 'width')):
         own,first = getattr(nets[m].recipe, k),getattr(r, k)
         if own != first:
-            raise InputError(f'{files[m]}: trained with {k}={own!r}, others with {first!r}; one figure takes runs of one kind')
+            raise InputError(f'{files[m]}: trained with {k}={own!r}, others with {first!r}; '
+                'one figure takes runs of one kind')
     return r
 
 def segmentations(
@@ -123,7 +124,8 @@ def _read_index(index): # Its path
     "Read the index of a stored figure, or raise `InputError`"
     cure = 'write it again with save_figure3'
     try: o = json.loads(index.read_text())
-    except FileNotFoundError: raise InputError(f'{index}: no such file, so nothing to draw; write it with save_figure3') from None
+    except FileNotFoundError:
+        raise InputError(f'{index}: no such file, so nothing to draw; write it with save_figure3') from None
     except json.JSONDecodeError as e: raise InputError(f'{index}: no JSON ({e}); {cure}') from None
     if not isinstance(o, dict) or (o.get('kind'), o.get('version')) != ('cwcl figure 3', 1):
         raise InputError(f'{index}: no index of this kit and version; {cure}')
@@ -152,8 +154,10 @@ def figure3(
     classes = class_set(o['classes'])
     methods = in_order({m for f in o['frames'] for m in f['masks']})
     if not methods:
-        raise InputError('no method has segmented any of the frames: nothing to draw; write them again with save_figure3')
-    rows,n = ['frame', 'truth', *map(method_label, methods)],len(o['frames'])
+        raise InputError('no method has segmented any of the frames: nothing to draw; '
+            'write them again with save_figure3')
+    rows = ['frame', 'truth', *map(method_label, methods)]
+    n = len(o['frames'])
     size = (8, min(1.8, 4.4/n)*len(rows) + .9)
     fig,axs = plt.subplots(len(rows), n, figsize=size, layout='constrained', squeeze=False)
     for column,f in zip(axs.T, o['frames']):

@@ -35,15 +35,17 @@ def gap_rows(
     rows = frame[(frame.claim == claim) & frame.estimate.notna()]
     if not len(rows):
         there = ', '.join(frame.claim[frame.estimate.notna()].unique()) or 'none'
-        raise InputError(f'claim={claim!r}: no comparison has an estimate, so there is nothing to draw; claims that have: {there}')
+        raise InputError(f'claim={claim!r}: no comparison has an estimate, so there is nothing to draw; '
+            f'claims that have: {there}')
     known = {str(p): p for c in claims if c.name == claim for p in c.parts}
     parts = [known.get(o) for o in rows.comparison]
     several = rows.level.dropna().round(4).nunique() > 1
     def words(o):
         if np.isnan(o.low): return f'{o.verdict}\n' + ('missing runs' if 'missing runs' in o.reason else 'no interval')
         return f'{o.verdict}\n{100*o.level:.3g} % interval' if several else o.verdict
-    return rows.assign(text=[_name(p) if p else o for p,o in zip(parts, rows.comparison)], edges=list(map(_edges, parts)),
-        words=[words(o) for o in rows.itertuples()], ratio=[p is not None and p.measure in RATIOS for p in parts])
+    text = [_name(p) if p else o for p,o in zip(parts, rows.comparison)]
+    ratio = [p is not None and p.measure in RATIOS for p in parts]
+    return rows.assign(text=text, edges=list(map(_edges, parts)), ratio=ratio, words=list(map(words, rows.itertuples())))
 
 # %% ../../nbs/52b_study.forest.ipynb #1dbb5c7d
 def _gap_line(ax, y, o): # Matplotlib axes, with limits set; height; row of `gap_rows`
@@ -78,7 +80,8 @@ def gap_plot(
     claims:tuple=CLAIMS, # Where its comparisons are written out
 ): # Matplotlib figure
     "Draw the comparisons of a claim: estimate, interval, margin, and the verdict in words"
-    rows,mine = gap_rows(frame, claim, claims),frame[frame.claim == claim]
+    rows = gap_rows(frame, claim, claims)
+    mine = frame[frame.claim == claim]
     whole = mine[mine.whole].iloc[0]
     lost = len(mine) - len(rows) - (1 if whole.comparisons > 1 else 0)
     fig,ax = plt.subplots(figsize=(8, .48*len(rows) + 1), layout='constrained')

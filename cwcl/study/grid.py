@@ -198,7 +198,8 @@ def run_all(
     check:bool=True, # All of them before the first is done
 )->dict: # Key to result
     "Do every run that is missing, and none twice"
-    found,later = {},[]
+    found = {}
+    later = []
     todo = [o for o in runs if o.result(folder) is None] if check else []
     if todo: check_runs(todo, frame_table(data, phases, min_pixels=todo[0].recipe.min_pixels), device)
     def done(run, res):

@@ -16,7 +16,7 @@ from .grid import Run
 from .measures import NAMES, method_name, method_style, published_cells
 
 # %% ../../nbs/51_study.tables.ipynb #baf7227a
-def _other_field(run, old): # A `Run`, fields of the recipe that was trained -> (name, trained, wanted) of the first that differs
+def _other_field(run, old): # A `Run`, the recipe that was trained -> (name, trained, wanted) of the first that differs
     def plain(v): return list(v) if isinstance(v, tuple) else v
     wanted = asdict(run.recipe)
     return next(((k, old[k], v) for k,v in wanted.items() if k in old and plain(old[k]) != plain(v)), None)
@@ -31,7 +31,8 @@ def check_result(
     if not test: raise InputError(f'{run.key}: has no test scores; run it on data that has masks of the test videos')
     n = len(test['class_iou'])
     if run.table != 'ablate' and set(test['class_iou']) != set(NAMES):
-        raise InputError(f'{run.key}: scored on {n} classes, the tables have the 8 of the paper; run it with class_set=8')
+        raise InputError(f'{run.key}: scored on {n} classes, the tables have the 8 of the paper; '
+            'run it with class_set=8')
     other = _other_field(run, found['recipe'])
     if other:
         k,old,v = other
@@ -39,8 +40,8 @@ def check_result(
             'choose another folder (--out), or the same settings')
     own = sum(found['frames'].values()),test['frames']
     if frames and own != frames:
-        raise InputError(f'{run.key}: {own[0]} frames, {own[1]} of them tested on, other runs have {frames[0]} and {frames[1]}; '
-            'keep one folder for each data set')
+        raise InputError(f'{run.key}: {own[0]} frames, {own[1]} of them tested on, '
+            f'other runs have {frames[0]} and {frames[1]}; keep one folder for each data set')
     return own
 
 # %% ../../nbs/51_study.tables.ipynb #44d6a8a1
@@ -49,11 +50,13 @@ MEANS = ('mean_iou', 'mean_image_iou')
 def run_frame(
     runs:list, # Of `Run`
     results:dict, # Key to result, from `read_results`
-)->pd.DataFrame: # method, budget (percent), fold, seed, done, IoU of each class, both means, ignored_share, steps, seconds
+)->pd.DataFrame: # method, budget (percent), fold, seed, done, IoU by class, both means, ignored_share, steps, seconds
     "List each run of the grid in a row, done or not"
-    rows,frames = [],()
+    rows = []
+    frames = ()
     for run in runs:
-        r,found = asdict(run.recipe),results.get(run.key)
+        r = asdict(run.recipe)
+        found = results.get(run.key)
         budget = round(100*r['budget'], 6)
         row = dict(method=method_name(r), budget=budget, fold=r['fold'], seed=r['seed'], done=found is not None)
         if found:
@@ -207,13 +210,15 @@ def table_notes(
     results:dict, # Key to result
 )->list: # Sentences
     "List what must be read with a table"
-    df,r = run_frame(runs, results),runs[0].recipe
+    df = run_frame(runs, results)
+    r = runs[0].recipe
     ok = df[df.done]
     head = f'{len(ok)} of {len(df)} runs are done, with the recipe {r.name}'
     if not len(ok): return [head + '.']
     found = next(results[o.key] for o in runs if o.key in results)
     data = dict(embedded='the embedded scenes', cholecseg8k='CholecSeg8k').get(found['data'], 'of unknown origin')
-    frames,tested = sum(found['frames'].values()),found['test']['frames']
+    frames = sum(found['frames'].values())
+    tested = found['test']['frames']
     return [f'{head}: {_ends(ok.steps)} steps each, {ok.seconds.sum()/3600:.2g} hours in all.',
         f'{frames} frames at {r.width}×{r.height} ({data}). Tested on {tested} of them, '
         'from two videos, VID12 and VID52: the numbers say nothing of other operations.',
@@ -228,7 +233,8 @@ def save_table(
 )->list: # Their paths
     "Write a table as Markdown, LaTeX and CSV, beside what the paper printed"
     name = t.table.iloc[0]
-    paper,title = published(name),f'Table {name[-1]}'
+    paper = published(name)
+    title = f'Table {name[-1]}'
     said = (f'{title} of the paper: IoU ± standard deviation of 3 runs; the paper does not say which one. '
         'Marks recomputed from the numbers.')
     bullets = '\n'.join(f'- {o}' for o in notes)

@@ -48,7 +48,7 @@ def why_not(
     return 'one seed only: no interval' if min(seeds) < 2 else ''
 
 # %% ../../nbs/51a_study.verdicts.ipynb #418a64a3
-def _table_runs(runs, part): # From `run_table`; of the part's table and budget, with the (fold, seed) that its methods should have
+def _table_runs(runs, part): # From `run_table` -> those of the part's table and budget, (fold, seed) of the whole table
     "Select the runs that share a comparison's table and budget"
     table = runs[runs.method.str.endswith('-2stage') == part.a.endswith('-2stage')]
     return table[table.budget == part.budget],set(zip(table.fold, table.seed))
@@ -93,12 +93,12 @@ def reason(
     def text(v): return f'{math.exp(v):.2f}' if ratio and v < math.inf else f'{v:.3f}'
     edge = f'±{part.margin:g}' if part.kind == 'within' else f'{part.margin:g}'
     sides = dict(above=('above', 'below'), under=('below', 'above'), within=('within', 'outside'))[part.kind]
-    tail = {'holds': f'{sides[0]} {edge}', 'does not hold': f'{sides[1]} {edge}', 'inconclusive': f'not clear of {edge}'}
+    tail = {'holds': sides[0], 'does not hold': sides[1], 'inconclusive': 'not clear of'}[verdict]
     pair = f'{part.a} {"over" if ratio else "minus"} {part.b}: {text(got["estimate"])}'
     ends = f'{100*got["level"]:.3g} % interval {text(got["low"])} to {text(got["high"])}'
     note = f'; {got["note"]}' if got['note'] else ''
     return (f'{where}, {part.measure} at {part.budget} %, {pair} '
-        f'({ends}, {got["df"]:.3g} degrees of freedom{note}), {tail[verdict]}.')
+        f'({ends}, {got["df"]:.3g} degrees of freedom{note}), {tail} {edge}.')
 
 # %% ../../nbs/51a_study.verdicts.ipynb #bdac59c2
 def claim_rows(
@@ -109,7 +109,8 @@ def claim_rows(
     alpha:float=.05, # For a single comparison
 )->list: # A dict for each part, and one for the whole where there are several
     "Judge each part of a claim, and the whole"
-    k,rows = len(claim.parts),[]
+    k = len(claim.parts)
+    rows = []
     affirm,deny = levels(k, claim.needed, alpha)
     for p in claim.parts:
         got,other = interval(p, affirm),interval(p, deny)
@@ -118,7 +119,8 @@ def claim_rows(
         show = np.exp if p.measure in RATIOS else float
         ends = {o: float(show(got[o])) for o in ('estimate', 'low', 'high')}
         rows.append(dict(claim=claim.name, section=claim.section, comparison=str(p), whole=k == 1, **ends,
-            level=got['level'], comparisons=k, clips=clips(p), verdict=verdict, reason=reason(p, got, verdict, where(p))))
+            level=got['level'], comparisons=k, clips=clips(p), verdict=verdict,
+            reason=reason(p, got, verdict, where(p))))
     if k > 1: rows.append(whole_row(claim, rows))
     return rows
 
@@ -128,7 +130,8 @@ def whole_row(
     rows:list, # Those of its parts
 )->dict:
     "Judge a claim of several parts"
-    k,need = len(rows),claim.needed
+    k = len(rows)
+    need = claim.needed
     yes,no = (sum(o['verdict'] == v for o in rows) for v in ('holds', 'does not hold'))
     verdict = 'holds' if yes >= need else 'does not hold' if no > k - need else 'inconclusive'
     many = f'all {k}' if need == k else f'{need} of {k}'
@@ -181,7 +184,8 @@ def chance_if_true(
     seed:int=0,
 )->float: # From 0 to 1; NaN where the paper prints no mean, or runs are missing
     "Estimate how often a claim would hold if the paper's printed means were exactly right"
-    theirs,drawn,hits = published_table(),{},[]
+    theirs = published_table()
+    drawn,hits = {},[]
     affirm,_ = levels(len(claim.parts), claim.needed, alpha)
     for p in claim.parts:
         if p.measure not in MEASURES or any((m, p.budget) not in theirs for m in (p.a, p.b)): return math.nan
@@ -228,17 +232,18 @@ def on_test_and_valid(
     measure:str='mean IoU', # Of `MEASURES`
     alpha:float=.05, # Share of 95 % intervals that miss
     rule:str='wider', # See `compare`
-)->pd.DataFrame: # A row per budget (percent) and part (`test` or `valid`): estimate, low, high, df, why
+)->pd.DataFrame: # A row per budget (percent) and part (`test` or `valid`): estimate, low, high, df, level, why
     "Compare two methods on the test videos, and on the validation videos of each fold"
     results = list(results.values() if isinstance(results, dict) else results)
+    columns = ['estimate', 'low', 'high', 'df', 'level', 'why']
     rows = []
     for where in ('test', 'valid'):
         runs = run_table(results, measure, where)
         both = [set(runs.budget[runs.method == m]) for m in (a, b)]
         for budget in sorted(both[0] & both[1]):
             got = our_interval(runs, Part(measure, budget, a, b), alpha, rule)
-            rows.append(dict(budget=budget, part=where, **{k: got[k] for k in ('estimate', 'low', 'high', 'df', 'why')}))
-    return pd.DataFrame(rows, columns=['budget', 'part', 'estimate', 'low', 'high', 'df', 'why'])
+            rows.append(dict(budget=budget, part=where, **{k: got[k] for k in columns}))
+    return pd.DataFrame(rows, columns=['budget', 'part', *columns])
 
 # %% ../../nbs/51a_study.verdicts.ipynb #5f6b2bcc
 def published_interval(
@@ -276,7 +281,8 @@ def published_verdicts(
 # %% ../../nbs/51a_study.verdicts.ipynb #4c181659
 def published_flags()->pd.DataFrame: # reading (of PAPER.md), flag, where
     "List what is odd in the published tables before any test"
-    t,out = published_table(),[]
+    t = published_table()
+    out = []
     five,ten = t['random', 5].iou,t['random', 10].iou
     worse = five.index[ten < five]
     fewer = f'Random at 10 % is below Random at 5 % in {len(worse)} of {len(five)} classes'

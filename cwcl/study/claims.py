@@ -48,7 +48,8 @@ class Claim:
     need: int|None = None # How many parts must hold; all if `None`
 
     def __post_init__(self):
-        if not 1 <= self.needed <= len(self.parts): raise ValueError(f'{self.name}: {self.need} of {len(self.parts)} parts cannot be needed')
+        k = len(self.parts)
+        if not 1 <= self.needed <= k: raise ValueError(f'{self.name}: {self.need} of {k} parts cannot be needed')
 
     @property
     def needed(self): return len(self.parts) if self.need is None else self.need
@@ -60,7 +61,7 @@ def parts(
     b, # Method, or several
     **kwargs, # `kind` and `margin` of `Part`
 )->tuple: # One `Part` for each combination
-    "Comparisons of every measure, at every budget, of every pair of methods"
+    "List comparisons of every measure, at every budget, of every pair of methods"
     many = [o if isinstance(o, tuple) else (o,) for o in (measures, budgets, a, b)]
     return tuple(Part(*o, **kwargs) for o in product(*many))
 

@@ -54,8 +54,8 @@ def test_every_method_has_a_look_of_its_own():
 
 def test_one_chart_holds_one_kind_of_runs():
     one = 'dcl', .1, 0, 0
-    odd = [invented(*one, key='ablate-dcl-b10-f0-s0-temp=1'), invented(*one, 'pretrain'),
-        dict(invented(*one), test=None)]
+    odd = [invented(*one, key='ablate-dcl-b10-f0-s0-temp=1'), invented(*one, 'pretrain')]
+    odd.append(dict(invented(*one), test=None))
     assert chart_runs(STUDY + odd + TWO) == STUDY and chart_runs(STUDY + odd + TWO, True) == TWO
     assert chart_runs({str(i): o for i,o in enumerate(STUDY)}) == STUDY
 
@@ -71,16 +71,16 @@ def test_a_budget_without_runs_names_those_that_are_there(chart):
     with pytest.raises(InputError, match='budget=0.1: .* at 1, 5, 10$'): chart(STUDY, .1)
 
 def test_runs_without_a_log_are_said():
-    with pytest.raises(InputError, match='no run has a log|nothing to draw'):
-        learning_curves([dict(o, log=[]) for o in STUDY])
+    without = [dict(o, log=[]) for o in STUDY]
+    with pytest.raises(InputError, match='no run has a log|nothing to draw'): learning_curves(without)
 
 # Intervals
 
 @pytest.mark.parametrize('n', [2, 3, 7])
 def test_interval_is_that_of_the_t_test(n):
     x = np.random.default_rng(n).normal(size=n)
-    for alpha in (.05, .2):
-        assert fold_interval(x, alpha) == pytest.approx(tuple(ttest_1samp(x, 0).confidence_interval(1-alpha)))
+    test = ttest_1samp(x, 0)
+    for alpha in (.05, .2): assert fold_interval(x, alpha) == pytest.approx(tuple(test.confidence_interval(1-alpha)))
     assert all(math.isnan(o) for o in fold_interval(x[:1]))
 
 def test_fold_scores_are_means_of_seeds():
@@ -108,7 +108,8 @@ def test_dots_are_means_of_folds():
     fig = class_bars(STUDY, 10)
     ours,theirs = fig.axes
     for j,o in enumerate(dots(ours)):
-        assert o.get_xdata() == pytest.approx(row(j)) and o.get_marker() == find_method(METHODS[j]).marker
+        assert o.get_xdata() == pytest.approx(row(j))
+        assert o.get_marker() == find_method(METHODS[j]).marker
     assert ours.get_xlim() == (0, 1) and legend(fig) == [find_method(m).label for m in METHODS]
     assert [t.get_text() for t in ours.get_yticklabels()] == list(MEASURES)
     assert [ours.get_title(), theirs.get_title()] == ['these runs', 'the paper']
@@ -120,14 +121,14 @@ def test_every_method_has_its_place_in_a_row():
 
 def test_intervals_are_t_intervals_of_three_folds():
     fig = class_bars(STUDY, 10, published=False)
-    for j,own in enumerate(ends(fig.axes[0])):
-        assert own == [pytest.approx([m - HALF, m + HALF]) for m in row(j)]
+    for j,own in enumerate(ends(fig.axes[0])): assert own == [pytest.approx([m - HALF, m + HALF]) for m in row(j)]
     assert '3 folds' in fig._suptitle.get_text() and len(fig.axes) == 1
 
 def test_the_papers_means_have_a_panel_and_no_interval():
     theirs = class_bars(STUDY, 5).axes[1]
     for m,o in zip(METHODS, dots(theirs)):
-        assert o.get_xdata() == pytest.approx([published_scores()[m, 5, k] for k in MEASURES])
+        want = [published_scores()[m, 5, k] for k in MEASURES]
+        assert o.get_xdata() == pytest.approx(want)
     assert not any(len(c.get_segments()) for c in theirs.collections)
     assert published_scores()['dcl+cls', 5, 'connective tissue'] == .336
     assert published_scores()['random', 10, 'mean IoU'] == pytest.approx(.4525)
@@ -193,7 +194,8 @@ def test_budget_curve():
         assert (abs(o.get_xdata() - np.arange(4)) < .5).all() and o.get_marker() == find_method(METHODS[j]).marker
     assert len({round(float(o.get_xdata()[0]), 4) for o in dots(ours)}) == 5
     for m,o in zip(METHODS, dots(theirs)):
-        assert o.get_ydata() == pytest.approx([published_scores()[m, b, 'mean IoU'] for b in (1, 5, 10)])
+        want = [published_scores()[m, b, 'mean IoU'] for b in (1, 5, 10)]
+        assert o.get_ydata() == pytest.approx(want)
     assert len(budget_curve(STUDY, published=False).axes) == 1 and 'n/a' not in said(fig)
     assert len(dots(budget_curve(TWO, two_stage=True).axes[0])) == 4
 
@@ -276,10 +278,10 @@ def test_comparisons_without_an_estimate():
     frame.loc[0, ['estimate', 'low', 'high']] = math.nan
     assert '1 more without runs' in gap_plot(frame, 'told', TOLD).axes[0].get_xlabel()
     assert 'without runs' not in gap_plot(verdict_frame(), 'told', TOLD).axes[0].get_xlabel()
-    with pytest.raises(InputError, match="claim='no such': .* claims that have: told, ratio"):
-        gap_plot(frame, 'no such', TOLD)
-    with pytest.raises(InputError, match='nothing to draw; claims that have: none'):
-        gap_rows(frame.assign(estimate=math.nan), 'told')
+    words = "claim='no such': .* claims that have: told, ratio"
+    with pytest.raises(InputError, match=words): gap_plot(frame, 'no such', TOLD)
+    empty = frame.assign(estimate=math.nan)
+    with pytest.raises(InputError, match='nothing to draw; claims that have: none'): gap_rows(empty, 'told')
     assert gap_rows(verdict_frame(), 'told', CLAIMS).text.tolist()[0] == str(PARTS[0])
 
 # Pictures
@@ -299,7 +301,8 @@ def paper_table(t):
     shown = ({'black background', 'abdominal wall', 'liver', 'fat', 'gastrointestinal tract', 'gallbladder'},)*2
     shown += (shown[0] | {'grasper'},)*2
     def row(video, frame, there):
-        return dict(t.iloc[0], video=video, frame=frame, phase=0, **{c: c in there for c in class_set(13).names})
+        labels = {c: c in there for c in class_set(13).names}
+        return dict(t.iloc[0], video=video, frame=frame, phase=0, **labels)
     return pd.DataFrame([row(*o, there) for o,there in zip(names, shown)])
 
 def test_the_papers_frames_where_they_are_there(scenes):
@@ -382,8 +385,8 @@ def test_runs_of_two_sizes_make_no_figure(study, scenes, smoke, tmp_path):
     shutil.copytree(study[0], tmp_path/'study')
     o = next(o for o in study[1] if o.recipe.method == 'cls' and (o.recipe.fold, o.recipe.seed) == (0, 0))
     save_model(tmp_path/'study'/o.key/'model.safetensors', CWCLNet(replace(o.recipe, height=64, width=96)))
-    with pytest.raises(InputError, match='height=64'):
-        segmentations(study[1], tmp_path/'study', scenes, 2, device='cpu')
+    args = study[1],tmp_path/'study',scenes,2
+    with pytest.raises(InputError, match='height=64'): segmentations(*args, device='cpu')
 
 def test_stored_and_read_again(study, scenes, tmp_path):
     index = save_figure3(study[1], study[0], scenes, tmp_path, 2, device='cpu')

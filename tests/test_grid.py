@@ -66,7 +66,8 @@ def attempt(folder, data, plan, runs):
     return json.loads(p.stdout.splitlines()[-1]),p.stderr
 
 def figures(folder):
-    return {k: (o['test'], o['valid'], o['log'], o['steps'], o['labelled']) for k,o in read_results(folder).items()}
+    kept = ('test', 'valid', 'log', 'steps', 'labelled')
+    return {k: [o[f] for f in kept] for k,o in read_results(folder).items()}
 
 @pytest.fixture(scope='module')
 def undisturbed(smoke, scenes, tmp_path_factory):

@@ -28,11 +28,9 @@ class Reading:
     base: str = 'dcl+cls' # Method that it is a reading of
 
 # %% ../../nbs/52_study.ablation.ipynb #d2ad2572
-READINGS = (
-    Reading('eq8', 5, dict(alpha=0.03, beta=0.1, per_scale='alpha')),
-    Reading('reduction=sum', 6, dict(reduction='sum')),
-    Reading('batch=24', 7, dict(batch=24)), Reading('sampler=pk', 7, dict(sampler='pk')),
-    Reading('lonely=zero', 8, dict(lonely='zero')),
+READINGS = (Reading('eq8', 5, dict(alpha=0.03, beta=0.1, per_scale='alpha')),
+    Reading('reduction=sum', 6, dict(reduction='sum')), Reading('batch=24', 7, dict(batch=24)),
+    Reading('sampler=pk', 7, dict(sampler='pk')), Reading('lonely=zero', 8, dict(lonely='zero')),
     Reading('exclude=clip', 9, dict(exclude='clip')), Reading('exclude=video', 9, dict(exclude='video')),
     Reading('use_phase=no', 10, dict(use_phase=False)), Reading('views=2', 12, dict(views=2)),
     Reading('presence=crop', 13, dict(presence_from='crop')), Reading('projection=mlp', 14, dict(projection='mlp')),
@@ -134,7 +132,8 @@ def ablation_table(
     for (method,budget),o in ablation_pairs(pairs, results).groupby(['method', 'budget'], sort=False):
         rows.append(dict(reading=f'{method_style(method).label}, as in the table', budget=budget, **_base_row(o)))
         for k,v in o.groupby('reading', sort=False):
-            rows.append(dict(reading=k, budget=budget, **_reading_row(v, interval)))
+            own = _reading_row(v, interval)
+            rows.append(dict(reading=k, budget=budget, **own))
     columns = ['reading', 'budget', 'runs', 'of', 'mean', 'sd', 'difference', 'low', 'high', 'cost']
     return pd.DataFrame(rows, columns=columns)
 

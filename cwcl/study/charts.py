@@ -76,9 +76,8 @@ def at_budget(
     "Select the rows of one budget"
     found = df if budget is None else df[np.isclose(df.budget, budget)]
     there = ', '.join(f'{b:g}' for b in sorted(df.budget.unique())) or 'none'
-    if not len(found):
-        raise InputError(f'budget={budget}: nothing to draw at this percent of masks; there is something at {there}')
-    return found
+    if len(found): return found
+    raise InputError(f'budget={budget}: nothing to draw at this percent of masks; there is something at {there}')
 
 # %% ../../nbs/51c_study.charts.ipynb #842c78fa
 def fold_scores(
@@ -132,8 +131,8 @@ def learning_curves(
     rows = [(method_name(o['recipe']), round(100*o['recipe']['budget'], 6), e['epoch'], e['mean_iou'])
         for o in runs for e in o.get('log') or ()]
     df = at_budget(pd.DataFrame(rows, columns=['method', 'budget', 'epoch', 'iou']).dropna(), budget)
-    if not len(df):
-        raise InputError('no run has a log of its epochs: nothing to draw; take the runs that this kit has written')
+    lack = 'no run has a log of its epochs: nothing to draw; take the runs that this kit has written'
+    if not len(df): raise InputError(lack)
     budgets = sorted(df.budget.unique())
     methods = in_order(df.method)
     fig,axs = plt.subplots(len(budgets), len(methods), figsize=(8, 1.3*len(budgets) + 1.1), layout='constrained',

@@ -125,7 +125,8 @@ def _read_index(index): # Its path
     cure = 'write it again with save_figure3'
     try: o = json.loads(index.read_text())
     except FileNotFoundError:
-        raise InputError(f'{index}: no such file, so nothing to draw; write it with save_figure3') from None
+        lack = 'no such file, so nothing to draw; write it with save_figure3'
+        raise InputError(f'{index}: {lack}') from None
     except json.JSONDecodeError as e: raise InputError(f'{index}: no JSON ({e}); {cure}') from None
     if not isinstance(o, dict) or (o.get('kind'), o.get('version')) != ('cwcl figure 3', 1):
         raise InputError(f'{index}: no index of this kit and version; {cure}')
@@ -167,7 +168,8 @@ def figure3(
         for ax,mask in zip(column[1:], masks): show_mask(mask, classes.colors, ax)
         column[0].set_title(f'{f["video"]}, frame {f["frame"]}', fontsize=9)
     for ax,t in zip(axs[:,0], rows):
-        ax.text(-.03, .5, t, transform=ax.transAxes, rotation=90, ha='right', va='center', fontsize=9)
+        place = dict(transform=ax.transAxes, rotation=90, ha='right', va='center')
+        ax.text(-.03, .5, t, fontsize=9, **place)
     fig.suptitle(f'{o["budget"]:g} % of masks, fold {o["fold"]}, seed {o["seed"]}', fontsize=9)
     key = [Patch(fc=c/255, ec='k', lw=.5, label=k) for k,c in zip(classes.names, classes.colors)]
     fig.legend(handles=key, loc='outside lower center', ncol=4, fontsize=8, frameon=False)

@@ -54,7 +54,8 @@ def _gap_line(ax, y, o): # Matplotlib axes, with limits set; height; row of `gap
     ends = np.clip([o.low, o.high], *ax.get_xlim())
     ax.plot(ends, [y, y], color='k', lw=1.4)
     for end,true,arrow in zip(ends, (o.low, o.high), '<>'):
-        ax.plot(end, y, '|' if end == true else arrow, color='k', ms=7)
+        shown = '|' if end == true else arrow
+        ax.plot(end, y, shown, color='k', ms=7)
     ax.vlines(o.edges, y-.35, y+.35, color='k', ls=(0, (1, 1)), lw=1.2)
     ax.plot(o.estimate, y, shape, mfc=face, mec='k', ms=8)
     ax.text(1.01, y, o.words, transform=ax.get_yaxis_transform(), va='center', fontsize=8)

@@ -64,7 +64,8 @@ def grid(
         cells += [(m, 1., 'joint') for m in ('random', 'dcl+cls')]
     else: cells = [(m, BUDGETS[1], 'frozen') for m in names]
     def run(m, b, stage, f, s):
-        return Run(table, method_recipe(r, m, budget=b, stage=stage, fold=f, seed=fold_seed(f, s)))
+        own = method_recipe(r, m, budget=b, stage=stage, fold=f, seed=fold_seed(f, s))
+        return Run(table, own)
     return [run(*cell, f, s) for s in seeds for f in folds for cell in cells]
 
 # %% ../../nbs/50a_study.grid.ipynb #5155540a

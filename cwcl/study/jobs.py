@@ -140,7 +140,8 @@ def executor(
         return ex
     try: ex = submitit.AutoExecutor(folder=logs, cluster=cluster, slurm_max_num_timeout=resubmit)
     except RuntimeError as e:
-        raise InputError(f'cluster={cluster}: {e}; leave --cluster out on a machine without a scheduler') from None
+        cure = 'leave --cluster out on a machine without a scheduler'
+        raise InputError(f'cluster={cluster}: {e}; {cure}') from None
     own = dict(slurm_partition=partition) if partition else {}
     ex.update_parameters(timeout_min=timeout, gpus_per_node=gpus, cpus_per_task=threads, name='cwcl', **own)
     return ex

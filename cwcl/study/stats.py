@@ -16,8 +16,8 @@ def fold_means(
     df:pd.DataFrame, # One row per run: method, fold, seed, value
 )->pd.DataFrame: # One row per method, one column per fold
     "Average the seeds of each fold"
-    if df.duplicated(['method', 'fold', 'seed']).any():
-        raise InputError('two runs share method, fold and seed: keep one of them')
+    twice = df.duplicated(['method', 'fold', 'seed'])
+    if twice.any(): raise InputError('two runs share method, fold and seed: keep one of them')
     wide = df.pivot(index='method', columns=['fold', 'seed'], values='value')
     for m,row in wide.iterrows():
         for fold,seed in row.index[row.isna()]:

@@ -85,9 +85,8 @@ def summary(
 def of_table(runs, table): # Runs of any tables -> those of this one
     "Select the runs of one table"
     own = [o for o in runs if o.table == table]
-    if not own:
-        raise InputError(f'{table}: none of {len(runs)} runs belongs to it; make its runs with grid({table!r}, ...)')
-    return own
+    if own: return own
+    raise InputError(f'{table}: none of {len(runs)} runs belongs to it; make its runs with grid({table!r}, ...)')
 
 def table1(runs:list, results:dict)->pd.DataFrame: # See `summary`
     "Summarize one stage: five methods at 1, 5 and 10 % of the masks, two of them at 100 %"
@@ -168,7 +167,8 @@ def frame_markdown(df:pd.DataFrame)->str: # Of strings
     rows = [list(df), *df.astype(str).to_numpy().tolist()]
     width = [max(map(len, o)) for o in zip(*rows)]
     def line(row):
-        return '| ' + ' | '.join(o.rjust(w) if i else o.ljust(w) for i,(o,w) in enumerate(zip(row, width))) + ' |'
+        cells = [o.rjust(w) if i else o.ljust(w) for i,(o,w) in enumerate(zip(row, width))]
+        return '| ' + ' | '.join(cells) + ' |'
     rule = '|'.join('-'*(w+1) + (':' if i else '-') for i,w in enumerate(width))
     head,*body = map(line, rows)
     return '\n'.join([head, f'|{rule}|', *body])

@@ -118,9 +118,9 @@ def claim_rows(
         if verdict == 'does not hold' or judge(p, got, got) != verdict: got = other
         show = np.exp if p.measure in RATIOS else float
         ends = {o: float(show(got[o])) for o in ('estimate', 'low', 'high')}
-        rows.append(dict(claim=claim.name, section=claim.section, comparison=str(p), whole=k == 1, **ends,
-            level=got['level'], comparisons=k, clips=clips(p), verdict=verdict,
-            reason=reason(p, got, verdict, where(p))))
+        row = dict(claim=claim.name, section=claim.section, comparison=str(p), whole=k == 1, **ends, level=got['level'])
+        row.update(comparisons=k, clips=clips(p), verdict=verdict, reason=reason(p, got, verdict, where(p)))
+        rows.append(row)
     if k > 1: rows.append(whole_row(claim, rows))
     return rows
 

@@ -175,5 +175,5 @@ def draw_network(self:ScaleExplorer, ax, k): # Axes; 0 for the network before tr
         ax.text(0, below, f'{scale}: {agree:.0%} agree', va='bottom', fontsize=7.5)
         for x,(j,cosine) in enumerate(zip(self.neighbors[k,y], self.similarity[k,y]), 1):
             sign,color = ('✓', '#0072B2') if self.ids[j] == self.ids[self.now.frame] else ('✗', '#A33B00')
-            words = f'{sign} {cosine:.2f}, video{self.videos[j][-2:]}'
+            words = f'{sign} {cosine:.2f}, {self.videos[j]}'
             ax.text(x*(w+gap), below, words, color=color, va='bottom', fontsize=7.5)

@@ -29,7 +29,8 @@ def found_pairs(
     n:int=2, # Pairs
 )->list: # Of two rows each
     "Choose two frames of different videos for each of the label sets that most videos show"
-    ids,pairs = alike(table),[]
+    ids = alike(table)
+    pairs = []
     known = table[(ids >= 0) & (table['mask'] != '')].assign(ids=ids)
     videos = known.groupby('ids').video.nunique().sort_values(ascending=False, kind='stable')
     for i in videos.index[videos > 1][:n]:
@@ -54,7 +55,7 @@ def paper_pairs(
     return pairs if all(a.ids == b.ids for a,b in pairs) else []
 
 # %% ../../nbs/51d_study.figure1.ipynb #485a39a6
-def _show_pair(fig, pair, title, named=None): # Figure or part of one, two rows of a frame table, ids that the caption names
+def _show_pair(fig, pair, title, named=None): # Figure, two rows of a frame table, title, ids that the caption names
     "Show two frames and their masks, and the names of all labels below"
     classes = class_set(13)
     for row,(a,b) in zip(pair, fig.subplots(1, 4).reshape(2, 2)):
@@ -99,7 +100,8 @@ def choose_frames(
     beside:tuple=('connective tissue', 'gallbladder'), # Half of the frames show both, in a video where any does
 )->pd.DataFrame: # Rows
     "Choose test frames by a rule that knows no prediction"
-    masked,parts = table[table['mask'] != ''].sort_values(['video', 'clip', 'frame']),[]
+    masked = table[table['mask'] != ''].sort_values(['video', 'clip', 'frame'])
+    parts = []
     for i,v in enumerate(videos):
         rows = masked[masked.video == v]
         share = (n + len(videos) - 1 - i)//len(videos)
@@ -109,7 +111,8 @@ def choose_frames(
         parts.append(pd.concat(chosen).sort_values(['clip', 'frame']))
     res = pd.concat(parts)
     if not len(res):
-        raise InputError(f'no frame with a mask in {", ".join(videos)}: nothing to draw; give data with these test videos')
+        raise InputError(f'no frame with a mask in {", ".join(videos)}: nothing to draw; '
+            'give data with these test videos')
     return res
 
 # %% ../../nbs/51d_study.figure1.ipynb #2af96728

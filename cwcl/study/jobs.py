@@ -56,7 +56,8 @@ def estimate(
     "Estimate what the runs that are missing will take"
     todo = [o for o in runs if o.result(folder) is None]
     clocks = {r: step_seconds(r, device) for r in kinds(todo)}
-    folds,seconds,size = {},0.,0
+    folds = {}
+    seconds,size = 0.,0
     for run in todo:
         scheme,fold = run.recipe.fold_scheme,run.recipe.fold
         if (scheme, fold) not in folds: folds[scheme, fold] = fold_parts(table, run.recipe, (fold,))[fold]
@@ -134,12 +135,14 @@ def executor(
     if cluster not in ('local', 'slurm'): raise InputError(f'cluster={cluster!r}: choose local or slurm')
     logs = Path(folder)/'jobs'
     if cluster == 'local':
-        ex,here = submitit.LocalExecutor(logs),visible_gpus()
+        ex = submitit.LocalExecutor(logs)
+        here = visible_gpus()
         ex.update_parameters(timeout_min=timeout, gpus_per_node=len(here), visible_gpus=here)
         return ex
     try: ex = submitit.AutoExecutor(folder=logs, cluster=cluster, slurm_max_num_timeout=resubmit)
     except RuntimeError as e:
-        raise InputError(f'cluster={cluster}: {e}; leave --cluster out on a machine without a scheduler') from None
+        cure = 'leave --cluster out on a machine without a scheduler'
+        raise InputError(f'cluster={cluster}: {e}; {cure}') from None
     own = dict(slurm_partition=partition) if partition else {}
     ex.update_parameters(timeout_min=timeout, gpus_per_node=gpus, cpus_per_task=threads, name='cwcl', **own)
     return ex

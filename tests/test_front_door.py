@@ -37,7 +37,8 @@ def test_the_first_screen_is_picture_paragraph_result():
     assert order == sorted(order)
 
 def test_the_citation_has_the_version_and_the_paper():
-    cff,doi = text('CITATION.cff'),'10.1049/htl2.12069'
+    cff = text('CITATION.cff')
+    doi = '10.1049/htl2.12069'
     assert f'version: {settings()["version"]}\n' in cff and doi in cff and doi in readme
 
 def test_hooks_clean_and_check():

@@ -16,10 +16,12 @@ from .core import InputError, Recipe, atomic_path, data_file, default_device
 from .tasks import CWCLNet
 
 # %% ../nbs/33_checkpoint.ipynb #1b1e3107
-_CHOLEC = ('CholecSeg8k with phases of Cholec80, both CC BY-NC-SA 4.0: these weights are for **non-commercial** use only, '
+_CHOLEC = ('CholecSeg8k with phases of Cholec80, both CC BY-NC-SA 4.0: '
+    'these weights are for **non-commercial** use only, '
     'with attribution (Hong et al., arXiv:2012.12453; Twinanda et al., IEEE TMI 2016), and pass on the same license.')
 LICENCES = dict(embedded='Scenes drawn by this kit (no patient data); weights under Apache-2.0, as the kit.',
-    cholecseg8k=_CHOLEC, unknown='Data of unknown license: clear the terms of the data before these weights are passed on.')
+    cholecseg8k=_CHOLEC,
+    unknown='Data of unknown license: clear the terms of the data before these weights are passed on.')
 LICENCE_IDS = dict(embedded='apache-2.0', cholecseg8k='cc-by-nc-sa-4.0', unknown='unknown')
 
 # %% ../nbs/33_checkpoint.ipynb #c5171eea

@@ -68,7 +68,7 @@ def lines(monkeypatch, r, free, device='cpu'):
     (dict(), 16, r'--change precision=bf16 needs 11\.. GiB and leaves the batch'),
     (dict(), 8, r'precision=bf16,batch=\d+,labelled=\d+ would fit, but a smaller batch is another contrast'),
     (dict(method='simclr'), 80, ''), (dict(method='simclr'), 24,
-    r'simclr needs 39\.. GiB, 24\.0 GiB are free; --change prec'),
+        r'simclr needs 39\.. GiB, 24\.0 GiB are free; --change prec'),
     (dict(method='simclr'), 8, r'batch='), (dict(precision='bf16'), 8, 'precision=bf16,batch=')])
 def test_a_card_of_8_24_or_80_gib(monkeypatch, change, free, says):
     r = recipe('paper', **change)

@@ -94,7 +94,8 @@ def test_a_file_that_is_not_there_or_not_python(tmp_path):
 
 def test_every_method_is_one_object():
     assert all(k == o.name and set(o.fields) <= set(vars(Recipe())) for k,o in OUR_METHODS.items())
-    assert {r.method for t in ('table1', 'table2') for r in (o.recipe for o in grid(t, recipe('study')))} == set(OUR_METHODS)
+    runs = grid('table1', recipe('study')) + grid('table2', recipe('study'))
+    assert {o.recipe.method for o in runs} == set(OUR_METHODS)
     mine = register_method('mine', goals=('cls',))
     assert register_method('mine', goals=('dcl',)) != mine and len({o.color for o in METHODS.values()}) == len(METHODS)
     assert goals(method_recipe(Recipe(), 'mine')) == {'seg', 'dcl'}

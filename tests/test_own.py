@@ -114,14 +114,14 @@ def test_a_table_may_be_saved_in_any_way(tmp_path, text, encoding):
 
 @pytest.mark.parametrize('text,says',
     [('name,value\nfloor,0\n"grasper, left",1\n', "c.csv line 3: the name 'grasper, left' of a class holds a ','"),
-    ('name,value\nfloor,0\ngrasper, left,1\n', "line 3: more columns than its header, '1'"),
-    ('name,value\nfloor,0\na=b,1', "holds a '='"),
-    ('name,value\nfloor,0\ntool,1.5', "line 3, class 'tool': '1.5' is neither an integer"),
-    ('name,value\nfloor,0\n,1', "name '' of a class holds nothing"),
-    ('name,red,green,blue\nfloor,0,0,0\ntool,300,0,0', "line 3, color of 'tool': 300 is above 255"),
-    ('', 'c.csv: columns ;'),
-    ('name,value,value\nfloor,0,1', 'two columns are called value'),
-    ('name,value\nfloor,0\ntool,256', "line 3, class 'tool': 256 is above 255")])
+        ('name,value\nfloor,0\ngrasper, left,1\n', "line 3: more columns than its header, '1'"),
+        ('name,value\nfloor,0\na=b,1', "holds a '='"),
+        ('name,value\nfloor,0\ntool,1.5', "line 3, class 'tool': '1.5' is neither an integer"),
+        ('name,value\nfloor,0\n,1', "name '' of a class holds nothing"),
+        ('name,red,green,blue\nfloor,0,0,0\ntool,300,0,0', "line 3, color of 'tool': 300 is above 255"),
+        ('', 'c.csv: columns ;'),
+        ('name,value,value\nfloor,0,1', 'two columns are called value'),
+        ('name,value\nfloor,0\ntool,256', "line 3, class 'tool': 256 is above 255")])
 def test_a_row_that_cannot_be_is_named_with_its_cause(tmp_path, text, says):
     (tmp_path/'c.csv').write_text(text)
     with pytest.raises(InputError, match=re.escape(says)) as e: class_text(tmp_path/'c.csv')

@@ -191,9 +191,9 @@ def test_its_signature_is_that_of_the_learner_it_makes():
 
 @pytest.mark.parametrize('made,asked,message',
     [(dict(method='dcl'), None, "method='simclr', but the loaders were made for method='dcl'"),
-    (dict(), dict(strong=False), 'strong=False, but the loaders were made for strong=True'),
-    (dict(), dict(stage='pretrain'), "stage='pretrain', but"),
-    (dict(stage='frozen'), dict(), "stage='joint', but")], ids=str)
+        (dict(), dict(strong=False), 'strong=False, but the loaders were made for strong=True'),
+        (dict(), dict(stage='pretrain'), "stage='pretrain', but"),
+        (dict(stage='frozen'), dict(), "stage='joint', but")], ids=str)
 def test_loaders_of_other_views_are_refused(table, r, made, asked, message):
     dls = loaders(table, replace(r, **made))
     other = None if asked is None else replace(r, **asked)

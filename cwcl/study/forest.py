@@ -45,7 +45,8 @@ def gap_rows(
         return f'{o.verdict}\n{100*o.level:.3g} % interval' if several else o.verdict
     text = [_name(p) if p else o for p,o in zip(parts, rows.comparison)]
     ratio = [p is not None and p.measure in RATIOS for p in parts]
-    return rows.assign(text=text, edges=list(map(_edges, parts)), ratio=ratio, words=list(map(words, rows.itertuples())))
+    edges = list(map(_edges, parts))
+    return rows.assign(text=text, edges=edges, ratio=ratio, words=list(map(words, rows.itertuples())))
 
 # %% ../../nbs/52b_study.forest.ipynb #1dbb5c7d
 def _gap_line(ax, y, o): # Matplotlib axes, with limits set; height; row of `gap_rows`

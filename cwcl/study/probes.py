@@ -148,7 +148,7 @@ def mean_deviation(v): # `pd.Series` of runs -> such as `0.76 ± 0.12`
 
 def probe_table(
     found:pd.DataFrame, # From `probe_runs`
-    measure:str, # `auc`, that of a class such as `auc liver`, `alignment`, `uniformity`, or `pull`: the gradient's shares
+    measure:str, # `auc`, that of a class such as `auc liver`, `alignment`, `uniformity`, or `pull` of the gradient
 )->pd.DataFrame: # A row per method and stage, a column per level or term: mean ± standard deviation over runs
     "Show an instrument's readings, method by method"
     pull = measure == 'pull'

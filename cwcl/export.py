@@ -48,7 +48,8 @@ class Deployed(nn.Module):
 # %% ../nbs/61a_export.ipynb #c0907806
 from cwcl.core import need
 
-onnx,onnxscript,onnxruntime = (need(o, 'export') for o in ('onnx', 'onnxscript', 'onnxruntime'))
+onnx,onnxscript = need('onnx', 'export'),need('onnxscript', 'export')
+onnxruntime = need('onnxruntime', 'export')
 
 # %% ../nbs/61a_export.ipynb #6b264c30
 def _check_packages(): # Something of each, so that all of them are imported

@@ -115,7 +115,9 @@ def read_checkpoint(
         with safe_open(path, framework='pt') as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             header = f.metadata() or {}
-    except SafetensorError as e: raise InputError(f'{path}: cut short, or no safetensors file ({e}); {_CURE}') from None
+    except SafetensorError as e:
+        found = f'cut short, or not a safetensors file ({e})'
+        raise InputError(f'{path}: {found}; {_CURE}') from None
     form = header.get('checkpoint')
     if form != FORMAT: raise InputError(f'{path}: checkpoint of format {form}, this version '
         f'reads format {FORMAT}; {_CURE}')

@@ -30,7 +30,7 @@ BAD = """--table 3 -> Tables 1 and 2
 --jobs 0 -> at least 1
 --data nosuch --show -> nosuch: no such folder
 --preset tiny -> choose one of
---change tmep=1 -> no field
+--change tmep=1 -> not a field
 --change budget=0.5,temp=0.1 -> --change budget: the table sets this itself
 --data nowhere --preset smoke -> nowhere"""
 

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt, torch.nn.func
 from pathlib import Path
 from .core import atomic_path
 from .data.images import read_mask
-from .data.labels import color_mask, show_frame
+from .data.labels import show_frame, show_mask
 from .infer import mirrored
 from .metrics import class_dice, class_iou, confusion_matrix, image_iou, mean_iou, surface_dice
 
@@ -143,14 +143,14 @@ def plot_iou(
 
 # %% ../nbs/31_results.ipynb #c9595b36
 @torch.no_grad()
-def _sides(net, dls, rows): # Network, loaders, frames -> three lists of uint8 images
-    "Return frames, and their truth and prediction in colors"
+def _sides(net, dls, rows): # Network, loaders, rows -> frames, uint8 `(n,H,W,3)`, and two lists of masks
+    "Return frames, their truth and their prediction"
     x,mask = dls.test_dl(rows).one_batch()
     pred = net.eval()(x).argmax(1)
     mean,std = (getattr(net, k).view(3, 1, 1) for k in ('mean', 'std'))
     frames = ((x*std + mean).clamp(0, 1)*255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    masks = [[color_mask(m, net.classes.colors) for m in o.cpu().numpy().astype(np.uint8)] for o in (mask, pred)]
-    return list(frames),*masks
+    masks = [o.cpu().numpy().astype(np.uint8) for o in (mask, pred)]
+    return frames,*masks
 
 def plot_segmentation(
     net, # `CWCLNet`
@@ -161,8 +161,10 @@ def plot_segmentation(
     "Show frames, truth and prediction side by side"
     rows = rows.iloc[np.linspace(0, len(rows)-1, min(n, len(rows))).astype(int)]
     fig,axs = plt.subplots(len(rows), 3, figsize=(9, 1.75*len(rows)), layout='constrained', squeeze=False)
-    for column,images in zip(axs.T, _sides(net, dls, rows)):
-        for ax,image in zip(column, images): show_frame(image, ax=ax)
+    frames,*masks = _sides(net, dls, rows)
+    for ax,image in zip(axs[:,0], frames): show_frame(image, ax=ax)
+    for column,found in zip(axs[:,1:].T, masks):
+        for ax,mask in zip(column, found): show_mask(mask, net.classes.colors, ax)
     for ax,row in zip(axs[:,0], rows.itertuples()): ax.set_title(f'{row.clip}, frame {row.frame}', fontsize=8)
     for ax,title in zip(axs[0,1:], ('truth', 'prediction')): ax.set_title(title, fontsize=8)
     classes = net.classes

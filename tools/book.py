@@ -7,7 +7,7 @@ root = Path(__file__).parents[1]
 # The longest begin first, so that no core waits for the last lesson
 SLOW = '42 53a_study 33a_resume 41 50a_study.grid 60_widgets.pairs 34 40 30 01 53 51b_study 11_data.synth 52'.split()
 # Imported once, by the process that all others are forked from
-PRELOAD = 'torch torchvision pandas matplotlib.pyplot fastai.callback.schedule execnb.shell nbdev.process'.split()
+PRELOAD = 'cwcl torch torchvision pandas matplotlib.pyplot fastai.callback.schedule execnb.shell nbdev.process'.split()
 PRELOAD.append('cwcl.stages')
 
 def lesson_cells(file):

@@ -9,20 +9,37 @@ __version__ = "0.1.0"
 # fastai 2.8 calls torch.jit.script as it is imported, which PyTorch 2.14 deprecates: nothing that a reader could mend
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
 
-PUBLIC = {'core': 'InputError Recipe recipe method_recipe goals loss_weights set_seed default_device',
-    'methods': 'Method register_method load_methods', 'data.labels': 'CLASSES PHASES ClassSet class_set decode_mask present_classes',
-    'data.synth': 'render_scene write_scenes', 'data.cholec': 'frame_table read_phases audit',
-    'data.splits': 'TEST_VIDEOS video_folds label_budget split_frames class_coverage', 'data.augment': 'SegAugment TwoViews',
-    'data.streams': 'TwoStreamDL cwcl_dls', 'data.own': 'own_table own_split own_classes',
-    'pairs': 'label_set_ids positive_mask pair_stats lonely_probability', 'models.unet': 'UNetEncoder UNetDecoder UNet',
+PUBLIC = { # Module to the names that come from it
+    'core': 'InputError Recipe recipe method_recipe goals loss_weights set_seed default_device',
+    'methods': 'Method register_method load_methods',
+    'data.labels': 'CLASSES PHASES ClassSet class_set decode_mask present_classes',
+    'data.synth': 'render_scene write_scenes',
+    'data.cholec': 'frame_table read_phases audit',
+    'data.splits': 'TEST_VIDEOS video_folds label_budget split_frames class_coverage',
+    'data.augment': 'SegAugment TwoViews',
+    'data.streams': 'TwoStreamDL cwcl_dls',
+    'data.own': 'own_table own_split own_classes',
+    'pairs': 'label_set_ids positive_mask pair_stats lonely_probability',
+    'models.unet': 'UNetEncoder UNetDecoder UNet',
     'models.heads': 'MultiScaleProjectionHead MSPH ClassificationHead',
     'losses.contrastive': 'contrastive_loss deep_contrastive_loss dcl_loss',
     'losses.segmentation': 'generalized_dice_loss focal_loss segmentation_loss presence_loss',
-    'metrics': 'confusion_matrix class_iou class_dice mean_iou surface_dice', 'infer': 'window_starts sliding_window predict_frames',
-    'tasks': 'CWCLNet CWCLLoss', 'multitask': 'cwcl_learner', 'checkpoint': 'save_model load_model', 'resume': 'ResumeCallback',
-    'results': 'evaluate', 'train': 'train_run', 'stages': 'stages_run', 'baselines.simclr': 'nt_xent_loss simclr_learner simclr_recipe',
-    'baselines.byol': 'byol_loss byol_learner byol_recipe', 'study.grid': 'Run grid run_all', 'study.tables': 'table1 table2',
-    'study.verdicts': 'verdicts', 'study.figure3': 'figure3', 'video': 'segment_video'}
+    'metrics': 'confusion_matrix class_iou class_dice mean_iou surface_dice',
+    'infer': 'window_starts sliding_window predict_frames',
+    'tasks': 'CWCLNet CWCLLoss',
+    'multitask': 'cwcl_learner',
+    'checkpoint': 'save_model load_model',
+    'resume': 'ResumeCallback',
+    'results': 'evaluate',
+    'train': 'train_run',
+    'stages': 'stages_run',
+    'baselines.simclr': 'nt_xent_loss simclr_learner simclr_recipe',
+    'baselines.byol': 'byol_loss byol_learner byol_recipe',
+    'study.grid': 'Run grid run_all',
+    'study.tables': 'table1 table2',
+    'study.verdicts': 'verdicts',
+    'study.figure3': 'figure3',
+    'video': 'segment_video'}
 _HOME = {name: module for module,names in PUBLIC.items() for name in names.split()}
 __all__ = sorted(_HOME)
 

@@ -52,8 +52,10 @@ def bad_files(folder, net):
     _,*rest = net.state_dict().items()
     save_file(dict(rest), folder/'lacks.safetensors', metadata=dict(recipe=net.recipe.to_json()))
 
-@pytest.mark.parametrize('name,says', [('pickle.pth', 'other formats can run code'), ('empty.safetensors', 'not a whole safetensors file'),
-    ('cut.safetensors', 'not a whole safetensors file'), ('other.safetensors', 'no recipe in its header'), ('old.safetensors', 'colour: not a field'),
+@pytest.mark.parametrize('name,says', [('pickle.pth', 'other formats can run code'),
+    ('empty.safetensors', 'not a whole safetensors file'),
+    ('cut.safetensors', 'not a whole safetensors file'), ('other.safetensors', 'no recipe in its header'),
+    ('old.safetensors', 'colour: not a field'),
     ('lacks.safetensors', 'lacks the tensor'), ('nosuch.safetensors', 'no such file')])
 def test_anything_else_is_refused_by_name(net, tmp_path, name, says):
     bad_files(tmp_path, net)

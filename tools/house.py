@@ -6,11 +6,18 @@
 import argparse, ast, collections, json, re
 from pathlib import Path
 
-WORDS = { # What a reader meets -> how often, in prose, docstrings, messages and outputs
-    'whoever': r'\bwhoever\b', 'whatever': r'\bwhatever\b', 'stand(s) for is': r'\bstands?\b(?! (?:for|out|alone|in for)\b)',
-    'bare deviation': r'(?<!standard )\bdeviations?\b', 'bare rate': r'(?<!learning )(?<!weight )(?<!frame )(?<!sampling )\brates?\b',
-    'is no X': r'\b(?:is|are) no (?!longer\b|more\b)\w+', 'no number': r'\bno numbers?\b', 'cannot be told': r'\b(?:cannot|can not|could not) be told\b',
-    'goes on': r'\b(?:go|goes|gone|going|went) on\b', 'lets alone': r'\b(?:lets?|left) alone\b', 'as it were': r'\bnor (?:is|are|do|does|has|have)\b'}
+WORDS = { # What a reader meets -> its pattern, in prose, docstrings, messages and code
+    'whoever': r'\bwhoever\b',
+    'whatever': r'\bwhatever\b',
+    'stand(s) for is': r'\bstands?\b(?! (?:for|out|alone|in for)\b)',
+    'bare deviation': r'(?<!standard )\bdeviations?\b',
+    'bare rate': r'(?<!learning )(?<!weight )(?<!frame )(?<!sampling )\brates?\b',
+    'is no X': r'\b(?:is|are) no (?!longer\b|more\b)\w+',
+    'no number': r'\bno numbers?\b',
+    'cannot be told': r'\b(?:cannot|can not|could not) be told\b',
+    'goes on': r'\b(?:go|goes|gone|going|went) on\b',
+    'lets alone': r'\b(?:lets?|left) alone\b',
+    'as it were': r'\bnor (?:is|are|do|does|has|have)\b'}
 
 def cells(nb): return json.loads(nb.read_text(encoding='utf-8'))['cells']
 def source(c): return ''.join(c['source'])

@@ -155,7 +155,8 @@ def draw(self:ScaleExplorer, fig):
     axs[0].set_title('frame')
     axs[0].set_anchor('N')
     names = [k for k,o in zip(class_set(8).names, self.shows[self.now.frame]) if o]
-    axs[0].text(0, 1.1*h, '\n'.join(['shows', *names, '', '✓ same classes', '✗ other classes']), va='top', fontsize=7.5)
+    said = ['shows', *names, '', '✓ same classes', '✗ other classes']
+    axs[0].text(0, 1.1*h, '\n'.join(said), va='top', fontsize=7.5)
     for k,title in enumerate(('before', 'after')):
         axs[k+1].set_title(f'{title} training: map, and three nearest neighbors (cosine, video)')
         self.draw_network(axs[k+1], k)

@@ -38,12 +38,12 @@ def parse_changes(
     return found
 
 # %% ../nbs/33c_options.ipynb #678f900f
-def field_help()->str: # Such as `norm (batch, group); scales (a number from 1)`
+def field_help()->str: # Such as `norm (batch, group); scales (from 1)`
     "Return what each field of a recipe may be, in words"
     def said(f):
         if f.name == 'method': return ', '.join(METHODS)
         if f.name in CHOICES: return ', '.join(map(str, CHOICES[f.name]))
-        if f.name in LIMITS: return LIMITS[f.name][2]
+        if f.name in LIMITS: return LIMITS[f.name][2].removeprefix('a number ')
         return 'True, False' if isinstance(f.default, bool) else 'text'
     return '; '.join(f'{f.name} ({said(f)})' for f in fields(Recipe))
 

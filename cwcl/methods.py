@@ -24,7 +24,7 @@ class Method:
     fields: dict = field(default_factory=dict, hash=False) # Of the recipe, where they differ from the preset
     stages: tuple = _STAGES # Those that it can train in; the first is suggested
     loss: Callable|None = None # A loss of its own, weighted by the recipe's `beta`; see `register_method`
-    learner: str = 'cwcl.multitask:cwcl_learner' # Builds the Learner from loaders, method and recipe
+    learner: str|Callable = 'cwcl.multitask:cwcl_learner' # Builds the Learner from loaders, method and recipe
     color: str = '#000000' # In charts, and below
     marker: str = 'X'
     dashes: tuple = (3, 1, 1, 1, 1, 1) # On, off, in line widths
@@ -32,6 +32,7 @@ class Method:
 
     def make(self, *args, **kwargs): # As for `cwcl_learner`
         "Build the Learner of this method"
+        if callable(self.learner): return self.learner(*args, **kwargs)
         module,_,name = self.learner.partition(':')
         return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
@@ -42,17 +43,21 @@ def register_method(
     name:str, # Small letters, digits, `+` and `_`, such as `center`
     label:str='', # In tables and charts; the name if not given
     loss:Callable|None=None, # `loss(r, out, mask, presence, ids)` to a scalar; `out` is (logits, presence, embeddings)
+    goals:tuple=(), # Ours that it trains too: cls, dcl or simclr
     **kwargs # Other fields of `Method`
 )->Method:
-    "Make a method known to recipes, commands, tables and charts; a second one of a name replaces the first"
+    """Make a method known to recipes, commands, tables and charts; a second one of a name replaces the first.
+
+    `loss(r, out, mask, presence, ids)` returns a scalar; `out` is (logits `(N,C,H,W)`, presence logits `(B,C)`, a list of
+    embeddings `(B,D)`), `mask` is `(N,H,W)`, `presence` `(B,C)`, and `ids` `(B,3)` holds phase, clip and video."""
     if not re.fullmatch(r'[a-z][a-z0-9+_]*', name):
         raise InputError(f'method {name!r}: choose small letters, digits, + and _, such as center')
     if name in OUR_METHODS: raise InputError(f'method {name!r}: the kit has one of that name; choose another')
     others = len([k for k in METHODS if k not in OUR_METHODS and k != name])
     color,marker,dashes = _spare[others % len(_spare)]
     look = dict(color=color, marker=marker, dashes=dashes, hatch='+'*(others+2))
-    own = dict(goals=(name,)) if loss else {}
-    METHODS[name] = Method(name, label or name, loss=loss, **{**look, **own, **kwargs})
+    if loss and name not in goals: goals = (*goals, name)
+    METHODS[name] = Method(name, label or name, goals, loss=loss, **{**look, **kwargs})
     return METHODS[name]
 
 # %% ../nbs/03_methods.ipynb #80f31b16

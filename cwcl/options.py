@@ -17,6 +17,7 @@ from .methods import METHODS
 # %% ../nbs/33c_options.ipynb #1f507197
 def _typed(t, v): # Type, value -> the value as that type
     "Convert a value, if nothing is lost by it"
+    if (t is bool) != isinstance(v, bool): raise ValueError(v)
     if t is int and v != int(v): raise ValueError(v)
     return t(v)
 

@@ -122,3 +122,8 @@ def test_every_published_run_can_be_repeated():
     from cwcl.train import given_recipe
     files = sorted((Path(__file__).parents[1]/'data'/'results').glob('table*.json'))
     assert len(files) > 100 and all(given_recipe(o, 'demo', {}).name == 'study' for o in files[::10])
+
+def test_a_loss_trains_beside_ours_and_a_learner_may_be_a_function():
+    mine = register_method('mine', loss=lambda *a: 0, goals=('cls',), learner=lambda *a, **k: (a, k))
+    assert goals(recipe('demo', method='mine')) == {'seg', 'cls', 'mine'} and mine.make(1, b=2) == ((1,), dict(b=2))
+    assert register_method('mine', loss=lambda *a: 0, goals=('dcl', 'mine')).goals == ('dcl', 'mine')

@@ -48,7 +48,7 @@ def register_method(
 )->Method:
     """Make a method known to recipes, commands, tables and charts; a second one of a name replaces the first.
 
-    `loss(r, out, mask, presence, ids)` returns a scalar; `out` is (logits `(N,C,H,W)`, presence logits `(B,C)`, a list of
+    `loss(r, out, mask, presence, ids)` returns a scalar; `out` is (logits `(N,C,H,W)`, presence logits `(B,C)`, list of
     embeddings `(B,D)`), `mask` is `(N,H,W)`, `presence` `(B,C)`, and `ids` `(B,3)` holds phase, clip and video."""
     if not re.fullmatch(r'[a-z][a-z0-9+_]*', name):
         raise InputError(f'method {name!r}: choose small letters, digits, + and _, such as center')

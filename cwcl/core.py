@@ -248,9 +248,10 @@ def goals(r:Recipe)->set: # Of seg, dcl, cls, simclr and byol, or the name of a 
 
 def loss_weights(r:Recipe)->tuple: # (α of the presence loss, β of the contrastive loss)
     "Return the two weights of eq. 8, divided by L if the recipe says so, and 0 for a term that is off"
+    trained = goals(r)
     alpha = beta = 0.
-    if 'cls' in goals(r): alpha = r.alpha/(r.scales if r.per_scale == 'alpha' else 1)
-    if goals(r) & {'dcl', 'simclr'}: beta = r.beta/(r.scales if r.per_scale == 'beta' else 1)
+    if 'cls' in trained: alpha = r.alpha/(r.scales if r.per_scale == 'alpha' else 1)
+    if trained & {'dcl', 'simclr'}: beta = r.beta/(r.scales if r.per_scale == 'beta' else 1)
     return alpha, beta
 
 # %% ../nbs/00_core.ipynb #04b5d308

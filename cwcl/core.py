@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
-           'InputError', 'one_line_errors', 'MissingExtra', 'need', 'atomic_path', 'data_file', 'set_seed',
+           'LATER', 'InputError', 'one_line_errors', 'MissingExtra', 'need', 'atomic_path', 'data_file', 'set_seed',
            'default_device', 'DataRecipe', 'NetRecipe', 'Recipe', 'find_method', 'check_recipe', 'goals',
            'loss_weights', 'recipe', 'method_recipe']
 
@@ -286,6 +286,8 @@ def method_recipe(
     return replace(r, **{'method': method, **find_method(method).fields, **changes})
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
+LATER = () # Fields that came after the first published runs, which were computed as the defaults say
+
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"
     return json.dumps(asdict(self), indent=1)
@@ -300,8 +302,8 @@ def _from_json(
     except ValueError as e: raise InputError(f'{source}: not JSON ({e}); write it with Recipe.to_json') from None
     if not isinstance(d, dict): raise InputError(f'{source}: holds a {type(d).__name__}, not the fields of a recipe')
     known = {f.name for f in fields(cls)}
-    lacking = ', '.join(sorted(known - set(d)))
-    if set(d) < known: raise InputError(f'{source}: lacks {lacking}; write it with this version')
+    lacking = ', '.join(sorted(known - set(d) - set(LATER)))
+    if lacking and set(d) < known: raise InputError(f'{source}: lacks {lacking}; write it with this version')
     try: return recipe(**d)
     except (TypeError, InputError) as e: raise InputError(f'{source}: {e}') from None
 

@@ -3,9 +3,9 @@
     python tools/bench.py [--only NAME] [--out FOLDER] [--curves]
 
 `--only` measures one line and only prints it; `--curves` measures the series of lesson 32b instead. Calls that are
-compared take turns in one process of one thread, after a warm-up; each figure is the median of the time that this process
-had a core. On CUDA it is the time on the clock, synchronized. A line whose peer is missing says so: pip install
-'cwcl[peers]'."""
+compared take turns in one process of one thread, after a warm-up; each figure is the median of the time that this
+process had a core. On CUDA it is the time on the clock, synchronized. A line whose peer is missing says so:
+pip install 'cwcl[peers]'."""
 import argparse, datetime, json, os, platform, pandas as pd, torch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,24 +24,35 @@ def rows(only=None, tell=print):
         reason = lacking(f.needs)
         if reason: yield dict(line=name, skipped=reason)
         for case in () if reason else f():
-            row = dict(line=name, **measured(case))
-            tell(f'{row["what"]}, {row["size"]}: {row["ratio"]:.2f} ({row["share"]:.0%} of the limit)')
+            row = dict(line=name, **(case if isinstance(case, dict) else measured(case)))
+            tell(', '.join(f'{k}: {v}' for k,v in said(row).items() if v))
             yield row
 
 def say_ms(seconds): return f'{1000*seconds:,.2f}' if seconds < .01 else f'{1000*seconds:,.0f}'
 def say_mb(n): return '' if n is None else f'{n/1e6:,.1f}'
 
-def said(row):
-    "One row, as it is read"
-    if 'skipped' in row: return dict(what=row['line'], note=f'skipped: {row["skipped"]}')
+def said_ratio(row):
+    "A row of two calls, as it is read"
     many,few = ('at most {:g} × its time', '{:.2f} × its time'),('{:g} × faster', '{:.2f} × faster')
     asked,got = many if row['at_most'] else few
-    out = dict(what=row['what'], size=row['size'], against=row['against'])
-    out |= {'ours, ms': say_ms(row['ours']), 'other, ms': say_ms(row['peer']), 'ratio': got.format(row['ratio'])}
+    out = {'ours, ms': say_ms(row['ours']), 'other, ms': say_ms(row['peer']), 'ratio': got.format(row['ratio'])}
     out |= {'limit': asked.format(row['limit']), 'share of the limit': f'{row["share"]:.0%}'}
     out |= {'ours, MB': say_mb(row['ours_bytes']), 'other, MB': say_mb(row['peer_bytes']), 'note': row['note']}
-    if 'memory_share' in row: out['note'] += f'; memory: {row["memory_share"]:.0%} of its limit of {row["memory_limit"]} ×'
-    return out
+    times = row.get('memory_limit')
+    if times: out['note'] = f'memory: {row["memory_share"]:.0%} of its limit, {times} × as much'
+    return dict(against=row['against']) | out
+
+def said_bytes(row):
+    "A row with a limit of memory alone, as it is read"
+    limit = f'at most {say_mb(row["limit_bytes"])} MB'
+    found = {'ours, ms': say_ms(row['ours']), 'limit': limit, 'share of the limit': f'{row["share"]:.0%}'}
+    return found | {'ours, MB': say_mb(row['ours_bytes']), 'note': 'measured once'}
+
+def said(row):
+    "One row, as it is read"
+    head = dict(what=row.get('what', row['line']), size=row.get('size', ''))
+    if 'skipped' in row: return head | dict(note=f'skipped: {row["skipped"]}')
+    return head | (said_bytes if 'limit_bytes' in row else said_ratio)(row)
 
 def processor():
     "Name of the processor, or of the GPU"

@@ -54,8 +54,8 @@ def in_turns(calls, seconds, least=3, most=200):
     for f in calls: f()
     times = []
     start = time.perf_counter()
-    while len(times) < least or time.perf_counter() < start + seconds and len(times) < most:
-        times.append([clock(f) for f in calls])
+    def enough(): return len(times) >= least and (len(times) >= most or time.perf_counter() > start + seconds)
+    while not enough(): times.append([clock(f) for f in calls])
     return np.array(times).T
 
 def peak_bytes(f):
@@ -80,7 +80,8 @@ def measured(case):
     a,b = (None, None) if case.once else (peak_bytes(f) for f in calls)
     ratio = ours/peer if case.at_most else peer/ours
     share = ratio/case.limit if case.at_most else case.limit/ratio
-    row = dict(what=case.what, size=case.size, ours=ours, against=case.against, peer=peer, ratio=ratio, limit=case.limit,
-        at_most=case.at_most, share=share, ours_bytes=a, peer_bytes=b, repetitions=times.shape[1])
+    row = dict(what=case.what, size=case.size, ours=ours, against=case.against, peer=peer, ratio=ratio)
+    row |= dict(limit=case.limit, at_most=case.at_most, share=share, ours_bytes=a, peer_bytes=b)
+    row |= dict(repetitions=times.shape[1])
     if case.memory: row.update(memory_limit=case.memory, memory_share=a/b/case.memory)
     return row | dict(note=case.note() if callable(case.note) else case.note)

@@ -1,5 +1,5 @@
 "Series for lesson 32b: how time and memory grow with the batch, the masks, the frames and their size"
-import numpy as np, torch
+import numpy as np
 from dataclasses import replace
 from bench_clock import clock, in_turns
 from bench_lines import backward, contrast_calls, in_evaluation, loaders, randn, step_call

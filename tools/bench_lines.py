@@ -1,12 +1,11 @@
 "The lines of `make bench`: what training and evaluation really use, beside its peer, and how much faster it should be"
-import copy, functools, sys, numpy as np, psutil, torch, torch.nn.functional as F
+import copy, functools, sys, psutil, torch, torch.nn.functional as F
 from functools import partial
 from pathlib import Path
 from torchvision.transforms import v2
 from fastai.optimizer import Adam
 from bench_clock import Case, clock, line, peak_bytes
 from cwcl.core import default_device, recipe, set_seed
-from cwcl.data.augment import SegAugment
 from cwcl.data.cholec import frame_table
 from cwcl.data.splits import split_frames
 from cwcl.data.streams import batch_views, cwcl_dls
@@ -175,13 +174,16 @@ def views():
     one = v2.Compose([v2.RandomResizedCrop(r.crop, scale=(.2, 1)), v2.RandomHorizontalFlip(),
         v2.RandomApply([v2.ColorJitter(.4, .4, .4, .1)], p=.8), v2.RandomGrayscale(.2),
         v2.RandomApply([v2.GaussianBlur(25, (.1, 2.))], p=.5)])
-    yield Case('two strong views of a frame', f'24 frames to {r.crop}×{r.crop}', lambda: ours.encodes((x, empty, *labels)),
-        'torchvision v2, frame by frame', lambda: [torch.stack([one(o) for o in x]) for _ in range(2)], 10.)
+    def run(): return ours.encodes((x, empty, *labels))
+    def peer(): return [torch.stack([one(o) for o in x]) for _ in range(2)]
+    what = 'two strong views of a frame', f'24 frames to {r.crop}×{r.crop}'
+    yield Case(*what, run, 'torchvision v2, frame by frame', peer, 10.)
 
 def step_call(learn, batch):
     "A step of a Learner, with its callbacks"
     learn.create_opt()
-    learn.epoch,learn.n_epoch,learn.dl = 0,1,learn.dls.train
+    learn.epoch,learn.n_epoch = 0,1
+    learn.dl = learn.dls.train
     learn.n_iter = len(learn.dl)
     for o in ('before_fit', 'before_epoch', 'before_train'): learn(o)
     return lambda: learn.one_batch(0, batch)
@@ -215,8 +217,8 @@ def step():
         net.n_labelled = r.labelled
         x = torch.as_tensor(batch[0]).as_subclass(torch.Tensor)
         bare = bare_convolutions(net, lambda: net(x))
-        yield Case('training step, demo widths', 'B = 24, N = 8', ours, 'its bare convolutions, forward and backward', bare,
-            1.1, at_most=True)
+        what = 'training step, demo widths', 'B = 24, N = 8'
+        yield Case(*what, ours, 'its bare convolutions, forward and backward', bare, 1.1, at_most=True)
 
 @line('optimizer')
 def optimizer():
@@ -244,8 +246,8 @@ def order():
             dl.get_idxs()
         return run
     early.epoch = -1
-    yield Case('order of an epoch, sampler pk', 'from epoch 199', turn(late), 'from epoch 0', turn(early), 1.2, at_most=True,
-        seconds=1)
+    what = 'order of an epoch, sampler pk', 'from epoch 199'
+    yield Case(*what, turn(late), 'from epoch 0', turn(early), 1.2, at_most=True, seconds=1)
 
 @line('demo', 'monai', 'pytorch_metric_learning', 'torchmetrics')
 def demo():

@@ -7,7 +7,7 @@ def surface_dice(pred, target, n_classes, tolerance=2.):
     "Two distance transforms of the whole frame for every class"
     scores = torch.full((len(pred), n_classes), torch.nan, dtype=torch.float64)
     for i,(p,t) in enumerate(zip(pred, target)):
-        p,t = p.numpy(),t.numpy()
+        p,t = (o.numpy() for o in (p, t))
         scored = ndimage.binary_dilation(t != 255)
         filled = [fill_ignored(o, t == 255) for o in (p, t)]
         valid = t != 255

@@ -2,7 +2,7 @@
 
     python tests/peers/plain.py SCENES [--epochs 28] [--seed 0]
 
-Of the kit it takes what is no method: which frames there are, their split, and how a file becomes pixels and ids."""
+From the kit it takes what is not the method: which frames there are, their split, and how to read a file."""
 import argparse, numpy as np, torch
 from monai.data import CacheDataset, DataLoader
 from monai.inferers import sliding_window_inference
@@ -91,6 +91,7 @@ def transforms(r, mean, std):
         RandGaussianSmoothd('image', (.8, 1.4), (.8, 1.4), prob=.75), *normalized(mean, std)]
 
 def normalized(mean, std):
+    "Steps that all frames take"
     return [NormalizeIntensityd('image', subtrahend=mean, divisor=std, channel_wise=True), ToTensord(BOTH)]
 
 class Batches:
@@ -121,7 +122,7 @@ def training_loader(table, r):
     decode = Decode((r.height, r.width), classes)
     data = items(pool, classes, labelled)
     some = np.stack([decode(o)['image'] for o in data[::8]])
-    mean,std = some.mean((0, 2, 3)),some.std((0, 2, 3))
+    mean,std = (f(some, (0, 2, 3)) for f in (np.mean, np.std))
     ds = CacheDataset(data, Compose([decode, *transforms(r, mean, std)]), num_workers=1, progress=False)
     order = Batches(np.flatnonzero(labelled), len(pool), r.labelled, r.batch, r.seed)
     return DataLoader(ds, batch_sampler=order, num_workers=0),mean,std
@@ -141,8 +142,9 @@ def mean_iou(net, loader, r, n_classes):
             logits = sliding_window_inference(b['image'], (r.window, r.window), 8, net.segment, r.overlap)
             truth = b['mask'][:,0].long()
             counts = counts + multiclass_confusion_matrix(logits.argmax(1), truth, n_classes, ignore_index=255)
-    hit,true = counts.diagonal(),counts.sum(1)
-    return (hit/(true + counts.sum(0) - hit))[true > 0].mean().item()
+    hit = counts.diagonal()
+    true,called = (counts.sum(k) for k in (1, 0))
+    return (hit/(true + called - hit))[true > 0].mean().item()
 
 def fit(net, loader, r, epochs, after_epoch=None):
     "Train with AdamW on one cycle; returns the losses"

@@ -1,4 +1,4 @@
-"What measures: ratios and shares, memory of a known call, missing peers, lines on small data, the GPU script on the CPU"
+"What measures: ratios, shares, memory of a known call, missing peers, small lines, the GPU script on the CPU"
 import json, re, subprocess, sys, time
 import bench, bench_clock, bench_curves, bench_lines, gpu, gpu_cost, numpy as np, pytest, torch
 from bench_clock import Case, measured, peak_bytes
@@ -23,7 +23,7 @@ def test_calls_take_turns_after_a_warm_up():
     assert said == ['a', 'b']*5 and times.shape == (2, 4)
 
 def test_memory_is_the_highest_rise():
-    "Two megabytes at once, whatever was freed before"
+    "Two megabytes at once; what was freed before does not count"
     x = torch.ones(250_000)
     def call():
         a = x + 1

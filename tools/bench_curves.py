@@ -58,6 +58,6 @@ def curves(tell=print):
     "Measure all series; each is a list of (x, y)"
     out = {}
     for name,(f,x,y,fixed) in SERIES.items():
-        out[name] = dict(x=x, y=y, fixed=fixed, points=[[int(a), float(b)] for a,b in f()])
+        out[name] = dict(x=x, y=y, fixed=fixed, points=[[int(a), float(f'{b:.4g}')] for a,b in f()])
         tell(f'{name}: {out[name]["points"]}')
     return out

@@ -72,7 +72,8 @@ def run_all(bench, out, limit, only, tell):
         if only and name not in only: continue
         if left < 5: bench.found[name] = dict(error='no time left')
         else: run_part(name, bench, min(seconds, left))
-        with atomic_path(out) as p: p.write_text(json.dumps(dict(machine=machine(bench.device), **bench.found), indent=1))
+        text = json.dumps(dict(machine=machine(bench.device), **bench.found), indent=1)
+        with atomic_path(out) as p: p.write_text(text)
         tell(f'{name}: {json.dumps(bench.found[name])[:300]}')
 
 def main():

@@ -37,7 +37,8 @@ def cost_table(found): # What `tools/gpu.py` wrote -> Markdown
 
 def cost_row(speed, gigabytes, frame):
     "One card: hours of each table, and the precisions that fit"
-    row,used = {'card': f'{gigabytes} GB'},set()
+    row = dict(card=f'{gigabytes} GB')
+    used = set()
     for table in TABLE_METHODS:
         hours = 0.
         for run in grid(table, recipe('paper')):

@@ -233,7 +233,7 @@ def store(b, found):
     r = b.recipe()
     frames = torch.zeros(b.sizes(2000, 50), 4, r.height, r.width, dtype=torch.uint8)
     rows = torch.randint(len(frames), (r.batch,))
-    there,at = frames.to(b.device),rows.to(b.device)
+    there,at = (o.to(b.device) for o in (frames, rows))
     calls = [lambda: frames.index_select(0, rows).to(b.device), lambda: there.index_select(0, at)]
     for k,t in zip(('host_ms', 'device_ms'), in_turns(calls, 0, 10, 10)): found[k] = 1000*float(np.median(t))
 
@@ -262,9 +262,11 @@ def pieces(b, found):
     x = torch.rand(n, 3, r.height, r.width, device=b.device)
     @torch.no_grad()
     def windows(batch): sliding_window(net.segment, x, r.window, r.overlap, batch=batch)
-    for k in b.sizes((8, 64), (8,)): measure(found, f'{n} frames, {k} windows a pass', lambda: timed(b, partial(windows, k)))
+    def window_time(k): return timed(b, partial(windows, k))
+    for k in b.sizes((8, 64), (8,)): measure(found, f'{n} frames, {k} windows a pass', partial(window_time, k))
     simclr = b.recipe(method='simclr', stage='pretrain')
-    frames,empty = x[:b.sizes(20, 2)],torch.zeros(0, r.height, r.width, device=b.device)
+    frames = x[:b.sizes(20, 2)]
+    empty = torch.zeros(0, r.height, r.width, device=b.device)
     views = batch_views(simclr, 0)
     measure(found, f'strong views of {len(frames)} frames', lambda: timed(b, lambda: views.encodes((frames, empty))))
     ids = (x[:4]*8).long()[:,0].clamp(max=7)
@@ -303,5 +305,5 @@ def training(b, found):
     r = b.recipe(budget=.5, lr=.001, precision='bf16', channels_last=True, valid_step=4)
     m = train_run(r, scenes(b), out=b.folder/'run', device=b.device, steps=b.sizes(150, 26))
     log = m['log']
-    found.update(steps=m['steps'], step_seconds=m['step_seconds'], train_seconds=m['train_seconds'], seconds=m['seconds'])
+    found.update({k: m[k] for k in ('steps', 'step_seconds', 'train_seconds', 'seconds')})
     found.update(loss=[log[0]['train_loss'], log[-1]['train_loss']], iou=m['test']['mean_iou'])

@@ -413,6 +413,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'cwcl.film._ends_with_packet': ('film.html#_ends_with_packet', 'cwcl/film.py'),
                            'cwcl.film._frame_rate': ('film.html#_frame_rate', 'cwcl/film.py'),
                            'cwcl.film._frame_times': ('film.html#_frame_times', 'cwcl/film.py'),
+                           'cwcl.film._quiet_ffmpeg': ('film.html#_quiet_ffmpeg', 'cwcl/film.py'),
                            'cwcl.film._turn_frame': ('film.html#_turn_frame', 'cwcl/film.py'),
                            'cwcl.film.open_video': ('film.html#open_video', 'cwcl/film.py'),
                            'cwcl.film.probe_video': ('film.html#probe_video', 'cwcl/film.py'),

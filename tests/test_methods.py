@@ -5,7 +5,8 @@ from cwcl.core import METHODS, InputError, Recipe, goals, method_recipe, recipe
 from cwcl.methods import OUR_METHODS, load_methods, register_method
 from cwcl.study.claims import claims_of
 from cwcl.study.command import cwcl_table
-from cwcl.study.grid import grid, read_results
+from cwcl.study.grid import grid
+from cwcl.study.records import read_results
 from cwcl.study.jobs import Worker
 
 FILE = '''"Frames with equal label sets are drawn together"

@@ -5,10 +5,12 @@ from dataclasses import replace
 from scipy.stats import ttest_rel
 from cwcl.core import InputError, data_file, recipe
 from cwcl.study.ablation import ablation_markdown, ablation_pairs, ablation_table
-from cwcl.study.grid import Run, do_run, grid, method_recipe, publish, read_results
+from cwcl.study.grid import Run, do_run, grid, method_recipe, publish
+from cwcl.study.records import read_results
 from cwcl.study.measures import NAMES, method_style
 from cwcl.study.stats import fold_interval
-from cwcl.study.tables import MEANS, SHORT, check_result, digits, fold_table, marked, of_table, published, run_frame
+from cwcl.study.tables import SHORT, digits, fold_table, marked, of_table, published
+from cwcl.study.rows import MEANS, check_result, run_frame
 from cwcl.study.tables import save_table, table1, table2, table_cells, table_latex, table_markdown, table_notes
 
 r = recipe('study')

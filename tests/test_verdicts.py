@@ -6,7 +6,7 @@ from scipy.stats import t as student, ttest_ind_from_stats, ttest_rel
 from cwcl.core import InputError, data_file
 from cwcl.methods import OUR_METHODS
 from cwcl.study.claims import CLAIMS, Claim, Part, clips_ahead, parts
-from cwcl.study.grid import read_results
+from cwcl.study.records import read_results
 from cwcl.study.judge import judge, our_interval
 from cwcl.study.measures import FREQUENT, MEASURES, NAMES, RARE, RATIOS
 from cwcl.study.measures import clip_values, epochs_to, measure_iou, method_name, random_levels, run_table, taken_share

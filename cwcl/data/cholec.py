@@ -16,7 +16,8 @@ from ..core import InputError, one_line_errors
 from .files import data_root, read_image, read_mask, scan
 from .files import read_png # chkstyle: ignore
 from .labels import CLASSES, decode_mask
-from .phases import frame_phases, phase_at, phase_files, phase_remark, read_phases
+from .phases import phase_at, read_phases
+from .join import frame_phases, phase_files, phase_remark
 from .synth import write_scenes
 _all_ = ['read_phases', 'phase_at', 'read_png']
 

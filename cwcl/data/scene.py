@@ -10,7 +10,8 @@ import numpy as np
 from typing import NamedTuple
 from ..core import InputError
 from .chance import around, between, number, stream
-from .organs import CLIPS, anatomy, bend, pixel_grid, height, lit, sway, visible
+from .organs import CLIPS, anatomy, bend, height, visible
+from .camera import pixel_grid, lit, sway
 
 # %% ../../nbs/07_data.scene.ipynb #7613c798
 def _shaft(

@@ -16,7 +16,8 @@ from ..cost import steps_per_epoch
 from .grid import Run, fold_seed
 from .measures import measure_iou, method_style
 from .stats import fold_interval
-from .tables import check_result, frame_markdown, mean_sd
+from .tables import frame_markdown, mean_sd
+from .rows import check_result
 
 # %% ../../nbs/52_study.ablation.ipynb #244dc9b9
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..core import InputError, data_file
 from ..data.cholec import read_frame
 from ..data.labels import class_set
 from ..data.organs import CLIPS
-from ..data.phases import frame_phases
+from ..data.join import frame_phases
 from ..data.scene import draw_labels
 from ..data.splits import TEST_VIDEOS
 from ..data.synth import clip_frames, render_scene, write_phases

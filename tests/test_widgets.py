@@ -13,7 +13,8 @@ from cwcl.data.labels import class_set
 from cwcl.losses.contrastive import contrastive_loss
 from cwcl.pairs import pair_stats, positive_mask
 from cwcl.widgets.base import Explorer, small_png, step, update_ms
-from cwcl.widgets.pairs import BatchExplorer, PairExplorer, TemperatureExplorer
+from cwcl.widgets.pairs import BatchExplorer, PairExplorer
+from cwcl.widgets.temperature import TemperatureExplorer
 from cwcl.widgets.pools import POOLS, counted_pool, draw_batch, drawn_frames, pool_ids, table_frames
 
 book = Path(__file__).parents[1]/'nbs'

@@ -270,7 +270,7 @@ def test_notes_tell_what_must_not_be_lost():
     del found[own[1].key]
     text = ' '.join(table_notes(own, found))
     for o in ('101 of 102 runs', 'recipe study', '750 to 800 steps', '2.5 hours', '101 frames at 171×96',
-        'embedded scenes', 'Tested on 18', 'two videos', '3.2 % of the tested pixels', 'sample'): assert o in text, o
+        'drawn scenes', 'Tested on 18', 'two videos', '3.2 % of the tested pixels', 'sample'): assert o in text, o
     assert all(v in text for k,v in SHORT.items() if k not in v and v not in ('mean', 'L-hook'))
     for data,said in dict(cholecseg8k='(CholecSeg8k)', unknown='unknown origin').items():
         assert said in table_notes(own, {k: dict(v, data=data) for k,v in found.items()})[1]

@@ -186,7 +186,7 @@ def cwcl_data(
     min_pixels:int=16, # Fewer pixels do not make a class present
     workers:int=None, # Threads or processes; one per core if not given
 ):
-    "Write the embedded data set, or audit or index a folder of CholecSeg8k"
+    "Write the drawn scenes, or audit or index a folder of CholecSeg8k"
     if command == 'write':
         found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', size)
         if not found: raise InputError(f'size {size!r}: give width x height, such as 427x240')

@@ -181,7 +181,7 @@ def write_scenes(
     workers:int|None=None, # Processes; one per processor if `None`
     progress:bool=True, # Show frames done and time left
 )->Path: # `root`
-    "Write the drawn data set in the layout of CholecSeg8k"
+    "Write drawn scenes in the layout of CholecSeg8k"
     root = Path(root)
     size = tuple(int(s) for s in size)
     seed = int(seed)

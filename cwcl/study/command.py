@@ -164,7 +164,7 @@ def _wanted_runs(
 def cwcl_table(
     table:int=1, # 1: one stage; 2: two stages
     ablate:store_true=False, # The readings of the paper instead of a table
-    data:str=None, # Folder of frames in CholecSeg8k's layout; the embedded set if not given
+    data:str=None, # Folder of frames in CholecSeg8k's layout; drawn scenes if not given
     phases:str=None, # Folder or file of phases, Cholec80's or CholecT50's; phase_annotations within data if not given
     no_phases:store_true=False, # Leave phases out: frames are positives when they show the same classes
     out:str=None, # Folder of the runs; runs/ and the preset if not given

@@ -44,7 +44,8 @@ class Run:
         return ('pretrain', self.recipe.stage) if two else (self.recipe.stage,)
 
 # %% ../../nbs/50a_study.grid.ipynb #2d02e411
-def fold_seed(fold, s): # Seed number s of a fold: no two folds share one
+def fold_seed(fold:int, s:int)->int: # Below 10 of each fold
+    "Return the seed with number `s` of a fold; no two folds share one"
     return 10*fold + s
 
 TABLE_METHODS = dict(table1=('random', 'simclr', 'dcl', 'cls', 'dcl+cls'), table2=('simclr', 'byol', 'dcl', 'dcl+cls'))

@@ -46,7 +46,7 @@ def embedded_frames(
     preset:str, # Of the recipe
     home='runs', # Folder that holds the scenes
 )->Path:
-    "Return the folder of the embedded data set, and draw the scenes if it lacks them"
+    "Return the folder of the drawn scenes, and draw them if they are not there"
     n = FRAMES_PER_CLIP.get(preset, 8)
     path = Path(home)/f'scenes-{n}'
     return path if _is_drawn(path, n) else write_scenes(path, frames_per_clip=n)

@@ -41,10 +41,11 @@ def published_interval(
 
 # %% ../../nbs/50c_study.published.ipynb #2f7e6066
 def published_verdicts(
-    claims:tuple=CLAIMS,
+    claims:tuple|None=None, # `CLAIMS`, those of the paper, if `None`
     alpha:float=.05, # For a single comparison
 )->pd.DataFrame: # As `verdicts`, without `chance`
     "Judge what the paper's printed numbers support, by themselves"
+    claims = CLAIMS if claims is None else claims
     table = published_table()
     def interval(p, a): return published_interval(table, p, a)
     def clips(p): return 'n/a'

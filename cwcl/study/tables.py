@@ -160,7 +160,7 @@ def table_notes(
     head = f'{len(ok)} of {len(df)} runs are done, with the recipe {r.name}'
     if not len(ok): return [head + '.']
     found = next(results[o.key] for o in runs if o.key in results)
-    data = dict(embedded='the embedded scenes', cholecseg8k='CholecSeg8k').get(found['data'], 'of unknown origin')
+    data = dict(embedded='drawn scenes', cholecseg8k='CholecSeg8k').get(found['data'], 'of unknown origin')
     frames = sum(found['frames'].values())
     tested = found['test']['frames']
     return [f'{head}: {_ends(ok.steps)} steps each, {ok.seconds.sum()/3600:.2g} hours in all.',

@@ -65,11 +65,12 @@ def chance_if_true(
 # %% ../../nbs/51a_study.verdicts.ipynb #9d180432
 def verdicts(
     results, # Runs of the study, a list of dicts with recipe, step_seconds, test, log; or a dict of them by key
-    claims:tuple=CLAIMS,
+    claims:tuple|None=None, # `CLAIMS`, those of the paper, if `None`
     alpha:float=.05, # For a single comparison
     rule:str='wider', # See `compare`
 )->pd.DataFrame: # A row per comparison, and one with `whole` per claim, which has the `chance`, see `chance_if_true`
     "Judge which claims hold, do not hold, or are inconclusive"
+    claims = CLAIMS if claims is None else claims
     results = list(results.values() if isinstance(results, dict) else results)
     runs = {m: run_table(results, m) for m in {p.measure for c in claims for p in c.parts}}
     def interval(p, a): return our_interval(runs[p.measure], p, a, rule)

@@ -14,7 +14,8 @@ from .core import Recipe, find_method, goals, loss_weights
 from .data.labels import class_set
 from .infer import sliding_window
 from .losses.contrastive import deep_contrastive_loss, lonely_share
-from .losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
+from .losses.fused import segmentation_terms
+from .losses.segmentation import presence_loss
 from .models.heads import ClassificationHead, MultiScaleProjectionHead
 from .models.unet import UNetDecoder, UNetEncoder
 from .pairs import label_set_ids, positive_mask, two_view_ids
@@ -130,8 +131,8 @@ class CWCLLoss(nn.Module):
 
     def segmentation(self, logits, mask, reduction='mean'):
         r = self.recipe
-        gdl = generalized_dice_loss(logits, mask, r.gdl_form, r.gdl_pool, r.gdl_min_pixels, reduction=reduction)
-        focal = focal_loss(logits, mask, r.gamma, reduction)
+        options = dict(gamma=r.gamma, reduction=reduction)
+        gdl,focal = segmentation_terms(logits, mask, r.gdl_form, r.gdl_pool, r.gdl_min_pixels, **options)
         return dict(gdl=(1., gdl), focal=(1., focal))
 
     def activation(self, logits): return logits.softmax(1)
@@ -177,7 +178,7 @@ def weighted_terms(self:CWCLLoss,
     terms = {} if logits is None else self.segmentation(logits, mask)
     if self.alpha:
         weight = self.pos_weight if self.pos_weight is None else self.pos_weight.to(presence.device)
-        terms['presence'] = (self.alpha, presence_loss(presence_logits, presence, weight, r.reduction))
+        terms['presence'] = (self.alpha, presence_loss(presence_logits, presence, weight, r.reduction, look=False))
     if self.beta: terms.update(self.contrast_terms(zs, presence, ids))
     own = find_method(r.method)
     if own.loss and own.name in goals(r): terms[own.name] = (r.beta, own.loss(r, out, mask, presence, ids))

@@ -180,6 +180,21 @@ def contrast_terms(self:CWCLLoss,
     loss,lonely = self.dcl(zs, sets, excluded_group(ids, r.exclude), r.temp, r.reduction, r.lonely)
     return dict(dcl=(self.beta, loss), lonely=(0., lonely))
 
+# %% ../nbs/28_tasks.ipynb #ae9688db
+@patch
+def frame_terms(self:CWCLLoss,
+    out:tuple, # What the network returns in training
+    mask:Tensor, # `(N,H,W)`
+    presence:Tensor, # `(B,C)`
+)->dict: # Name to (weight, value)
+    "Compute the terms of eq. 8 that look at one frame at a time: segmentation and presence"
+    logits,presence_logits,_ = out
+    terms = {} if logits is None else self.segmentation(logits, mask)
+    if not self.alpha: return terms
+    weight = self.pos_weight if self.pos_weight is None else self.pos_weight.to(presence.device)
+    terms['presence'] = (self.alpha, presence_loss(presence_logits, presence, weight, self.recipe.reduction))
+    return terms
+
 @patch
 def weighted_terms(self:CWCLLoss,
     out:tuple, # What the network returns in training
@@ -189,12 +204,8 @@ def weighted_terms(self:CWCLLoss,
 )->dict: # Name to (weight, value)
     "Compute the terms of eq. 8 that this method has, and the loss of its own if it brings one"
     r = self.recipe
-    logits,presence_logits,zs = out
-    terms = {} if logits is None else self.segmentation(logits, mask)
-    if self.alpha:
-        weight = self.pos_weight if self.pos_weight is None else self.pos_weight.to(presence.device)
-        terms['presence'] = (self.alpha, presence_loss(presence_logits, presence, weight, r.reduction))
-    if self.beta: terms.update(self.contrast_terms(zs, presence, ids))
+    terms = self.frame_terms(out, mask, presence)
+    if self.beta: terms.update(self.contrast_terms(out[2], presence, ids))
     own = find_method(r.method)
     if own.loss and own.name in goals(r): terms[own.name] = (r.beta, own.loss(r, out, mask, presence, ids))
     return terms

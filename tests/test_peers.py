@@ -43,4 +43,4 @@ def test_the_order_of_its_batches():
 
 def test_a_short_run_learns(scenes, smoke):
     score,losses = plain.run(scenes, smoke)
-    assert sum(losses[-3:]) < sum(losses[:3]) and 0 < score < 1
+    assert sum(losses[-3:]) < .93*sum(losses[:3]) and 0 < score < 1

@@ -57,7 +57,7 @@ def move_target(
     momentum:float, # Share of itself that the target keeps, τ
 ):
     "Move each weight of the target towards that of the online network"
-    for xi,theta in zip(target.parameters(), online.parameters(), strict=True): xi.lerp_(theta, 1 - momentum)
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)
 
 # %% ../../nbs/41_baselines.byol.ipynb #34229dcb
 def embed(
@@ -104,12 +104,18 @@ class BYOLNet(nn.Module):
 class BYOLLoss(nn.Module):
     "Add the losses of both orders of the views, and keep the sum in `terms`"
     terms = {}
+    def frame_terms(self,
+        out:tuple, # What the network returns in training
+        *labels, # Not looked at
+    )->dict: # As that of `CWCLLoss`: name to (weight, value)
+        return dict(byol=(1., sum(byol_loss(p, z) for p,z in zip(*out, strict=True))))
+
     def forward(self,
         out:tuple, # What the network returns in training
         *labels, # Not looked at
     )->Tensor: # A number from 0 to 8; NaN for what it returns in evaluation
         if isinstance(out, Tensor): return out.new_full((), math.nan)
-        loss = sum(byol_loss(p, z) for p,z in zip(*out, strict=True))
+        loss = self.frame_terms(out)['byol'][1]
         self.terms = dict(byol=loss.detach())
         return loss
 

@@ -1,5 +1,6 @@
 "The lines of `make bench`: what training and evaluation really use, beside its peer, and how much faster it should be"
 import copy, functools, sys, psutil, torch, torch.nn.functional as F
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from torchvision.transforms import v2
@@ -10,6 +11,7 @@ from cwcl.data.cholec import frame_table
 from cwcl.data.splits import split_frames
 from cwcl.data.streams import batch_views, cwcl_dls
 from cwcl.data.synth import write_scenes
+from cwcl import infer
 from cwcl.infer import sliding_window
 from cwcl.metrics import class_iou, confusion_matrix, surface_dice
 from cwcl.multitask import cwcl_learner
@@ -119,6 +121,7 @@ def window():
 
 def as_evaluated(net):
     "The network as `evaluate` calls it after a training of the demo"
+    if hasattr(infer, 'folded'): return infer.folded(net)
     return net.to(memory_format=torch.channels_last if DEMO.channels_last else torch.contiguous_format)
 
 @line('iou', 'torchmetrics')
@@ -222,7 +225,12 @@ def step():
 
 @line('optimizer')
 def optimizer():
-    learns = [cwcl_learner(loaders(DEMO, 1), DEMO.method, DEMO) for _ in range(2)]
+    "At thin widths the cost of the calls alone; at the demo's also that of the memory that is moved"
+    yield optimizer_case(replace(DEMO, widths=recipe('smoke').widths), 'thin')
+    yield optimizer_case(DEMO, 'demo widths')
+
+def optimizer_case(r, widths):
+    learns = [cwcl_learner(loaders(r, 1), r.method, r) for _ in range(2)]
     learns[1].opt_func = partial(Adam, mom=.9, sqr_mom=.999, eps=1e-8)
     learns[1].model.load_state_dict(learns[0].model.state_dict())
     for o in learns: o.create_opt()
@@ -232,7 +240,7 @@ def optimizer():
         b.grad = a.grad.clone()
     def same(): return 'equal to the bit' if all(map(torch.equal, *weights)) else 'DIFFERENT'
     ours,peer = (o.opt.step for o in learns)
-    yield Case('optimizer', f'{len(weights[0])} tensors', ours, 'fastai Adam', peer, 2., note=same)
+    return Case('optimizer', f'{len(weights[0])} tensors, {widths}', ours, 'fastai Adam', peer, 2., note=same)
 
 @line('order')
 def order():

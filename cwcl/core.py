@@ -97,8 +97,8 @@ def default_device()->torch.device:
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #7d92f575
-_max,_min = 1e300,1e-300 # Any number but infinity, and any above 0; short, because `help` prints them
-_below_1 = 1 - 1e-9
+_max,_min = 10.**sys.float_info.max_10_exp,10.**sys.float_info.min_10_exp # Round, because `help` prints them
+_below_1 = 1 - 1e-9 # An open end of a range is a little less
 Count = Annotated[int, (1, _max, 'a number from 1')]
 Index = Annotated[int, (0, _max, 'a number from 0')]
 Weight = Annotated[float, (0, _max, 'a number from 0')]

@@ -40,8 +40,21 @@ class CWCLNet(nn.Module):
         def flat(o): return torch.as_tensor(o, dtype=torch.float32).flatten()
         self.register_buffer('mean', flat(mean))
         self.register_buffer('std', flat(std))
+        for o in self.unreached(): o.requires_grad_(False)
 
     def segment(self, x): return self.decoder(self.encoder(x), x.shape[-2:])
+
+# %% ../nbs/28_tasks.ipynb #ca2526cb
+@patch
+def unreached(self:CWCLNet)->list: # Modules
+    "List the parts that no term of the loss depends on"
+    r = self.recipe
+    trained = goals(r)
+    alpha,beta = loss_weights(r)
+    own = find_method(r.method)
+    free = own.loss is not None and own.name in trained # A loss of its own may look at anything
+    used = dict(decoder='seg' in trained, msph=alpha or beta or free, presence_head=alpha or free)
+    return [getattr(self, k) for k,v in used.items() if not v]
 
 # %% ../nbs/28_tasks.ipynb #5a48010c
 @patch

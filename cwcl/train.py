@@ -11,13 +11,15 @@ import fastai, numpy as np, pandas as pd, torch, torchvision, cwcl
 from dataclasses import replace
 from pathlib import Path
 from fastai.callback.core import Callback
+from fastcore.basics import noop
 from fastcore.script import call_parse, store_true
 from .checkpoint import check_device, load_encoder, save_model
-from .core import InputError, Recipe, atomic_path, default_device, one_line_errors, set_seed
+from .core import InputError, Recipe, atomic_path, default_device, one_line_errors, rank0_first, ranks, set_seed
 from .cost import run_cost, steps_per_epoch
 from .data.cholec import frame_table
 from .data.streams import cwcl_dls
-from .learner import check_precision
+from .distrib import joined
+from .learner import bare, check_precision
 from .methods import load_methods
 from .multitask import cwcl_learner
 from .options import check_own, given_recipe, own_changes, own_frames, parse_changes, run_key
@@ -53,6 +55,7 @@ def train_learner(
     dls = cwcl_dls(table, r, device=device or default_device())
     learn = make(dls, r.method, r, cbs=[StepTime(), *(cbs or [])])
     if init: load_encoder(learn.model, init)
+    if ranks()[1] > 1: learn.to_distributed()
     read_checkpoint(out/'checkpoint'/'last.safetensors', learn.model, r.epochs)
     try:
         if progress: learn.fit_resumed(out/'checkpoint')
@@ -60,7 +63,8 @@ def train_learner(
             with learn.no_bar(), learn.no_logging(): learn.fit_resumed(out/'checkpoint')
     except InputError as e:
         note = 'Training stopped early; these are the weights before that.'
-        kept = save_model(out/'last_good.safetensors', learn.model, note=note)
+        kept = out/'last_good.safetensors'
+        if not ranks()[0]: save_model(kept, bare(learn.model), note=note)
         if progress: print()
         raise InputError(f'{str(e).splitlines()[-1].strip()}; kept in {kept}') from None
     return learn,epoch_log(learn)
@@ -78,7 +82,7 @@ def run_facts(
     training = dict(steps=len(learn.recorder.losses), step_seconds=learn.step_time.median, remarks=remarks)
     frames = dict(frames=table.part.value_counts().to_dict(), labelled=int(table.labelled.sum()))
     frames['sources'] = dict(zip(table.video, table.source)) if 'source' in table else None
-    machine = dict(device=str(learn.dls.device), threads=torch.get_num_threads())
+    machine = dict(device=str(learn.dls.device), threads=torch.get_num_threads(), processes=ranks()[1])
     machine['versions'] = {k.__name__: k.__version__ for k in (torch, torchvision, fastai, np)}
     return facts | training | frames | dict(log=json.loads(log.to_json(orient='records'))) | machine
 
@@ -110,35 +114,32 @@ def train_run(
     check_precision(r.precision, device)
     start = time.time()
     table = data
-    if not isinstance(data, pd.DataFrame): table = frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
+    if not isinstance(data, pd.DataFrame):
+        with rank0_first(): table = frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
     table,r = split_table(table, r, split)
     *parts,n_test = (int((table.part == k).sum()) for k in ('train', 'valid', 'test'))
     if steps: r = replace(r, epochs=-(-steps//steps_per_epoch(r, parts)))
     check_phases(table, r)
     if announce:
         for line in run_cost(r, parts, n_test, device): announce(line)
-    out = claim_folder(out, overwrite)
     remarks = run_remarks(table, r, split)
+    with rank0_first() as first:
+        if first: claim_folder(out, overwrite)
+    out = Path(out)
     stopped = (out/'checkpoint'/'last.safetensors').exists()
     if stopped: tell(f'{out}: a training was stopped here; resuming after its last whole epoch')
     for o in remarks: tell(o)
-    with atomic_path(out/'recipe.json') as p: p.write_text(r.to_json())
+    with rank0_first() as first:
+        if first: _write_text(out/'recipe.json', r.to_json())
     learn,log = train_learner(r, table, out, device, progress, init, cbs=cbs)
-    train_seconds = round(time.time() - start, 2)
-    masked = table[table['mask'] != '']
-    valid = masked[masked.part == 'valid']
-    test = valid if split == 'none' else masked[masked.part == 'test']
-    metrics = dict(run_facts(learn, log, table, remarks), data=licence_of(data, table), overfit=split == 'none',
-        train_seconds=train_seconds)
-    metrics['test'] = evaluate(learn.model, learn.dls, test) if len(test) else None
-    metrics['valid'] = evaluate(learn.model, learn.dls, valid, native=False)
-    _write_results(out, learn, log, metrics, test if len(test) else valid)
-    metrics['seconds'] = round(time.time() - start, 2)
-    with atomic_path(out/'metrics.json') as p: p.write_text(json.dumps(metrics, indent=1))
-    shutil.rmtree(out/'checkpoint')
-    return metrics
+    facts = dict(run_facts(learn, log, table, remarks), data=licence_of(data, table), overfit=split == 'none')
+    with rank0_first() as first:
+        return _finish(out, learn, log, table, facts, start) if first else json.loads((out/'metrics.json').read_text())
 
 # %% ../nbs/34_train.ipynb #71308168
+def _write_text(path, text):
+    with atomic_path(path) as p: p.write_text(text)
+
 def _write_results(out, learn, log, metrics, rows):
     "Write weights with their card, and the three figures"
     net = learn.model
@@ -152,6 +153,32 @@ def _write_results(out, learn, log, metrics, rows):
     save_figure(plot_curves(log), out/'curves.png')
     save_figure(plot_iou(result, net.classes.colors, title), out/'iou.png')
     save_figure(plot_segmentation(net, learn.dls, rows), out/'segmentation.png')
+
+def _finish(out, learn, log, table, facts, start): # ..., from `run_facts`, when the run began -> what `metrics.json` holds
+    "Test a network, and write everything that a run leaves behind"
+    train_seconds = round(time.time() - start, 2)
+    masked = table[table['mask'] != '']
+    valid = masked[masked.part == 'valid']
+    test = valid if facts['overfit'] else masked[masked.part == 'test']
+    metrics = dict(facts, train_seconds=train_seconds)
+    metrics['test'] = evaluate(learn.model, learn.dls, test) if len(test) else None
+    metrics['valid'] = evaluate(learn.model, learn.dls, valid, native=False)
+    _write_results(out, learn, log, metrics, test if len(test) else valid)
+    metrics['seconds'] = round(time.time() - start, 2)
+    _write_text(out/'metrics.json', json.dumps(metrics, indent=1))
+    shutil.rmtree(out/'checkpoint')
+    return metrics
+
+# %% ../nbs/34_train.ipynb #1bece0de
+def _report(metrics, out): # What `train_run` returned, results folder
+    "Print class-wise IoU and where the results are"
+    name = 'test' if metrics['test'] else 'valid'
+    result = metrics[name]
+    for k,v in truth_iou(result).items(): print(f'{k:24}' + ('absent' if v is None else f'{v:.3f}'))
+    mean = 'none' if result['mean_iou'] is None else f'{result["mean_iou"]:.3f}'
+    title = f'mean IoU, {name}' + (' (overfitted)' if metrics['overfit'] else '')
+    print(f'{title:24}{mean}   ({result["frames"]} frames, {result["ignored_share"]:.1%} of their pixels ignored)')
+    print(f'{metrics["steps"]} steps, {metrics["seconds"]:.0f} s; results in {out}/')
 
 # %% ../nbs/34_train.ipynb #2033ae9e
 @call_parse
@@ -196,21 +223,13 @@ def cwcl_train(
     prefix = 'own-' if is_own else ''
     out = Path(out or f'runs/{prefix}{run_key(r, split)}')
     if (out/'metrics.json').exists() and not overwrite: claim_folder(out)
-    if is_own:
-        data = own_frames(own, phases or None, r, out, split)
-        phases = None
     steps = 1000 if split == 'none' and epochs is None else None
-    metrics = train_run(r, data, phases, out, split, check_device(device), overwrite, progress=True,
-        tell=lambda o: print('note:', o), steps=steps, announce=print)
-    _report(metrics, out)
-
-# %% ../nbs/34_train.ipynb #1bece0de
-def _report(metrics, out): # What `train_run` returned, results folder
-    "Print class-wise IoU and where the results are"
-    name = 'test' if metrics['test'] else 'valid'
-    result = metrics[name]
-    for k,v in truth_iou(result).items(): print(f'{k:24}' + ('absent' if v is None else f'{v:.3f}'))
-    mean = 'none' if result['mean_iou'] is None else f'{result["mean_iou"]:.3f}'
-    title = f'mean IoU, {name}' + (' (overfitted)' if metrics['overfit'] else '')
-    print(f'{title:24}{mean}   ({result["frames"]} frames, {result["ignored_share"]:.1%} of their pixels ignored)')
-    print(f'{metrics["steps"]} steps, {metrics["seconds"]:.0f} s; results in {out}/')
+    with joined(device) as device:
+        device = check_device(device)
+        tell = noop if ranks()[0] else print
+        if is_own:
+            with rank0_first(): data = own_frames(own, phases or None, r, out, split)
+            phases = None
+        metrics = train_run(r, data, phases, out, split, device, overwrite, progress=not ranks()[0],
+            tell=lambda o: tell('note:', o), steps=steps, announce=None if ranks()[0] else print)
+        if not ranks()[0]: _report(metrics, out)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import InputError, Recipe, atomic_path, method_recipe
+from ..core import InputError, Recipe, atomic_path, method_recipe, ranks, ranks
 from ..data.cholec import frame_table
 from ..data.splits import split_frames
 from ..ready import check_run
@@ -146,6 +146,8 @@ class Watch(Callback):
         self.seen = seen
 
     def after_epoch(self):
+        if ranks()[0]: return
+        if ranks()[0]: return
         values = self.recorder.values
         row = dict(zip(self.recorder.metric_names[1:], values[-1])) if len(values) else {}
         now = dict(key=self.file.stem, epoch=self.epoch+1, epochs=self.n_epoch, stage=self.model.recipe.stage,

@@ -253,8 +253,8 @@ def check_recipe(r): # `Recipe`
             'raise batch or lower labelled')
     top = len(r.widths) - r.skip
     if r.scales > top: raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {top}')
-    if r.sync_bn and r.norm != 'batch':
-        raise InputError(f'sync_bn=True with norm={r.norm!r}: has no statistics of a batch; leave it out')
+    if r.sync_bn and r.norm != 'batch': raise InputError(f'sync_bn=True with norm={r.norm!r}: which has no '
+        'statistics of a batch; leave it out')
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')

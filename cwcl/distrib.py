@@ -6,7 +6,7 @@
 __all__ = ['join_ranks', 'joined', 'gather_with_grad', 'row_counts', 'GatheredLoss', 'check_ranks', 'synced',
            'average_statistics', 'RankTrainer', 'add_counts']
 
-# %% ../nbs/32_distrib.ipynb #a0a58c44
+# %% ../nbs/32_distrib.ipynb #b47383e1
 import os, signal, torch, torch.distributed as dist
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,7 +22,7 @@ from .data.streams import TwoStreamDL
 from .learner import bare
 from .parts import check_parts, part_counts, part_terms
 
-# %% ../nbs/32_distrib.ipynb #ae1982be
+# %% ../nbs/32_distrib.ipynb #95d5a87a
 def join_ranks(
     device=None, # Such as `cpu`; a GPU of its own for each process, where there are GPUs, if `None`
 )->torch.device: # The device of this process
@@ -30,7 +30,8 @@ def join_ranks(
     if int(os.environ.get('WORLD_SIZE', 1)) < 2: return device
     device = torch.device(device or default_device())
     if device.type == 'cuda':
-        here,gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)),torch.cuda.device_count()
+        here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+        gpus = torch.cuda.device_count()
         if 1 < gpus < here or not gpus: raise InputError(f'{here} processes and {gpus} GPUs: each process needs one; '
             f'give --nproc_per_node {gpus or 1}')
         device = default_device()
@@ -39,7 +40,7 @@ def join_ranks(
     if not dist.is_initialized(): dist.init_process_group(backend, timeout=timedelta(hours=1))
     return device
 
-# %% ../nbs/32_distrib.ipynb #326dd207
+# %% ../nbs/32_distrib.ipynb #c15ee230
 _ENDED = ('another process of this training has ended (see its message above, if it had time for one); '
     'start it again, and it resumes after its last whole epoch')
 
@@ -66,7 +67,7 @@ def joined(
         raise InputError(_ENDED) from None
     dist.destroy_process_group()
 
-# %% ../nbs/32_distrib.ipynb #0d03b04f
+# %% ../nbs/32_distrib.ipynb #ba141e78
 class _Gather(torch.autograd.Function):
     "Rows of all processes; backward adds up what all of them want of mine"
     @staticmethod
@@ -97,7 +98,7 @@ def row_counts(x:Tensor)->list: # Rows of each process
     dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
     return torch.cat(counts).tolist()
 
-# %% ../nbs/32_distrib.ipynb #eddf9c23
+# %% ../nbs/32_distrib.ipynb #1feae36c
 class _WithValue(torch.autograd.Function):
     "The value of one tensor and the gradient of another"
     @staticmethod
@@ -121,7 +122,7 @@ class GatheredLoss(nn.Module):
         try: return super().__getattr__(k)
         except AttributeError: return getattr(super().__getattr__('loss'), k)
 
-# %% ../nbs/32_distrib.ipynb #98c758d0
+# %% ../nbs/32_distrib.ipynb #e72bc4e5
 @patch
 def gathered_contrast(self:GatheredLoss,
     zs:list, # L embeddings of this process, `(b,D)` or of two views `(2b,D)`
@@ -157,7 +158,7 @@ def forward(self:GatheredLoss,
     value = sum(w*found[k] for k,(w,_) in {**shared, **common}.items() if w)
     return _WithValue.apply(loss, value)
 
-# %% ../nbs/32_distrib.ipynb #30402949
+# %% ../nbs/32_distrib.ipynb #46fe4a5a
 @patch
 def dealt(self:FrameDL,
     part:int, # Rank of this process
@@ -172,7 +173,7 @@ def dealt(self:TwoStreamDL, part:int, parts:int)->TwoStreamDL:
     "Return a loader of every `parts`-th frame of every batch"
     return self.new(part=(part, parts))
 
-# %% ../nbs/32_distrib.ipynb #c1aff9c0
+# %% ../nbs/32_distrib.ipynb #421a486d
 def check_ranks(
     r:Recipe,
     masks:int, # Labelled frames of a batch, N
@@ -185,10 +186,15 @@ def check_ranks(
     if least < world: raise InputError(f'{world} processes for a batch of {r.batch} frames, {masks} of them labelled: '
         f'each needs one of either; give --nproc_per_node {least} or less')
 
-def synced(net:nn.Module, device)->nn.Module: # The same network
+def synced(
+    net:nn.Module, # Network with a `recipe`; changed in place
+    device, # Where it trains
+    sync_bn:bool|None=None, # What the recipe says if `None`
+)->nn.Module: # The same network
     "Let batch norm see the frames of all processes, if the recipe says so"
-    if torch.device(device).type != 'cuda': raise InputError(f'sync_bn=True on {device}: PyTorch synchronizes batch norm '
-        "on GPUs only; leave it out, or choose norm='group'")
+    if not (net.recipe.sync_bn if sync_bn is None else sync_bn): return net
+    if torch.device(device).type != 'cuda': raise InputError(f'sync_bn=True on {device}: PyTorch synchronizes '
+        "batch norm on GPUs only; leave it out, or choose norm='group'")
     return nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
 def average_statistics(net:nn.Module):
@@ -200,7 +206,7 @@ def average_statistics(net:nn.Module):
     dist.all_reduce(flat)
     for o,mean in zip(kept, (flat/ranks()[1]).split([len(o) for o in kept])): o.copy_(mean)
 
-# %% ../nbs/32_distrib.ipynb #69a5aed7
+# %% ../nbs/32_distrib.ipynb #cf2ecf69
 _named = 'forward_sync_buffers' in signature(DistributedDataParallel).parameters # From PyTorch 2.14
 _NO_BUFFERS = {'forward_sync_buffers' if _named else 'broadcast_buffers': False}
 
@@ -215,7 +221,7 @@ class RankTrainer(Callback):
         rank,world = ranks()
         net,device = self.model,self.dls.device
         check_ranks(net.recipe, self.dls.train.n_labelled, world)
-        if net.recipe.sync_bn if self.sync_bn is None else self.sync_bn: synced(net, device)
+        synced(net, device, self.sync_bn)
         self.alone = list(self.dls.loaders),self.learn.loss_func
         self.learn.dls.loaders = [o.dealt(rank, world) for o in self.dls.loaders]
         self.learn.loss_func = GatheredLoss(self.learn.loss_func, net.recipe)
@@ -235,9 +241,9 @@ class RankTrainer(Callback):
         self.learn.dls.loaders = loaders
         self.wrapped = None
 
-# %% ../nbs/32_distrib.ipynb #328dacad
+# %% ../nbs/32_distrib.ipynb #d0dfe42d
 def add_counts(
-    metric, # With a confusion matrix `cm`, or a `total` and a `count`; another is left alone
+    metric, # With a confusion matrix `cm`, or a `total` and a `count`; another stays as it is
     device, # Where processes meet
 ):
     "Add up what all processes counted"

@@ -218,6 +218,10 @@ def bare(net:nn.Module)->nn.Module: # The same network, or what is within
     return getattr(net, 'module', net)
 
 @patch
+def to_detach(self:FrameLearner, b, cpu=True, gather=True): return to_detach(b, cpu, False)
+
+# %% ../nbs/30_learner.ipynb #164a5850
+@patch
 def to_distributed(self:FrameLearner,
     sync_bn:bool|None=None, # Batch norm over the batches of all processes; the recipe's if `None`
     **kwargs # fastai's, for its `Accelerator`; not looked at, as the device is that of the loaders
@@ -239,9 +243,6 @@ def detach_distributed(self:FrameLearner):
 def distrib_ctx(self:FrameLearner, sync_bn:bool|None=None, in_notebook=False, **kwargs):
     try: yield self.to_distributed(sync_bn)
     finally: self.detach_distributed()
-
-@patch
-def to_detach(self:FrameLearner, b, cpu=True, gather=True): return to_detach(b, cpu, False)
 
 # %% ../nbs/30_learner.ipynb #83afff32
 @patch

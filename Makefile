@@ -23,7 +23,7 @@ setup: .venv/.done
 	$(PIP) $(addprefix -c ,$(PINS)) -e '.[dev]'
 	touch $@
 
-# Writes the embedded data set, trains DCL+cls, tests on the two test videos, leaves $(REPORT)/
+# Writes the drawn scenes, trains DCL+cls, tests on the two test videos, leaves $(REPORT)/
 demo: setup
 	$(BIN)/cwcl_data write runs/scenes
 	$(BIN)/cwcl_train --data runs/scenes --preset demo --out $(REPORT) --overwrite

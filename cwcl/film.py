@@ -18,6 +18,11 @@ from cwcl.core import need
 
 av = need('av', 'video')
 
+def _quiet_ffmpeg():
+    "Keep FFmpeg's messages away from Python"
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(av.logging.PANIC)
+
 # %% ../nbs/60c_film.ipynb #30974626
 _TICKS = 90_000 # Of a second, the unit of time stamps
 
@@ -27,6 +32,7 @@ def video_writer(
     rate, # Frames a second
 ): # Context whose value is a function that adds a frame, uint8 `(H,W,3)`, at a second if one is given
     "Write a video that appears whole or not at all"
+    _quiet_ffmpeg()
     last = -1 # Tick of the frame before
     step = _TICKS/Fraction(rate)
     with atomic_path(path) as part, av.open(str(part), 'w') as c:
@@ -53,6 +59,7 @@ def video_writer(
 def open_video(path): # Video file -> context whose value is (open PyAV container, the stream in it that is the film)
     "Open a video; raise `InputError` if it cannot be read"
     if not Path(path).is_file(): raise InputError(f'{path}: no such file; give an image, a folder of images or a video')
+    _quiet_ffmpeg()
     try:
         with av.open(str(path), metadata_errors='replace') as c:
             films = [s for s in c.streams.video if not s.disposition & av.stream.Disposition.attached_pic]

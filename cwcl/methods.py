@@ -37,7 +37,8 @@ class Method:
         return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 # %% ../nbs/03_methods.ipynb #aa48d7ee
-_spare = ('#0072B2', 'X', (8, 2)), ('#F0E442', '*', (2, 2)), ('#8C564B', 'h', (6, 1, 2, 1)) # Looks that ours leave free
+_spare = (('#0072B2', 'X', (8, 2)), ('#9911FF', '*', (2, 2)), ('#772200', 'h', (6, 1, 2, 1)),
+    ('#001188', 'p', (3, 3)), ('#663355', '<', (10, 1, 1, 1)), ('#111111', '>', (1, 3))) # Looks that ours leave free
 
 def register_method(
     name:str, # Small letters, digits, `+` and `_`, such as `center`

@@ -45,7 +45,7 @@ def real():
 
 @pytest.fixture(scope='session')
 def scenes(tmp_path_factory):
-    "A small embedded data set: one frame of each clip, at the size of the smoke recipe"
+    "A small set of drawn scenes: one frame of each clip, at the size of the smoke recipe"
     return write_scenes(tmp_path_factory.mktemp('scenes')/'data', frames_per_clip=1, size=(107, 60), progress=False)
 
 @pytest.fixture(scope='session')

@@ -427,7 +427,7 @@ def test_command_writes_scenes_that_read(tmp_path, command):
 
 def test_installed_command():
     done = subprocess.run([Path(sys.executable).with_name('cwcl_data'), '--help'], capture_output=True, text=True)
-    assert done.returncode == 0 and 'Write the embedded data set' in done.stdout and '--frames-per-clip' in done.stdout
+    assert done.returncode == 0 and 'Write the drawn scenes' in done.stdout and '--frames-per-clip' in done.stdout
 
 def test_names_relied_on():
     assert cholec.read_phases is read_phases

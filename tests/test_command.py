@@ -4,7 +4,8 @@ from fastcore.script import CliError
 from commands import run_command
 from cwcl.core import InputError, data_file, recipe
 from cwcl.study.claims import CLAIMS, claims_of
-from cwcl.study.command import _integers, _wanted_runs, cwcl_table, embedded_frames, kit_results
+from cwcl.study.command import _integers, _wanted_runs, cwcl_table
+from cwcl.study.kit import embedded_frames, kit_results
 
 def command(*args, cwd, timeout=900):
     "Exit code, output, errors"
@@ -93,7 +94,7 @@ def test_every_claim_belongs_to_one_table():
 
 def test_scenes_are_drawn_once(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr('cwcl.study.command.write_scenes', lambda path, frames_per_clip: drawn.append(frames_per_clip))
+    monkeypatch.setattr('cwcl.study.kit.write_scenes', lambda path, frames_per_clip: drawn.append(frames_per_clip))
     embedded_frames('smoke', tmp_path)
     (tmp_path/'scenes-2').mkdir()
     (tmp_path/'scenes-2'/'scenes.json').write_text('{"frames_per_clip": 2}')

@@ -378,7 +378,7 @@ def test_two_who_unpack_at_the_same_time_agree(clips, tmp_path, cache, monkeypat
 
 @pytest.fixture
 def blank(table, tmp_path):
-    "The embedded frames, some with masks in which every pixel is ignored"
+    "The drawn frames, some with masks in which every pixel is ignored"
     Image.new('L', (107, 60), 255).save(tmp_path/'blank.png')
     return lambda which: table.assign(mask=table['mask'].mask(which & (table['mask'] != ''), str(tmp_path/'blank.png')))
 

@@ -5,7 +5,8 @@ from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
 from cwcl.memory import batch_rows, random_batch, step_bytes
 from cwcl.study.grid import TABLE_METHODS, Run, check_runs, do_run, fold_parts, grid, method_recipe, publish
-from cwcl.study.grid import read_result, read_results, run_all
+from cwcl.study.grid import run_all
+from cwcl.study.records import read_result, read_results
 from cwcl.study.jobs import EpochBar, Worker, estimate, executor, kinds, largest_step, say_estimate, sharing
 from cwcl.study.jobs import visible_gpus
 from cwcl.study.ablation import READINGS, ablation, same_steps

@@ -1,12 +1,14 @@
 "Methods: registered once, known everywhere; a stranger's file goes through table, verdicts and chart."
-import json, subprocess, sys, pytest
+import json, subprocess, sys, numpy as np, pytest
 from pathlib import Path
 from cwcl.core import METHODS, InputError, Recipe, goals, method_recipe, recipe
 from cwcl.methods import OUR_METHODS, load_methods, register_method
 from cwcl.study.claims import claims_of
 from cwcl.study.command import cwcl_table
-from cwcl.study.grid import grid, read_results
+from cwcl.study.grid import grid
+from cwcl.study.records import read_results
 from cwcl.study.jobs import Worker
+from test_labels import EYES, apart
 
 FILE = '''"Frames with equal label sets are drawn together"
 import torch.nn.functional as F
@@ -127,3 +129,19 @@ def test_a_loss_trains_beside_ours_and_a_learner_may_be_a_function():
     mine = register_method('mine', loss=lambda *a: 0, goals=('cls',), learner=lambda *a, **k: (a, k))
     assert goals(recipe('demo', method='mine')) == {'seg', 'cls', 'mine'} and mine.make(1, b=2) == ((1,), dict(b=2))
     assert register_method('mine', loss=lambda *a: 0, goals=('dcl', 'mine')).goals == ('dcl', 'mine')
+
+def look(o): return o.color,o.marker,o.dashes,o.hatch
+
+def test_six_methods_of_yours_look_different_in_every_way():
+    yours = [register_method(f'mine{i}') for i in range(7)]
+    assert look(yours[6])[:3] == look(yours[0])[:3]
+    for seen in zip(*map(look, METHODS.values())): assert len(set(seen)) >= 12
+
+@pytest.mark.parametrize('eye', EYES)
+def test_every_eye_tells_six_methods_of_yours_from_each_other_and_from_ours(eye):
+    "Okabe and Ito's colors are 7 apart for the worst of these eyes; a distance of 2.3 can just be seen"
+    for i in range(6): register_method(f'mine{i}')
+    rgb = np.array([[int(o.color[k:k+2], 16) for k in (1, 3, 5)] for o in METHODS.values()])
+    i,j = np.triu_indices(12, 1)
+    far = apart(rgb, eye)[0]
+    assert far[j >= 6].min() > 15 and len(rgb) == 12

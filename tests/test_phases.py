@@ -3,7 +3,8 @@ import json
 import numpy as np, pandas as pd, pytest
 from cwcl.core import InputError, data_file
 from cwcl.data.labels import PHASES
-from cwcl.data.phases import cholec80_frame, frame_phases, phase_at, phase_files, phase_remark, read_phases
+from cwcl.data.phases import phase_at, read_phases
+from cwcl.data.join import cholec80_frame, frame_phases, phase_files, phase_remark
 
 @pytest.fixture
 def write(tmp_path):

@@ -2,7 +2,8 @@
 import json, math, pytest, torch
 from cwcl.core import Recipe, data_file
 from cwcl.metrics import class_iou, mean_iou
-from cwcl.study.grid import Run, VERSION, read_result
+from cwcl.study.grid import Run
+from cwcl.study.records import VERSION, read_result
 from cwcl.train import steps_per_epoch
 
 try: files = sorted(data_file('results').glob('*.json'))

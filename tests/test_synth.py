@@ -6,7 +6,8 @@ from cwcl.core import InputError, data_file
 from cwcl.data import chance, organs, scene, synth
 from cwcl.data.chance import around, cloud, sample_tile, lumps, smooth_noise, stream
 from cwcl.data.labels import CLASSES, PHASES, class_set, color_mask, decode_mask, present_classes
-from cwcl.data.organs import CLIPS, COUNTS, anatomy, pixel_grid, lit, shore, sway, visible
+from cwcl.data.organs import CLIPS, COUNTS, anatomy, shore, visible
+from cwcl.data.camera import pixel_grid, lit, sway
 from cwcl.data.phases import read_phases
 from cwcl.data.scene import draw_labels
 from cwcl.data.surface import video_look

@@ -5,10 +5,12 @@ from dataclasses import replace
 from scipy.stats import ttest_rel
 from cwcl.core import InputError, data_file, recipe
 from cwcl.study.ablation import ablation_markdown, ablation_pairs, ablation_table
-from cwcl.study.grid import Run, do_run, grid, method_recipe, publish, read_results
+from cwcl.study.grid import Run, do_run, grid, method_recipe, publish
+from cwcl.study.records import read_results
 from cwcl.study.measures import NAMES, method_style
 from cwcl.study.stats import fold_interval
-from cwcl.study.tables import MEANS, SHORT, check_result, digits, fold_table, marked, of_table, published, run_frame
+from cwcl.study.tables import SHORT, digits, fold_table, marked, of_table, published
+from cwcl.study.rows import MEANS, check_result, run_frame
 from cwcl.study.tables import save_table, table1, table2, table_cells, table_latex, table_markdown, table_notes
 
 r = recipe('study')
@@ -268,7 +270,7 @@ def test_notes_tell_what_must_not_be_lost():
     del found[own[1].key]
     text = ' '.join(table_notes(own, found))
     for o in ('101 of 102 runs', 'recipe study', '750 to 800 steps', '2.5 hours', '101 frames at 171×96',
-        'embedded scenes', 'Tested on 18', 'two videos', '3.2 % of the tested pixels', 'sample'): assert o in text, o
+        'drawn scenes', 'Tested on 18', 'two videos', '3.2 % of the tested pixels', 'sample'): assert o in text, o
     assert all(v in text for k,v in SHORT.items() if k not in v and v not in ('mean', 'L-hook'))
     for data,said in dict(cholecseg8k='(CholecSeg8k)', unknown='unknown origin').items():
         assert said in table_notes(own, {k: dict(v, data=data) for k,v in found.items()})[1]

@@ -6,13 +6,14 @@ from scipy.stats import t as student, ttest_ind_from_stats, ttest_rel
 from cwcl.core import InputError, data_file
 from cwcl.methods import OUR_METHODS
 from cwcl.study.claims import CLAIMS, Claim, Part, clips_ahead, parts
-from cwcl.study.grid import read_results
+from cwcl.study.records import read_results
+from cwcl.study.judge import judge, our_interval
 from cwcl.study.measures import FREQUENT, MEASURES, NAMES, RARE, RATIOS
 from cwcl.study.measures import clip_values, epochs_to, measure_iou, method_name, random_levels, run_table, taken_share
+from cwcl.study.published import published_flags, published_interval, published_table, published_verdicts
 from cwcl.study.stats import RULES, bootstrap_low, compare, detectable, false_holds, fold_means, half_width, interaction
 from cwcl.study.stats import levels, needed_effect, plot_power, run_spread, simulate, standard_errors
-from cwcl.study.verdicts import chance_if_true, judge, on_test_and_valid, our_interval, verdict_table, verdicts
-from cwcl.study.verdicts import published_flags, published_interval, published_table, published_verdicts
+from cwcl.study.verdicts import chance_if_true, on_test_and_valid, verdict_table, verdicts
 
 METHODS = ('random', 'simclr', 'dcl', 'cls', 'dcl+cls')
 

@@ -556,3 +556,11 @@ def test_real_video(real, tmp_path, model):
 def test_real_frames(real, tmp_path, model):
     done = segment_images(model, real/'cholecseg8k'/'video52'/'video52_00080', tmp_path, progress=False)
     assert done['frames'] == 1 and names(tmp_path) == ['frame_120_endo_mask.png', 'frame_120_endo_overlay.png']
+
+def test_threads_that_decode_never_wait_for_python(tmp_path):
+    path = holed(tmp_path/'bad.mp4')
+    av.logging.set_level(av.logging.VERBOSE)
+    try:
+        with av.logging.Capture() as said, pytest.raises(InputError): list(read_film(path))
+    finally: av.logging.set_level(None)
+    assert said == []

@@ -13,7 +13,8 @@ from cwcl.data.labels import class_set
 from cwcl.losses.contrastive import contrastive_loss
 from cwcl.pairs import pair_stats, positive_mask
 from cwcl.widgets.base import Explorer, small_png, step, update_ms
-from cwcl.widgets.pairs import BatchExplorer, PairExplorer, TemperatureExplorer
+from cwcl.widgets.pairs import BatchExplorer, PairExplorer
+from cwcl.widgets.temperature import TemperatureExplorer
 from cwcl.widgets.pools import POOLS, counted_pool, draw_batch, drawn_frames, pool_ids, table_frames
 
 book = Path(__file__).parents[1]/'nbs'
@@ -72,7 +73,7 @@ def test_frames_on_disk_can_be_explored(scenes):
     assert (own.shown == shown).all()
     with pytest.raises(InputError, match='none of 2 frames'): table_frames(table.head(2).assign(mask=''))
 
-BATCHES = list(itertools.product(('embedded scenes', 'CholecSeg8k'), (8, 60, 200), (0, 4), (True, False)))
+BATCHES = list(itertools.product(('drawn scenes', 'CholecSeg8k'), (8, 60, 200), (0, 4), (True, False)))
 
 @pytest.mark.parametrize('pool,size,per_clip,phase', BATCHES)
 def test_a_batch_is_what_loops_count(batch, pool, size, per_clip, phase):
@@ -104,7 +105,7 @@ def test_the_closed_form_beside_the_batch_is_that_of_lesson_20(batch):
     want = pair_stats(pool_ids('CholecSeg8k', 13, False)[0], batch_sizes=[25])
     assert batch.expected == want['lonely'][25] and batch.expected == pytest.approx(.238, abs=5e-4)
     assert batch.controls['phase'].disabled
-    put(batch, pool='embedded scenes')
+    put(batch, pool='drawn scenes')
     assert not batch.controls['phase'].disabled
 
 @pytest.mark.parametrize('per_clip,size', itertools.product((1, 3, 8), (7, 24)))
@@ -137,7 +138,7 @@ def test_a_trained_encoder_puts_positives_on_the_anchor(temperature):
     assert temperature.cosine[temperature.pos].min() > 1 - 1e-9 and temperature.gradient[temperature.pos].norm() < 1e-6
 
 PAIRS = dict(anchor=32, min_pixels=1, classes=8, phase=True)
-BATCH = dict(pool='embedded scenes', batch=25, labelled=.3, per_clip=0, classes=8, phase=True, seed=0)
+BATCH = dict(pool='drawn scenes', batch=25, labelled=.3, per_clip=0, classes=8, phase=True, seed=0)
 STARTS = dict(pairs=PAIRS, temperature=dict(temp=.07, anchor=0, trained=.6), batch=BATCH)
 
 @pytest.mark.parametrize('name', STARTS)

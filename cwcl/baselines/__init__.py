@@ -1,0 +1,1 @@
+"SimCLR and BYOL, the methods that the paper compares its own with."

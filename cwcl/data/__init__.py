@@ -1,0 +1,1 @@
+"Drawn scenes, CholecSeg8k and your own frames: files, labels, splits, augmentation and batches."

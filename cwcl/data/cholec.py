@@ -16,7 +16,8 @@ from ..core import InputError, one_line_errors
 from .files import data_root, read_image, read_mask, scan
 from .files import read_png # chkstyle: ignore
 from .labels import CLASSES, decode_mask
-from .phases import frame_phases, phase_at, phase_files, phase_remark, read_phases
+from .phases import phase_at, read_phases
+from .join import frame_phases, phase_files, phase_remark
 from .synth import write_scenes
 _all_ = ['read_phases', 'phase_at', 'read_png']
 
@@ -185,7 +186,7 @@ def cwcl_data(
     min_pixels:int=16, # Fewer pixels do not make a class present
     workers:int=None, # Threads or processes; one per core if not given
 ):
-    "Write the embedded data set, or audit or index a folder of CholecSeg8k"
+    "Write the drawn scenes, or audit or index a folder of CholecSeg8k"
     if command == 'write':
         found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', size)
         if not found: raise InputError(f'size {size!r}: give width x height, such as 427x240')

@@ -81,7 +81,8 @@ def _read(path): # A file -> its content, of a PNG only what makes the pixels
     except OSError as e: raise _picture_error(path, 'cannot be opened', e.strerror or e) from None
     return plain_png(data, path) if data.startswith(_PNG) else data
 
-def upright(im): # PIL image -> PIL image, turned as its orientation tag says
+def upright(im): # PIL image
+    "Turn a picture as its orientation tag says"
     try: return ImageOps.exif_transpose(im)
     except Exception: return im
 

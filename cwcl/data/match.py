@@ -78,7 +78,9 @@ _mask = r'masks?|labels?|gt|ground_?truths?|seg(?:mentation)?s?|semseg|annotatio
 _frame = r'left_frames?|left_images?|images?|imgs?|frames?|pictures?|raw|rgb'
 
 def _word(words): return re.compile(rf'(?<![a-z])(?:{words})(?![a-z])')
-def has_mask_word(name:str)->bool: return bool(_word(_mask).search(name.lower()))
+def has_mask_word(name:str)->bool:
+    "Tell whether a name says that the picture is a mask"
+    return bool(_word(_mask).search(name.lower()))
 
 def bare_name(
     name:str, # Of a picture or a mask

@@ -10,7 +10,8 @@ import numpy as np
 from typing import NamedTuple
 from ..core import InputError
 from .chance import around, between, number, stream
-from .organs import CLIPS, anatomy, bend, pixel_grid, height, lit, sway, visible
+from .organs import CLIPS, anatomy, bend, height, visible
+from .camera import pixel_grid, lit, sway
 
 # %% ../../nbs/07_data.scene.ipynb #7613c798
 def _shaft(
@@ -89,6 +90,22 @@ def _place_tool(
     dx,dy = x-tip[0],y-tip[1]
     return make(rng, dx*c + dy*s, dy*c - dx*s, w)
 
+# %% ../../nbs/07_data.scene.ipynb #49d15573
+def _tools(
+    shown:np.ndarray, # `(13,)`: 0 where hidden, otherwise frames to where that begins or began
+    key:tuple, # Seed, video and first frame of the clip: the address of its instruments
+    center:tuple, # (x, y) of the gallbladder
+    x:np.ndarray, # Places in the body, `(H,W)`
+    y:np.ndarray,
+    t:float, # Time, from 0 to 1
+): # Yields the class id and what `_place_tool` returns
+    "Draw the instruments of a frame, now and then two graspers"
+    for k in _TOOLS:
+        rng = stream(*key, 3, k)
+        if not shown[k]: continue
+        n = 2 if k == 5 and rng.random() < .2 else 1
+        for _ in range(n): yield k,_place_tool(rng, k, center, x, y, t, min(1, shown[k]/12))
+
 # %% ../../nbs/07_data.scene.ipynb #cbcf5754
 class Scene(NamedTuple):
     "Every pixel's class and place; each field is an array `(H,W)`"
@@ -130,21 +147,6 @@ def _draw_organs(
     return mask,depth
 
 # %% ../../nbs/07_data.scene.ipynb #d5134117
-def _tools(
-    shown:np.ndarray, # `(13,)`: 0 where hidden, otherwise frames to where that begins or began
-    key:tuple, # Seed, video and first frame of the clip: the address of its instruments
-    center:tuple, # (x, y) of the gallbladder
-    x:np.ndarray, # Places in the body, `(H,W)`
-    y:np.ndarray,
-    t:float, # Time, from 0 to 1
-): # Yields the class id and what `_place_tool` returns
-    "Draw the instruments of a frame, now and then two graspers"
-    for k in _TOOLS:
-        rng = stream(*key, 3, k)
-        if not shown[k]: continue
-        n = 2 if k == 5 and rng.random() < .2 else 1
-        for _ in range(n): yield k,_place_tool(rng, k, center, x, y, t, min(1, shown[k]/12))
-
 def draw_labels(
     video:str, # Such as `video01`
     clip:str, # Such as `video01_00080`

@@ -10,7 +10,8 @@ import functools, numpy as np
 from fastcore.basics import patch
 from scipy.ndimage import gaussian_filter, uniform_filter
 from .chance import around, between, cloud, sample_tile, lumps, number, stream
-from .organs import CLIPS, PLAN, contour_tile, pixel_grid
+from .organs import CLIPS, PLAN, contour_tile
+from .camera import pixel_grid
 from .scene import draw_labels
 
 # %% ../../nbs/08_data.surface.ipynb #47d1fe50

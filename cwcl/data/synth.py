@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from ..core import InputError, atomic_path
 from .chance import between, sample_tile, number, stream
 from .labels import PHASES, class_set, color_mask, encode_mask, save_png
-from .organs import CLIPS, COUNTS, contour_tile, window
+from .organs import CLIPS, COUNTS, contour_tile
+from .camera import window
 from .surface import Painting
 
 # %% ../../nbs/11_data.synth.ipynb #b47689e0
@@ -180,7 +181,7 @@ def write_scenes(
     workers:int|None=None, # Processes; one per processor if `None`
     progress:bool=True, # Show frames done and time left
 )->Path: # `root`
-    "Write the drawn data set in the layout of CholecSeg8k"
+    "Write drawn scenes in the layout of CholecSeg8k"
     root = Path(root)
     size = tuple(int(s) for s in size)
     seed = int(seed)

@@ -1,0 +1,1 @@
+"The contrastive losses, and those of segmentation and presence, as functions of tensors."

@@ -11,11 +11,11 @@ from torch import Tensor
 
 # %% ../../nbs/23_losses.contrastive.ipynb #070591ad
 def normalise(
-    z:Tensor, # Features, `(N,D)`
-)->Tensor: # `(N,D)` of length one, float32 or float64; zeros stay zeros
+    z:Tensor, # Features, `(N,D)`, or `(L,N,D)` of several scales
+)->Tensor: # The same of length one, float32 or float64; zeros stay zeros
     "Turn features into directions, in at least single precision"
     if z.dtype in (torch.float16, torch.bfloat16): z = z.float()
-    length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
     return z / length.where(length > 0, 1)
 
 # %% ../../nbs/23_losses.contrastive.ipynb #ea68b2b8

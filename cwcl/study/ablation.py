@@ -16,7 +16,8 @@ from ..cost import steps_per_epoch
 from .grid import Run, fold_seed
 from .measures import measure_iou, method_style
 from .stats import fold_interval
-from .tables import check_result, frame_markdown, mean_sd
+from .tables import frame_markdown, mean_sd
+from .rows import check_result
 
 # %% ../../nbs/52_study.ablation.ipynb #244dc9b9
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ def ablation(
     parts:dict, # From `fold_parts`
     budget:float=0.1, # Share of frames with masks
     seeds=(0,),
-    readings=READINGS,
+    readings=None, # `READINGS`, all of them, if `None`
 )->list: # Of (run, the run it is compared with)
     "List every reading on every fold, with its base"
     pairs = []
-    for s,f,o in product(seeds, parts, readings):
+    for s,f,o in product(seeds, parts, readings or READINGS):
         base = method_recipe(r, o.base, budget=budget, fold=f, seed=fold_seed(f, s))
         if replace(base, **o.changes) == base: continue
         changed = same_steps(replace(base, **o.changes), base, parts[f])

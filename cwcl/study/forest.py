@@ -29,7 +29,7 @@ def _name(part):
 def gap_rows(
     frame:pd.DataFrame, # From `verdicts`
     claim:str, # Its name
-    claims:tuple=CLAIMS, # Where its comparisons are written out
+    claims:tuple|None=None, # Where its comparisons are written out; `CLAIMS` if `None`
 )->pd.DataFrame: # Rows that have an estimate, with text, edges (of the margin) and words (of the verdict)
     "Select the comparisons of a claim, and name them"
     rows = frame[(frame.claim == claim) & frame.estimate.notna()]
@@ -37,7 +37,7 @@ def gap_rows(
         there = ', '.join(frame.claim[frame.estimate.notna()].unique()) or 'none'
         raise InputError(f'claim={claim!r}: no comparison has an estimate, so there is nothing to draw; '
             f'claims that have: {there}')
-    known = {str(p): p for c in claims if c.name == claim for p in c.parts}
+    known = {str(p): p for c in claims or CLAIMS if c.name == claim for p in c.parts}
     parts = [known.get(o) for o in rows.comparison]
     several = rows.level.dropna().round(4).nunique() > 1
     def words(o):
@@ -79,7 +79,7 @@ def _gap_axes(ax, rows): # Matplotlib axes, rows of `gap_rows`
 def gap_plot(
     frame:pd.DataFrame, # From `verdicts`
     claim:str='above Random', # Its name
-    claims:tuple=CLAIMS, # Where its comparisons are written out
+    claims:tuple|None=None, # As for `gap_rows`
 ): # Matplotlib figure
     "Draw the comparisons of a claim: estimate, interval, margin, and the verdict in words"
     rows = gap_rows(frame, claim, claims)

@@ -16,7 +16,7 @@ from ..core import InputError, data_file
 from ..data.cholec import read_frame
 from ..data.labels import class_set
 from ..data.organs import CLIPS
-from ..data.phases import frame_phases
+from ..data.join import frame_phases
 from ..data.scene import draw_labels
 from ..data.splits import TEST_VIDEOS
 from ..data.synth import clip_frames, render_scene, write_phases
@@ -44,14 +44,14 @@ def _drawn_phases(
     video, # Name of the video of each frame
     frame, # Number of each frame
 )->np.ndarray: # int8 `(F,)`
-    "Return the phases of frames of the embedded data set"
+    "Return the phases of drawn frames"
     with tempfile.TemporaryDirectory() as tmp:
         for v in set(video): write_phases(Path(tmp)/f'{v}-phase.txt', v, 0)
         return frame_phases(pd.Series(video), pd.Series(frame), tmp)
 
 @functools.cache
 def drawn_frames()->FramePool: # 101
-    "Draw the middle frame of each clip of the embedded data set"
+    "Draw the middle frame of each clip"
     clip = CLIPS.index
     frame = CLIPS.start.to_numpy() + 40
     scenes = [render_scene(c[:7], c, int(f), (214,120)) for c,f in zip(clip, frame)]
@@ -77,7 +77,7 @@ class Pool(NamedTuple):
 
 @functools.cache
 def drawn_pool()->Pool:
-    "Return the labels of eight frames of each clip of the embedded data set"
+    "Return the labels of eight drawn frames of each clip"
     clips = CLIPS[~CLIPS.video.isin(TEST_VIDEOS)]
     rows = [(c, r.video, int(r.start) + o) for c,r in clips.iterrows() for o in clip_frames(8)]
     clip,video,frame = map(list, zip(*rows))
@@ -99,7 +99,7 @@ def counted_pool()->Pool:
     return Pool(shown, torch.full((len(t),), -1), video, clip)
 
 # %% ../../nbs/59a_widgets.pools.ipynb #a44396d9
-POOLS = {'embedded scenes': drawn_pool, 'CholecSeg8k': counted_pool}
+POOLS = {'drawn scenes': drawn_pool, 'CholecSeg8k': counted_pool}
 SIZES = 8, 16, 25, 40, 60, 100, 150, 200
 
 @functools.cache

@@ -117,8 +117,8 @@ def rank0_first(): # Yields whether this is the process with rank 0
     if world > 1 and not rank: dist.barrier()
 
 # %% ../nbs/00_core.ipynb #7d92f575
-_max,_min = sys.float_info.max,sys.float_info.min
-_below_1 = 1 - sys.float_info.epsilon # An open end of a range is the next number
+_max,_min = 1e300,1e-300 # Any number but infinity, and any above 0; short, because `help` prints them
+_below_1 = 1 - 1e-9
 Count = Annotated[int, (1, _max, 'a number from 1')]
 Index = Annotated[int, (0, _max, 'a number from 0')]
 Weight = Annotated[float, (0, _max, 'a number from 0')]

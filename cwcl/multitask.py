@@ -16,7 +16,6 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.learner import Learner, Metric, ValueMetric
-from fastai.optimizer import Adam
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -24,6 +23,7 @@ from .core import InputError, Recipe, find_method, goals
 from .learner import FrameLearner, Precision, bare, encoder_and_rest
 from .losses.segmentation import presence_weights
 from .metrics import confusion_matrix, mean_iou
+from .optimizer import ForeachAdam
 from .tasks import CWCLLoss, CWCLNet
 
 # %% ../nbs/30a_multitask.ipynb #5ac3de17
@@ -138,7 +138,7 @@ def wired_learner(
     if score and r.select == 'best': ours.append(KeepBest())
     if r.channels_last: ours.append(ChannelsLast())
     if r.precision != 'fp32': ours.append(Precision(r.precision))
-    adamw = partial(Adam, mom=0.9, sqr_mom=0.999, eps=1e-8)
+    adamw = partial(ForeachAdam, mom=0.9, sqr_mom=0.999, eps=1e-8)
     return FrameLearner(dls, net.to(dls.device), loss_func, opt_func=adamw, lr=r.lr, wd=r.wd, splitter=splitter,
         metrics=terms.columns(r) + score + L(metrics), cbs=ours + L(cbs), **kwargs)
 

@@ -58,7 +58,7 @@ def move_target(
     momentum:float, # Share of itself that the target keeps, τ
 ):
     "Move each weight of the target towards that of the online network"
-    for xi,theta in zip(target.parameters(), online.parameters(), strict=True): xi.lerp_(theta, 1 - momentum)
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)
 
 # %% ../../nbs/41_baselines.byol.ipynb #34229dcb
 def embed(

@@ -114,7 +114,8 @@ def bare_tensors(b): return tuple(o.as_subclass(torch.Tensor) for o in b)
 KINDS = {'one view': TINY, 'two mild views': replace(TINY, views=2),
     'label sets': replace(TINY, sampler='pk', pk_frames=2),
     'presence of crops': replace(TINY, presence_from='crop'), 'random': replace(TINY, method='random'),
-    'simclr': method_recipe(TINY, 'simclr'), 'byol': method_recipe(TINY, 'byol'),
+    'simclr': method_recipe(replace(TINY, batch=7, labelled=3), 'simclr'),
+    'byol': method_recipe(replace(TINY, batch=7), 'byol'),
     'frozen': method_recipe(TINY, 'dcl', stage='frozen')}
 
 @pytest.mark.parametrize('kind', KINDS)

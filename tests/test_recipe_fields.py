@@ -17,6 +17,7 @@ from cwcl.data.labels import class_set
 from cwcl.data.order import label_groups, two_streams
 from cwcl.data.splits import coverage_warnings, label_budget, split_frames, video_folds
 from cwcl.data.streams import batch_views, cwcl_dls
+from cwcl.distrib import synced
 from cwcl.infer import sliding_window
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss, presence_weights
@@ -426,6 +427,13 @@ def a_memory_format_is_asked_for(w): assert any(isinstance(o, ChannelsLast) for 
 def threads_are_set(w):
     seen = caught('cwcl.train.set_seed', train_learner, changed(threads=3), None, None)
     assert seen.args == (0, 3)
+
+@row('sync_bn')
+def batch_norm_is_synchronized_on_request(w):
+    "Without several GPUs nothing can meet; the layers that would are put in place"
+    for sync_bn in (False, True):
+        layers = synced(net(sync_bn=sync_bn)[0], 'cuda').modules()
+        assert any(isinstance(o, nn.SyncBatchNorm) for o in layers) == sync_bn
 
 @row('window', 'overlap', 'blend')
 def windows_lie_as_they_should(w):

@@ -15,6 +15,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from ..core import InputError, Recipe, goals, method_recipe
 from ..data.labels import class_set
+from ..learner import bare
 from ..losses.contrastive import normalise
 from ..models.heads import mlp_bn
 from ..models.unet import UNetEncoder
@@ -127,7 +128,7 @@ class MoveTarget(Callback):
     def after_cancel_step(self): self.moves = False
     def after_step(self):
         if not self.moves: return
-        net = getattr(self.model, 'module', self.model)
+        net = bare(self.model)
         momentum = target_momentum(self.epoch*self.n_iter + self.iter, self.n_epoch*self.n_iter, self.base)
         for k,o in net.target.items(): move_target(o, getattr(net, k), momentum)
 

@@ -8,13 +8,14 @@ __all__ = ['load_image', 'load_mask', 'store_key', 'mapped_array', 'FrameStore',
 # %% ../../nbs/13b_data.store.ipynb #2a73b890
 import hashlib, os, shutil
 import numpy as np, psutil, torch
+from contextlib import nullcontext
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
 from tqdm import tqdm
-from ..core import InputError, atomic_path
+from ..core import InputError, atomic_path, rank0_first
 from .folders import cache_folder
 from .images import read_image, read_mask, rgb, upright
 from .labels import IGNORE, ClassSet
@@ -94,6 +95,7 @@ class FrameStore:
         cache_dir=None, # Folder for frames that do not fit in half of the free memory; `~/.cache/cwcl` if `None`
         threads:int|None=None, # One per core, at most 16, if `None`
         progress:bool=False, # Show a bar with the time left?
+        shared:bool=False, # Keep the frames in a file, which the first process fills and the others read?
     ):
         self.classes = classes
         self.size = size
@@ -103,12 +105,13 @@ class FrameStore:
         self.has_mask = np.array([bool(m) for m in masks], dtype=bool)
         shape = (len(images), 4, *size)
         def fill(out): self.fill(out, images, masks)
-        if np.prod(shape) <= psutil.virtual_memory().available/2:
+        if np.prod(shape) <= psutil.virtual_memory().available/2 and not shared:
             data = np.empty(shape, np.uint8)
             fill(data)
         else:
             folder = Path(cache_dir or cache_folder())
-            data = mapped_array(folder/f'frames-{store_key(images, masks, classes, size)}.npy', shape, fill)
+            file = folder/f'frames-{store_key(images, masks, classes, size)}.npy'
+            with rank0_first() if shared else nullcontext(): data = mapped_array(file, shape, fill)
         self.data = torch.from_numpy(data)
 
 # %% ../../nbs/13b_data.store.ipynb #bc35b08b

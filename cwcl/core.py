@@ -180,6 +180,8 @@ class Recipe(NetRecipe):
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     channels_last: bool = False
     threads: Count = 2      # CPU threads; part of what makes a run repeatable
+    recompute: bool = False # Less memory: the inside of a level is computed again in the backward pass
+    chunks: Count = 1       # Less memory: so is each of these parts of a batch
     window: Count = 256     # 3.2.3: sliding window, pixels
     overlap: Fraction = 0.25 # 3.2.3
     blend: Literal['constant', 'gaussian'] = 'constant'
@@ -223,6 +225,14 @@ def find_method(name:str): # `Method`
     return known[name]
 
 # %% ../nbs/00_core.ipynb #6bade13a
+def _check_chunks(r):
+    "Raise `InputError` if a batch cannot be computed in as many chunks"
+    if r.chunks > 1 and 'byol' in goals(r):
+        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; choose chunks=1, "
+            "and recompute=True or precision='bf16' where memory is short")
+    most,what = (r.labelled, 'labelled') if 'seg' in goals(r) else (r.batch, 'batch')
+    if r.chunks > most: raise InputError(f'chunks={r.chunks} with {what}={most}: choose chunks from 1 to {most}')
+
 def check_recipe(r): # `Recipe`
     "Raise `InputError` if a field is out of range or does not go with the others"
     for f in fields(r): _check_field(f.name, getattr(r, f.name), f.default)
@@ -232,6 +242,7 @@ def check_recipe(r): # `Recipe`
             'raise batch or lower labelled')
     top = len(r.widths) - r.skip
     if r.scales > top: raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {top}')
+    _check_chunks(r)
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')
@@ -286,7 +297,7 @@ def method_recipe(
     return replace(r, **{'method': method, **find_method(method).fields, **changes})
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
-LATER = () # Fields that came after the first published runs, which were computed as the defaults say
+LATER = ('recompute', 'chunks') # Fields that came after the first published runs, which were computed as the defaults say
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -131,6 +131,8 @@ def wired_learner(
 )->Learner:
     "Return a `Learner` with the callbacks, the optimizer and the columns that a recipe asks for"
     r = net.recipe
+    if r.chunks > 1 and not hasattr(net, 'outputs_in_chunks'):
+        raise InputError(f'chunks={r.chunks}: {type(net).__name__} takes a batch whole; choose chunks=1')
     terms = LossTerms()
     score = [MeanIoU(len(dls.classes))] if 'seg' in goals(r) else []
     ours = [LabelledPart(), terms, LossGuard()]

@@ -7,14 +7,14 @@ __all__ = ['TwoStreamDL', 'class_labelled', 'has_strong_views', 'batch_views', '
 
 # %% ../../nbs/15_data.streams.ipynb #68b5a59b
 import textwrap, numpy as np, pandas as pd, torch
-from itertools import islice
+from functools import cached_property, partial
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import InputError, Recipe, default_device, goals, ranks
 from .augment import SegAugment, TwoViews
 from .frames import FrameDL, Frames, show_grid
 from .labels import class_set
-from .order import label_groups, two_streams
+from .order import Epochs, label_groups, two_streams
 from .store import FrameStore, channel_stats, check_masks
 from .views import StrongViews
 from fastai.data.core import DataLoaders
@@ -47,15 +47,19 @@ class TwoStreamDL(FrameDL):
         self.steps = max(1, len(dataset)//r.batch) if len(dataset) else 0
         super().__init__(dataset, n=self.steps*kwargs['bs'], **kwargs)
 
+    @cached_property
+    def epochs(self):
+        d,r = self.dataset,self.dataset.recipe
+        phase = d.ids[:,0] if r.use_phase else None
+        groups = label_groups(d.presence, phase) if r.sampler == 'pk' else np.zeros(len(d))
+        places = self.labelled, groups, self.n_labelled, self.whole
+        return Epochs(partial(two_streams, *places, r.seed, r.sampler, r.pk_frames), self.steps)
+
     def batches(self,
         epoch:int, # Which epoch
     )->list: # S lists of B numbers of frames, the labelled ones first
         "Return the frames of each whole batch of an epoch"
-        d,r = self.dataset,self.dataset.recipe
-        phase = d.ids[:,0] if r.use_phase else None
-        groups = label_groups(d.presence, phase) if r.sampler == 'pk' else np.zeros(len(d))
-        order = two_streams(self.labelled, groups, self.n_labelled, self.whole, r.seed, r.sampler, r.pk_frames)
-        return list(islice(order, epoch*self.steps, (epoch+1)*self.steps))
+        return self.epochs(epoch)
 
     def own(self, batch): return batch[self.part[0]::self.part[1]]
     def get_idxs(self): return sum(map(self.own, self.batches(self.epoch)), [])

@@ -432,6 +432,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'cwcl.infer.resize': ('infer.html#resize', 'cwcl/infer.py'),
                             'cwcl.infer.sliding_window': ('infer.html#sliding_window', 'cwcl/infer.py'),
                             'cwcl.infer.window_hits': ('infer.html#window_hits', 'cwcl/infer.py'),
+                            'cwcl.infer.window_shares': ('infer.html#window_shares', 'cwcl/infer.py'),
                             'cwcl.infer.window_starts': ('infer.html#window_starts', 'cwcl/infer.py'),
                             'cwcl.infer.window_weights': ('infer.html#window_weights', 'cwcl/infer.py')},
             'cwcl.learner': { 'cwcl.learner.FrameAccumulation': ('learner.html#frameaccumulation', 'cwcl/learner.py'),

@@ -22,6 +22,7 @@ from .pairs import label_set_ids, positive_mask, two_view_ids
 # %% ../nbs/28_tasks.ipynb #83dc018c
 class CWCLNet(nn.Module):
     "U-Net, projection heads and presence head: all tasks in training, a plain segmenter in evaluation"
+    windows = None # That evaluation predicts in one forward pass, see `sliding_window`
     def __init__(self,
         r:Recipe, # Widths, scales, window and the rest
         mean=(0.5, 0.5, 0.5), # Of the training frames, by channel, 0..1
@@ -50,7 +51,7 @@ def forward(self:CWCLNet,
 ): # Training: (logits `(N,C,H,W)`, presence logits `(B,C)`, L embeddings `(B,D)`); evaluation: logits `(B,C,H,W)`
     r = self.recipe
     trained = goals(r)
-    if not self.training: return sliding_window(self.segment, x, r.window, r.overlap, r.blend)
+    if not self.training: return sliding_window(self.segment, x, r.window, r.overlap, r.blend, self.windows)
     n = len(x) if self.n_labelled is None else self.n_labelled
     feats = self.encode(x[:n] if trained == {'seg'} else x, n)
     logits = self.decoder([f[:n] for f in feats], x.shape[-2:]) if 'seg' in trained else None

@@ -525,6 +525,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cwcl.methods.load_methods': ('methods.html#load_methods', 'cwcl/methods.py'),
                               'cwcl.methods.register_method': ('methods.html#register_method', 'cwcl/methods.py')},
             'cwcl.metrics': { 'cwcl.metrics._edge_agreement': ('metrics.html#_edge_agreement', 'cwcl/metrics.py'),
+                              'cwcl.metrics._edge_pixels': ('metrics.html#_edge_pixels', 'cwcl/metrics.py'),
                               'cwcl.metrics._hit_and_sum': ('metrics.html#_hit_and_sum', 'cwcl/metrics.py'),
                               'cwcl.metrics._pair_codes': ('metrics.html#_pair_codes', 'cwcl/metrics.py'),
                               'cwcl.metrics.class_dice': ('metrics.html#class_dice', 'cwcl/metrics.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
            'LATER', 'InputError', 'one_line_errors', 'MissingExtra', 'need', 'atomic_path', 'data_file', 'set_seed',
-           'default_device', 'DataRecipe', 'NetRecipe', 'Recipe', 'find_method', 'check_recipe', 'goals',
-           'loss_weights', 'recipe', 'method_recipe']
+           'default_device', 'usable_cores', 'DataRecipe', 'NetRecipe', 'Recipe', 'find_method', 'check_recipe',
+           'goals', 'loss_weights', 'recipe', 'method_recipe']
 
 # %% ../nbs/00_core.ipynb #af4f576d
 import functools, importlib, json, os, random, sys, torch, cwcl, numpy as np
@@ -95,6 +95,11 @@ def set_seed(
 def default_device()->torch.device:
     "Return CUDA if there is a GPU, otherwise the CPU"
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+# %% ../nbs/00_core.ipynb #e3624663
+def usable_cores()->int:
+    "Return how many cores this process may run on"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/00_core.ipynb #7d92f575
 _max,_min = sys.float_info.max,sys.float_info.min

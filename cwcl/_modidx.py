@@ -429,6 +429,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'cwcl.infer._forward': ('infer.html#_forward', 'cwcl/infer.py'),
                             'cwcl.infer._pad_mode': ('infer.html#_pad_mode', 'cwcl/infer.py'),
                             'cwcl.infer._places': ('infer.html#_places', 'cwcl/infer.py'),
+                            'cwcl.infer.folded': ('infer.html#folded', 'cwcl/infer.py'),
                             'cwcl.infer.mirrored': ('infer.html#mirrored', 'cwcl/infer.py'),
                             'cwcl.infer.pad_to_window': ('infer.html#pad_to_window', 'cwcl/infer.py'),
                             'cwcl.infer.predict_batch': ('infer.html#predict_batch', 'cwcl/infer.py'),

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['window_starts', 'pad_to_window', 'window_weights', 'window_hits', 'window_shares', 'sliding_window', 'mirrored',
-           'resize', 'predict_batch', 'predict_frames']
+           'folded', 'resize', 'predict_batch', 'predict_frames']
 
 # %% ../nbs/26_infer.ipynb #a4fce8a4
-import numpy as np, torch, torch.nn.functional as F
-from itertools import groupby, islice, product
+import copy, numpy as np, torch, torch.nn.functional as F
+from itertools import groupby, islice, pairwise, product
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # %% ../nbs/26_infer.ipynb #70c70bd8
 def window_starts(
@@ -138,6 +139,18 @@ def mirrored(
     "Make a segmenter that averages a frame's logits with those of its mirror image, turned back"
     def both(x): return (model(x) + model(x.flip(-1)).flip(-1))/2
     return both
+
+# %% ../nbs/26_infer.ipynb #0e11b750
+def folded(
+    net:nn.Module, # Segmenter
+)->nn.Module: # A copy for evaluation alone, with the same logits but for rounding
+    "Copy a network with its batch norms folded into the convolutions before them, channels last"
+    net = copy.deepcopy(net).eval().requires_grad_(False)
+    for block in [o for o in net.modules() if isinstance(o, nn.Sequential)]:
+        for i,(conv,norm) in enumerate(pairwise(block)):
+            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.modules.batchnorm._BatchNorm)): continue
+            block[i],block[i+1] = fuse_conv_bn_eval(conv, norm),nn.Identity()
+    return net.to(memory_format=torch.channels_last)
 
 # %% ../nbs/26_infer.ipynb #6b271c41
 def resize(

@@ -8,8 +8,9 @@ from monai.inferers import SlidingWindowInferer
 from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.infer import mirrored, pad_to_window, predict_batch, predict_frames, sliding_window
+from cwcl.infer import folded, mirrored, pad_to_window, predict_batch, predict_frames, sliding_window
 from cwcl.infer import window_hits, window_shares, window_starts, window_weights
+from cwcl.models.unet import UNet
 
 def conv(seed=0, n=4, dtype=torch.float64):
     "A network whose output depends on where in the window a pixel lies"
@@ -219,6 +220,26 @@ def test_a_gpu_takes_more_windows_at_once(device, most):
         return x
     with FakeTensorMode(): sliding_window(model, torch.empty(33, 3, 240, 427, device=device))
     assert seen == [most]*(66//most) + [66%most]*(66%most > 0)
+
+@pytest.mark.parametrize('norm,up,norms', [('batch', 'transpose', 18), ('batch', 'bilinear', 18), ('group', 'transpose', 0)])
+@torch.no_grad()
+def test_folded_batch_norm_gives_the_same_logits(norm, up, norms):
+    torch.manual_seed(0)
+    net = UNet(5, (4, 8, 8, 16, 16), norm, up)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            for o in (m.weight, m.running_var): nn.init.uniform_(o, .5, 2)
+            for o in (m.bias, m.running_mean): nn.init.normal_(o)
+    net.eval()
+    before = {k: v.clone() for k,v in net.state_dict().items()}
+    fast = folded(net)
+    x = torch.randn(2, 3, 30, 50)
+    torch.testing.assert_close(fast(x), net(x), rtol=1e-5, atol=1e-5)
+    assert sum(isinstance(o, nn.BatchNorm2d) for o in net.modules()) == norms
+    assert not any(isinstance(o, nn.BatchNorm2d) for o in fast.modules())
+    assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items()) and next(net.parameters()).requires_grad
+    wide = [o.weight for o in fast.modules() if isinstance(o, nn.Conv2d) and o.weight.shape[1] > 1 and o.kernel_size[0] > 1]
+    assert all(o.is_contiguous(memory_format=torch.channels_last) and not o.requires_grad for o in wide)
 
 STATS = dict(mean=(.4,.3,.2), std=(.2,.25,.3))
 

@@ -122,10 +122,11 @@ def test_runs_of_a_study_share_frames_and_hide_their_own_masks(scenes, tmp_path,
     some = ['', masks[1], '', '', '']
     refs = [FrameStore(images, o, class_set(8), (30,50)) for o in (masks, some)]
     with store_module.shared_frames(tmp_path):
+        assert FrameStore(images, masks, class_set(8), (20,40)).frames.shape[2:] == (20, 40)
         first = FrameStore(images, masks, class_set(8), (30,50))
         monkeypatch.setattr(store_module, 'load_image', decode_again)
         second = FrameStore(images, some, class_set(8), (30,50))
-    assert equal(first, refs[0]) and equal(second, refs[1]) and kinds(tmp_path) == ['frames']
+    assert equal(first, refs[0]) and equal(second, refs[1]) and kinds(tmp_path) == ['frames']*2
     with pytest.raises(AssertionError, match='decoded twice'): FrameStore(images, masks, class_set(8), (30,50))
 
 def test_pictures_in_memory_are_not_shared(scenes, tmp_path):

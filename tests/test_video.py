@@ -556,3 +556,13 @@ def test_real_video(real, tmp_path, model):
 def test_real_frames(real, tmp_path, model):
     done = segment_images(model, real/'cholecseg8k'/'video52'/'video52_00080', tmp_path, progress=False)
     assert done['frames'] == 1 and names(tmp_path) == ['frame_120_endo_mask.png', 'frame_120_endo_overlay.png']
+
+def test_the_command_segments_with_a_folded_network(tmp_path, model, monkeypatch):
+    seen = []
+    monkeypatch.setattr('cwcl.checkpoint.load_model', lambda *args, **kwargs: model)
+    monkeypatch.setattr('cwcl.checkpoint.find_weights', lambda o: o)
+    monkeypatch.setattr('cwcl.video.folded', lambda net: seen.append(net) or net)
+    (tmp_path/'in').mkdir()
+    Image.fromarray(frame(0)).save(tmp_path/'in'/'a.png')
+    cwcl_predict(str(tmp_path/'in'), 'w.safetensors', str(tmp_path/'out'), device='cpu')
+    assert seen == [model] and (tmp_path/'out'/'a_mask.png').exists()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
            'LATER', 'InputError', 'one_line_errors', 'MissingExtra', 'need', 'atomic_path', 'data_file', 'set_seed',
-           'default_device', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'Recipe', 'find_method', 'check_recipe',
-           'goals', 'loss_weights', 'recipe', 'method_recipe']
+           'default_device', 'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'Recipe', 'find_method',
+           'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe']
 
 # %% ../nbs/00_core.ipynb #af4f576d
 import functools, importlib, json, os, random, sys, time, torch, cwcl, numpy as np
@@ -101,6 +101,11 @@ def default_device()->torch.device:
     if not torch.cuda.is_available(): return torch.device('cpu')
     own = os.environ.get('LOCAL_RANK')
     return torch.device('cuda', int(own)) if own and torch.cuda.device_count() > 1 else torch.device('cuda')
+
+# %% ../nbs/00_core.ipynb #e3624663
+def usable_cores()->int:
+    "Return how many cores this process may run on"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/00_core.ipynb #fcebe848
 def ranks()->tuple: # (rank of this process, how many train together); (0, 1) if it is alone

@@ -24,6 +24,7 @@ from .recompute import frozen_running_stats, in_chunks, recompute_levels, undeal
 # %% ../nbs/28_tasks.ipynb #83dc018c
 class CWCLNet(nn.Module):
     "U-Net, projection heads and presence head: all tasks in training, a plain segmenter in evaluation"
+    windows = None # That evaluation predicts in one forward pass, see `sliding_window`
     def __init__(self,
         r:Recipe, # Widths, scales, window and the rest
         mean=(0.5, 0.5, 0.5), # Of the training frames, by channel, 0..1
@@ -102,7 +103,7 @@ def forward(self:CWCLNet,
     x:Tensor, # Normalized frames, `(B,3,H,W)`, the labelled ones first
 ): # Training: (logits `(N,C,H,W)`, presence logits `(B,C)`, L embeddings `(B,D)`); evaluation: logits `(B,C,H,W)`
     r = self.recipe
-    if not self.training: return sliding_window(self.segment, x, r.window, r.overlap, r.blend)
+    if not self.training: return sliding_window(self.segment, x, r.window, r.overlap, r.blend, self.windows)
     n = len(x) if self.n_labelled is None else self.n_labelled
     return self.outputs(x, n) if r.chunks == 1 else self.outputs_in_chunks(x, n, r.chunks)
 

@@ -157,7 +157,7 @@ def test_masks_outside_the_budget_are_never_opened(split, smoke, tmp_path):
     t.loc[hidden, 'mask'] = str(tmp_path/'nosuch.png')
     d = cwcl_dls(t, smoke, device='cpu')
     ds = d.train_ds
-    assert (ds.store.data[ds.rows[torch.tensor(hidden[ds.table.index].to_numpy())],3] == 255).all()
+    assert (ds.store.masks[ds.rows[torch.tensor(hidden[ds.table.index].to_numpy())]] == 255).all()
 
 def test_frames_without_labels_are_left_out(split, smoke):
     t = split.copy()

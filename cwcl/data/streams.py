@@ -65,9 +65,8 @@ class TwoStreamDL(FrameDL):
     def get_idxs(self): return sum(map(self.own, self.batches(self.epoch)), [])
     def gather(self, idxs):
         d = self.dataset
-        image,mask = d.batch(idxs)
         keep = len(self.own(range(self.n_labelled))) if d.recipe.presence_from == 'image' else len(idxs)
-        return image, mask[:keep], d.presence[idxs], d.ids[idxs]
+        return *d.batch(idxs, keep), d.presence[idxs], d.ids[idxs]
 
 # %% ../../nbs/15_data.streams.ipynb #65535ad9
 @patch
@@ -191,6 +190,7 @@ def cwcl_dls(
     stats = channel_stats(store, np.flatnonzero(t.part == 'train'))
     train_ds,valid_ds = [Frames(t[k], store, np.flatnonzero(k), r, stats, i) for i,k in enumerate((in_pool, in_valid))]
     device = torch.device(device) if device else default_device()
+    if not workers: store.to(device)
     if augment is None: augment = batch_views(r, _n_masks(r, int(t.labelled.sum())))
     def tfms(*own): return [IntToFloatTensor(), *own, Normalize.from_stats(*stats, cuda=False)]
     places = dict(num_workers=workers, device=device)

@@ -27,7 +27,9 @@ def step_flops(r:Recipe)->int: # Floating-point operations of forward and backwa
 def _sample(r, device): # Recipe, where it is timed -> recipe
     "Return a recipe whose step a CPU does in about a second, with a smaller batch if need be"
     k = r.batch*r.crop**2*r.widths[0]//10**7 if torch.device(device).type == 'cpu' else 0
-    return replace(r, batch=max(4, r.batch//k), labelled=max(2, r.labelled//k)) if k > 1 else r
+    if k <= 1: return r
+    n = max(2, r.labelled//k)
+    return replace(r, batch=max(4, r.batch//k), labelled=n, chunks=min(r.chunks, n))
 
 # %% ../nbs/32_cost.ipynb #f14abdbf
 def _clock(f, device, repeat): # What is timed, where, how often after a first time -> seconds

@@ -4,27 +4,27 @@
 
 # %% auto #0
 __all__ = ['UNFIT', 'OURS', 'LOGS', 'check_precision', 'Precision', 'FrameAccumulation', 'LossGraph', 'Mirror',
-           'encoder_and_rest', 'FrameLearner']
+           'encoder_and_rest', 'FrameLearner', 'bare']
 
 # %% ../nbs/30_learner.ipynb #6a2976a9
 import torch, fastai.callback.schedule # chkstyle: ignore
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from torch import nn
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import ShowGraphCallback
+from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.torch_core import trainable_params
+from fastai.torch_core import to_detach, trainable_params
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastcore.xtras import ContextManagers
 from torch.amp import GradScaler
-from .core import InputError, default_device, goals
+from .core import InputError, default_device, goals, ranks
 from .data.frames import FrameDL
 from .data.streams import TwoStreamDL
 
@@ -92,7 +92,7 @@ def encoder_and_rest(
     return [[o for o in trainable_params(net) if (id(o) in own) == first] for first in (True, False)]
 
 # %% ../nbs/30_learner.ipynb #9f9678b6
-_pieces = 'cuts a batch into pieces, and only the first would hold masks; train one run on each GPU'
+_pieces = 'cuts a batch into pieces, and only the first would hold masks; call to_distributed() under torchrun instead'
 _halves = 'rounds the weights themselves, and small gradients vanish; call to_bf16() instead'
 _text = 'is for recurrent networks; leave it out'
 _mixed = ('blends each frame with another, but only the first frames of a batch have masks; '
@@ -211,6 +211,38 @@ def gather_args(self:FrameLearner): return {}
 def to_channelslast(self:FrameLearner, *args, **kwargs):
     done = super(FrameLearner, self).to_channelslast(*args, **kwargs)
     return done or self
+
+# %% ../nbs/30_learner.ipynb #d891d133
+def bare(net:nn.Module)->nn.Module: # The same network, or what is within
+    "Take the wrapper for several GPUs off a network"
+    return getattr(net, 'module', net)
+
+@patch
+def to_detach(self:FrameLearner, b, cpu=True, gather=True): return to_detach(b, cpu, False)
+
+# %% ../nbs/30_learner.ipynb #164a5850
+@patch
+def to_distributed(self:FrameLearner,
+    sync_bn:bool|None=None, # Batch norm over the batches of all processes; the recipe's if `None`
+    **kwargs # fastai's, for its `Accelerator`; not looked at, as the device is that of the loaders
+):
+    "Share each batch with the other processes that torchrun started"
+    distrib = import_module('cwcl.distrib')
+    distrib.join_ranks(self.dls.device)
+    self.add_cb(distrib.RankTrainer(sync_bn))
+    if ranks()[0]: self.remove_cb(ProgressCallback)
+    return self
+
+@patch
+def detach_distributed(self:FrameLearner):
+    self.remove_cbs(self.cbs.filter(_is_any, names=('RankTrainer',)))
+    return self
+
+@patch
+@contextmanager
+def distrib_ctx(self:FrameLearner, sync_bn:bool|None=None, in_notebook=False, **kwargs):
+    try: yield self.to_distributed(sync_bn)
+    finally: self.detach_distributed()
 
 # %% ../nbs/30_learner.ipynb #83afff32
 @patch

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from .core import InputError, Recipe, find_method, goals
-from .learner import FrameLearner, Precision, encoder_and_rest
+from .learner import FrameLearner, Precision, bare, encoder_and_rest
 from .losses.segmentation import presence_weights
 from .metrics import confusion_matrix, mean_iou
 from .optimizer import ForeachAdam
@@ -31,7 +31,7 @@ class LabelledPart(Callback):
     "Tell the network how many frames of a training batch have masks"
     order = -5
     def before_batch(self):
-        if self.training: getattr(self.model, 'module', self.model).n_labelled = len(self.yb[0])
+        if self.training: bare(self.model).n_labelled = len(self.yb[0])
 
 # %% ../nbs/30a_multitask.ipynb #49d0fe16
 class LossTerms(Callback):
@@ -57,7 +57,7 @@ def snapshot(
     net:nn.Module, # Any network
 )->dict: # Name to tensor, on the CPU
     "Copy all weights and running averages"
-    return {k: v.detach().cpu().clone() for k,v in net.state_dict().items()}
+    return {k: v.detach().cpu().clone() for k,v in bare(net).state_dict().items()}
 
 # %% ../nbs/30a_multitask.ipynb #e9786244
 class LossGuard(Callback):
@@ -66,7 +66,7 @@ class LossGuard(Callback):
     def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')
     def before_train(self): self.state = snapshot(self.model)
     def stop(self, what):
-        self.model.load_state_dict(self.state)
+        bare(self.model).load_state_dict(self.state)
         self.opt.zero_grad()
         self.opt.clear_state()
         where = f'in epoch {self.epoch+1}, step {self.iter+1} of {self.n_iter}'
@@ -93,7 +93,7 @@ class KeepBest(TrackerCallback):
         super().after_epoch()
         if self.new_best: self.state = snapshot(self.model)
     def after_fit(self):
-        if self.run and self.state: self.model.load_state_dict(self.state)
+        if self.run and self.state: bare(self.model).load_state_dict(self.state)
         super().after_fit()
 
 # %% ../nbs/30a_multitask.ipynb #de15059c
@@ -131,6 +131,8 @@ def wired_learner(
 )->Learner:
     "Return a `Learner` with the callbacks, the optimizer and the columns that a recipe asks for"
     r = net.recipe
+    if r.chunks > 1 and not hasattr(net, 'outputs_in_chunks'):
+        raise InputError(f'chunks={r.chunks}: {type(net).__name__} takes a batch whole; choose chunks=1')
     terms = LossTerms()
     score = [MeanIoU(len(dls.classes))] if 'seg' in goals(r) else []
     ours = [LabelledPart(), terms, LossGuard()]
@@ -162,7 +164,7 @@ def fit_recipe(self:Learner,
     cbs=None, # For this training alone
 ):
     "Train as the recipe says: one cycle, or a constant learning rate that falls on a plateau"
-    r = self.model.recipe
+    r = bare(self.model).recipe
     epochs = epochs or r.epochs
     if r.schedule == 'one_cycle': return self.fit_one_cycle(epochs, r.lr, cbs=L(cbs))
     monitor = 'mean_iou' if 'seg' in goals(r) else 'train_loss'

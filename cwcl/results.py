@@ -13,7 +13,7 @@ from .core import atomic_path
 from .data.images import read_mask
 from .data.labels import show_frame, show_mask
 from .infer import mirrored
-from .metrics import class_dice, class_iou, confusion_matrix, image_iou, mean_iou, surface_dice
+from .metrics import class_dice, class_iou, confusion_matrix, mean_iou, surface_dice
 
 # %% ../nbs/31_results.ipynb #278ce58b
 def epoch_log(
@@ -46,8 +46,8 @@ def scores(
 # %% ../nbs/31_results.ipynb #d6670a51
 def _frame_counts(pred, mask, n): # Two `(B,H,W)`, number of classes -> name to tensor with a row per frame
     "Count the pixels of each frame of a batch, and score each frame by itself"
-    found = dict(image_iou=image_iou(pred, mask, n), surface_dice=surface_dice(pred, mask, n))
-    found['confusion'] = torch.stack([confusion_matrix(p, m, n) for p,m in zip(pred, mask)])
+    confusion = torch.stack([confusion_matrix(p, m, n) for p,m in zip(pred, mask)])
+    found = dict(confusion=confusion, image_iou=class_iou(confusion), surface_dice=surface_dice(pred, mask, n))
     found['ignored'] = (mask == 255).double().mean((1, 2))
     return {k: v.cpu() for k,v in found.items()}
 

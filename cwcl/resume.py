@@ -17,7 +17,8 @@ from fastcore.basics import nested_attr, patch
 from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from .core import InputError, atomic_path
+from .core import InputError, atomic_path, ranks
+from .learner import bare
 
 # %% ../nbs/33a_resume.ipynb #e3bd36b7
 def pack(
@@ -60,7 +61,7 @@ def learner_state(
         part = nested_attr(learn, k)
         if part is not None: parts[k] = {a: getattr(part, a) for a in names.split()}
     scaler = nested_attr(learn, 'scaler')
-    model,opt = learn.model.state_dict(),learn.opt.state_dict()
+    model,opt = bare(learn.model).state_dict(),learn.opt.state_dict()
     return dict(model=model, opt=opt, scaler=scaler.state_dict() if scaler else {}, parts=parts)
 
 # %% ../nbs/33a_resume.ipynb #c29d7f9e
@@ -74,7 +75,7 @@ def load_state(
     state:dict, # From `learner_state`
 ):
     "Put weights, optimizer and everything in `LOADER_STATE` back"
-    learn.model.load_state_dict(state['model'])
+    bare(learn.model).load_state_dict(state['model'])
     params = learn.opt.all_params().itemgot(0)
     kept = [_like(p.detach(), s) for p,s in zip(params, state['opt']['state'])]
     learn.opt.load_state_dict(dict(hypers=L(state['opt']['hypers']), state=kept))
@@ -92,12 +93,13 @@ def save_checkpoint(
     path, # File to write
     learn:Learner, # At the end of an epoch
 ):
-    "Write the state of a training whole, or not at all"
+    "Write the state of a training whole, or not at all; of several processes, the first writes for all"
+    if ranks()[0]: return
     tensors = {}
     state = dict(epoch=learn.epoch+1, epochs=learn.n_epoch, **learner_state(learn))
     text = json.dumps(pack(state, tensors))
     header = dict(format='pt', kit=f'cwcl {cwcl.__version__}', checkpoint=FORMAT, state=text)
-    header['recipe'] = learn.model.recipe.to_json()
+    header['recipe'] = bare(learn.model).recipe.to_json()
     with atomic_path(path) as p: save_file(tensors, p, metadata=header)
 
 # %% ../nbs/33a_resume.ipynb #0e37221e
@@ -147,7 +149,7 @@ class ResumeCallback(Callback):
     def before_fit(self):
         self.start = 0
         self.asleep = []
-        state = read_checkpoint(self.file, self.model, self.n_epoch)
+        state = read_checkpoint(self.file, bare(self.model), self.n_epoch)
         if state is None: return
         load_state(self.learn, state)
         self.start = state['epoch']
@@ -168,5 +170,5 @@ def fit_resumed(self:Learner,
 ):
     "Train as `fit_recipe` does, and resume where an earlier run with this folder stopped"
     cb = ResumeCallback(folder)
-    read_checkpoint(cb.file, self.model, epochs or self.model.recipe.epochs)
+    read_checkpoint(cb.file, bare(self.model), epochs or bare(self.model).recipe.epochs)
     self.fit_recipe(epochs, cbs=cb)

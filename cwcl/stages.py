@@ -10,14 +10,24 @@ import json, shutil, time
 from dataclasses import replace
 from pathlib import Path
 from .checkpoint import save_model
-from .core import InputError, Recipe, atomic_path, find_method
+from .core import InputError, Recipe, find_method, rank0_first
 from .data.cholec import frame_table
 from .learner import check_precision
 from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, split_table
 from .tasks import CWCLNet
-from .train import run_facts, train_learner, train_run
+from .train import run_facts, train_learner, train_run, write_text
 
 # %% ../nbs/42_stages.ipynb #27f56056
+def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENCES`, from `run_facts`, when the stage began
+    "Write the encoder, and then the facts"
+    net = CWCLNet(r, *learn.dls.stats)
+    net.encoder.load_state_dict(learn.model.encoder.state_dict())
+    note = 'A pre-trained encoder; the decoder is untrained. ' + phase_note(r)
+    save_model(out/'model.safetensors', net, data, note=note)
+    facts['seconds'] = round(time.time() - start, 2)
+    write_text(out/'metrics.json', json.dumps(facts, indent=1))
+    shutil.rmtree(out/'checkpoint')
+
 def pretrain_run(
     r:Recipe, # Every choice; the stage is set here
     data, # Folder of frames in CholecSeg8k's layout
@@ -30,21 +40,18 @@ def pretrain_run(
     "Train an encoder without masks, and leave it in a folder"
     start = time.time()
     r = replace(r, stage='pretrain')
-    table,_ = split_table(frame_table(data, phases, min_pixels=r.min_pixels, progress=progress), r)
+    with rank0_first(): table = frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
+    table,_ = split_table(table, r)
     check_phases(table, r)
     check_precision(r.precision, device)
-    out = claim_folder(out)
-    with atomic_path(out/'recipe.json') as p: p.write_text(r.to_json())
+    with rank0_first() as first:
+        if first: write_text(claim_folder(out)/'recipe.json', r.to_json())
+    out = Path(out)
     learn,log = train_learner(r, table, out, device, progress, make=find_method(r.method).make, cbs=cbs)
-    net = CWCLNet(r, *learn.dls.stats)
-    net.encoder.load_state_dict(learn.model.encoder.state_dict())
-    note = 'A pre-trained encoder; the decoder is untrained. ' + phase_note(r)
-    save_model(out/'model.safetensors', net, licence_of(data, table), note=note)
-    metrics = run_facts(learn, log, table, run_remarks(table, r, 'fold'))
-    metrics['seconds'] = round(time.time() - start, 2)
-    with atomic_path(out/'metrics.json') as p: p.write_text(json.dumps(metrics, indent=1))
-    shutil.rmtree(out/'checkpoint')
-    return metrics
+    facts = run_facts(learn, log, table, run_remarks(table, r, 'fold'))
+    with rank0_first() as first:
+        if first: _finish(out, learn, r, licence_of(data, table), facts, start)
+    return json.loads((out/'metrics.json').read_text())
 
 # %% ../nbs/42_stages.ipynb #98ba01f6
 def ready_encoder(

@@ -1,5 +1,7 @@
 "A grid that is killed, shared and looked at"
 import json, os, re, subprocess, sys, pytest
+import cwcl.data.store as store
+from collections import Counter
 from dataclasses import replace
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
@@ -246,7 +248,22 @@ def test_the_bar_counts_epochs_of_both_stages(smoke):
     assert bar.bar.n == 3
 
 def test_a_worker_does_what_is_free(smoke, scenes, undisturbed):
-    assert Worker()(small_runs(smoke), undisturbed, scenes, device='cpu') == [o.key for o in small_runs(smoke)]
+    runs = small_runs(smoke)
+    assert Worker()(runs, undisturbed, scenes, device='cpu') == [o.key for o in runs]
+
+def test_workers_of_a_study_decode_each_frame_once(smoke, scenes, tmp_path, monkeypatch):
+    loaded = Counter()
+    load = store.load_image
+    def counted(path, size):
+        loaded[path] += 1
+        return load(path, size)
+    monkeypatch.setattr(store, 'load_image', counted)
+    first,second = small_runs(smoke)[:2]
+    Worker()([first], tmp_path, scenes, device='cpu')
+    assert len(loaded) > 50 and first.result(tmp_path)
+    before = dict(loaded)
+    Worker()([second], tmp_path, scenes, device='cpu')
+    assert loaded == before and second.result(tmp_path) and list((tmp_path/'frames').glob('frames-*.npy'))
 
 def test_readings_keep_the_steps(smoke, scenes):
     parts = fold_parts(frame_table(scenes), smoke)

@@ -149,6 +149,13 @@ def test_a_training_that_is_called_off_can_continue(learn, ex):
     learn.fit(1, 1e-3)
     assert finite(learn)
 
+@row('`to_distributed`, `detach_distributed`, `distrib_ctx`')
+def test_in_one_process_nothing_is_dealt(learn):
+    with learn.distrib_ctx(): learn.fit(1, 1e-3)
+    assert finite(learn) and not hasattr(learn, 'rank_trainer')
+    learn.to_distributed().detach_distributed().fit(1, 1e-3)
+    assert finite(learn)
+
 def test_a_training_that_was_stopped_by_nan_continues_at_a_lower_learning_rate(learn):
     handle = next(learn.model.encoder.parameters()).register_hook(lambda g: g*torch.inf)
     with pytest.raises(InputError, match='lower the learning rate'): learn.fit(1, 1e-3)
@@ -476,11 +483,11 @@ def test_nothing_here_is_recurrent(learn):
 def test_weights_stay_whole(learn):
     with pytest.raises(InputError, match='to_bf16'): learn.to_non_native_fp16()
 
-@row('`to_parallel`, `to_distributed`')
+@row('`to_parallel`')
 def test_a_batch_stays_whole(learn):
     for name in ('ParallelTrainer', 'DistributedTrainer'):
         wrapper = type(name, (Callback,), {})
-        refused(wrapper(), learn, 'cuts a batch into pieces')
+        refused(wrapper(), learn, 'cuts a batch into pieces.*call to_distributed')
 
 @row('`tta`, `show_results`, `Interpretation` in pre-training')
 @pytest.mark.parametrize('method,change', [('byol', dict()), ('dcl', dict(stage='pretrain'))])

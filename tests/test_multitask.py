@@ -221,3 +221,17 @@ def test_the_validation_score_is_over_what_the_truth_shows():
     score = MeanIoU(3)
     score.cm = torch.tensor([[4, 0, 0], [0, 3, 1], [0, 0, 0]])
     assert score.value == pytest.approx((1 + 3/4)/2)
+
+@torch.no_grad()
+def test_an_evaluating_network_takes_as_many_windows_at_once_as_it_is_told(smoke):
+    net = CWCLNet(smoke).eval()
+    x = torch.rand(3, 3, smoke.height, smoke.width)
+    sizes = []
+    net.encoder.register_forward_pre_hook(lambda m, o: sizes.append(len(o[0])))
+    want = net(x)
+    assert sizes == [6]
+    for windows,passes in ((1, [1]*6), (5, [4, 2])):
+        sizes.clear()
+        net.windows = windows
+        torch.testing.assert_close(net(x), want)
+        assert sizes == passes

@@ -52,8 +52,8 @@ def test_either_takes_up_what_the_other_saved():
         a,b,c = made(first),made(second),made(first)
         walk(a, 20)
         state = a.state_dict()
-        for p,q,r in zip(*[sum(map(list, o.param_lists), []) for o in (a, b, c)]):
-            q.data,r.data = p.data.clone(),p.data.clone()
+        for o in (b, c):
+            for p,q in zip(sum(map(list, a.param_lists), []), sum(map(list, o.param_lists), [])): q.data = p.data.clone()
         def copied(o): return {k: v.clone() if hasattr(v, 'clone') else v for k,v in o.items()}
         for o in (b, c):
             o.load_state_dict(dict(hypers=[dict(h) for h in state['hypers']], state=[copied(s) for s in state['state']]))

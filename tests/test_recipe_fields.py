@@ -11,16 +11,19 @@ from fastai.callback.tracker import ReduceLROnPlateau
 from cwcl.baselines.byol import BYOLNet
 from cwcl.baselines.simclr import nt_xent_loss
 from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
+from cwcl.cost import _sample
 from cwcl.data.augment import SegAugment, blur_frames, draw_factors, take_crops
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import class_set
 from cwcl.data.order import label_groups, two_streams
 from cwcl.data.splits import coverage_warnings, label_budget, split_frames, video_folds
 from cwcl.data.streams import batch_views, cwcl_dls
+from cwcl.distrib import synced
 from cwcl.infer import sliding_window
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss, presence_weights
-from cwcl.multitask import KeepBest, Precision, cwcl_learner
+from cwcl.memory import _lighter, advice, step_bytes
+from cwcl.multitask import KeepBest, Precision, cwcl_learner, wired_learner
 from cwcl.own import own_split
 from cwcl.pairs import label_set_ids, positive_mask
 from cwcl.ready import check_phases, run_remarks, split_table
@@ -426,6 +429,36 @@ def a_memory_format_is_asked_for(w): assert any(isinstance(o, ChannelsLast) for 
 def threads_are_set(w):
     seen = caught('cwcl.train.set_seed', train_learner, changed(threads=3), None, None)
     assert seen.args == (0, 3)
+
+@row('sync_bn')
+def batch_norm_is_synchronized_on_request(w):
+    "Without several GPUs nothing can meet; the layers that would are put in place"
+    for sync_bn in (False, True):
+        layers = synced(net(sync_bn=sync_bn)[0], 'cuda').modules()
+        assert any(isinstance(o, nn.SyncBatchNorm) for o in layers) == sync_bn
+
+@row('recompute')
+def levels_can_be_computed_twice(w):
+    for again in (False, True):
+        for n in (net(recompute=again)[0], byol(recompute=again)): assert ('run' in vars(n.encoder)) == again
+    count = step_bytes.__wrapped__
+    assert .42*count(BASE) < count(changed(recompute=True)) < .7*count(BASE)
+    assert 'recompute' not in advice(changed(recompute=True), 0)
+
+@row('chunks')
+def a_batch_can_be_computed_in_chunks(w):
+    for k in (1, 2):
+        n,x = net(chunks=k)
+        n(x)
+        assert n.encoder.levels[0][1].num_batches_tracked == k
+    count = step_bytes.__wrapped__
+    assert .3*count(BASE) < count(changed(chunks=3)) < .7*count(BASE)
+    assert [o.get('chunks') for o in _lighter(changed(chunks=2, batch=12, labelled=8))][2:] == [4, 8]
+    assert 'chunks=2' in advice(changed(chunks=3), 0)
+    assert _sample(recipe('paper', chunks=8), 'cpu').chunks == 2
+    plain = nn.Linear(1, 1)
+    plain.recipe = changed(chunks=2)
+    with pytest.raises(InputError, match='chunks=2: Linear'): wired_learner(w.dls(BASE), plain, None)
 
 @row('window', 'overlap', 'blend')
 def windows_lie_as_they_should(w):

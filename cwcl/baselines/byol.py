@@ -15,10 +15,12 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from ..core import InputError, Recipe, goals, method_recipe
 from ..data.labels import class_set
+from ..learner import bare
 from ..losses.contrastive import normalise
 from ..models.heads import mlp_bn
 from ..models.unet import UNetEncoder
 from ..multitask import wired_learner
+from ..recompute import recompute_levels
 
 # %% ../../nbs/41_baselines.byol.ipynb #648c388f
 def byol_loss(
@@ -86,6 +88,7 @@ class BYOLNet(nn.Module):
         self.predictor = mlp_bn(r.dim, 2*width, r.dim)
         followed = nn.ModuleDict(dict(encoder=self.encoder, projector=self.projector))
         self.target = copy.deepcopy(followed).requires_grad_(False)
+        if r.recompute: recompute_levels(self)
         for k,v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.as_tensor(v).float().flatten())
 
     def forward(self,
@@ -127,7 +130,7 @@ class MoveTarget(Callback):
     def after_cancel_step(self): self.moves = False
     def after_step(self):
         if not self.moves: return
-        net = getattr(self.model, 'module', self.model)
+        net = bare(self.model)
         momentum = target_momentum(self.epoch*self.n_iter + self.iter, self.n_epoch*self.n_iter, self.base)
         for k,o in net.target.items(): move_target(o, getattr(net, k), momentum)
 

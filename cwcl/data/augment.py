@@ -121,6 +121,7 @@ class SegAugment(ItemTransform):
         self.size,self.scale,self.blur,self.flip = size,scale,blur,flip
         self.seed,self.presence_from,self.min_pixels,self.n_labelled = seed,presence_from,min_pixels,n_labelled
         self.at = (0,0)
+        self.deal = None
 
     def rng(self):
         "Return the generator of this epoch and step; the next call gets that of the next step"
@@ -148,11 +149,14 @@ def view(
     if not image.is_floating_point():
         kind = image.dtype
         raise ValueError(f'frames are {kind}: give floats in 0..1, as IntToFloatTensor makes them')
-    d = draw_factors(len(image), image.shape[2:], self.size, self.scale, self.blur, self.flip, rng)
+    part,parts,whole = self.deal or (0, 1, len(image))
+    d = draw_factors(whole, image.shape[2:], self.size, self.scale, self.blur, self.flip, rng)
+    d = {k: v[part::parts] for k,v in d.items()}
     shown,ids = take_crops(_plain(image), _plain(mask), d, self.size)
     if self.blur: shown = blur_frames(shown, d['blur'])
     if self.presence_from == 'crop' and labels: labels[0] = crop_presence(ids, labels[0], self.min_pixels)
-    return TensorImage(shown), TensorMask(ids[:self.n_labelled]), *labels
+    n = None if self.n_labelled is None else len(range(part, self.n_labelled, parts))
+    return TensorImage(shown), TensorMask(ids[:n]), *labels
 
 # %% ../../nbs/14_data.augment.ipynb #a10c7ef2
 class TwoViews(SegAugment):

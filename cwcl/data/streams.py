@@ -7,14 +7,14 @@ __all__ = ['TwoStreamDL', 'class_labelled', 'has_strong_views', 'batch_views', '
 
 # %% ../../nbs/15_data.streams.ipynb #68b5a59b
 import textwrap, numpy as np, pandas as pd, torch
-from itertools import islice
+from functools import cached_property, partial
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import InputError, Recipe, default_device, goals
+from ..core import InputError, Recipe, default_device, goals, ranks
 from .augment import SegAugment, TwoViews
 from .frames import FrameDL, Frames, show_grid
 from .labels import class_set
-from .order import label_groups, two_streams
+from .order import Epochs, label_groups, two_streams
 from .store import FrameStore, channel_stats, check_masks
 from .views import StrongViews
 from fastai.data.core import DataLoaders
@@ -34,41 +34,49 @@ class TwoStreamDL(FrameDL):
         dataset:Frames, # Class-labelled frames; column `labelled` says which masks may be used
         n_labelled:int|None=None, # N; from the recipe if `None`
         epoch:int=0, # The next epoch
+        part:tuple=(0, 1), # Which part of each batch, of how many
         **kwargs
     ):
         r = dataset.recipe
         self.labelled = np.flatnonzero(dataset.table.labelled)
         self.epoch = epoch
+        self.part = part
         self.n_labelled = _n_masks(r, len(self.labelled)) if n_labelled is None else n_labelled
-        kwargs.update(bs=self.n_labelled if goals(r) == {'seg'} else r.batch)
+        self.whole = self.n_labelled if goals(r) == {'seg'} else r.batch
+        kwargs.update(bs=len(self.own(range(self.whole))))
         self.steps = max(1, len(dataset)//r.batch) if len(dataset) else 0
         super().__init__(dataset, n=self.steps*kwargs['bs'], **kwargs)
+
+    @cached_property
+    def epochs(self):
+        d,r = self.dataset,self.dataset.recipe
+        phase = d.ids[:,0] if r.use_phase else None
+        groups = label_groups(d.presence, phase) if r.sampler == 'pk' else np.zeros(len(d))
+        places = self.labelled, groups, self.n_labelled, self.whole
+        return Epochs(partial(two_streams, *places, r.seed, r.sampler, r.pk_frames), self.steps)
 
     def batches(self,
         epoch:int, # Which epoch
     )->list: # S lists of B numbers of frames, the labelled ones first
-        "Return the frames of each batch of an epoch"
-        d,r = self.dataset,self.dataset.recipe
-        phase = d.ids[:,0] if r.use_phase else None
-        groups = label_groups(d.presence, phase) if r.sampler == 'pk' else np.zeros(len(d))
-        order = two_streams(self.labelled, groups, self.n_labelled, self.bs, r.seed, r.sampler, r.pk_frames)
-        return list(islice(order, epoch*self.steps, (epoch+1)*self.steps))
+        "Return the frames of each whole batch of an epoch"
+        return self.epochs(epoch)
 
-    def get_idxs(self): return sum(self.batches(self.epoch), [])
+    def own(self, batch): return batch[self.part[0]::self.part[1]]
+    def get_idxs(self): return sum(map(self.own, self.batches(self.epoch)), [])
     def gather(self, idxs):
         d = self.dataset
-        image,mask = d.batch(idxs)
-        keep = self.n_labelled if d.recipe.presence_from == 'image' else len(idxs)
-        return image, mask[:keep], d.presence[idxs], d.ids[idxs]
+        keep = len(self.own(range(self.n_labelled))) if d.recipe.presence_from == 'image' else len(idxs)
+        return *d.batch(idxs, keep), d.presence[idxs], d.ids[idxs]
 
 # %% ../../nbs/15_data.streams.ipynb #65535ad9
 @patch
 def set_step(self:TwoStreamDL,
     step:int, # Of the epoch
 ):
-    "Tell the augmentation where training is"
+    "Tell the augmentation where training is, and which part of the batch this is"
     for f in self.after_batch.fs:
         if hasattr(f, 'at'): f.at = (self.epoch, step)
+        if hasattr(f, 'deal'): f.deal = (*self.part, self.whole) if self.part != (0, 1) else None
 
 @patch
 def before_iter(self:TwoStreamDL):
@@ -96,7 +104,8 @@ def new(self:TwoStreamDL, dataset=None, cls=None, **kwargs):
     if 'get_idxs' in kwargs:
         raise InputError('a training loader draws and crops its frames: predict on dls.train.new(shuffle=False), '
             'or with ds_idx=0')
-    return super(TwoStreamDL, self).new(dataset, cls, n_labelled=self.n_labelled, epoch=self.epoch, **kwargs)
+    kept = dict(n_labelled=self.n_labelled, epoch=self.epoch, part=self.part)
+    return super(TwoStreamDL, self).new(dataset, cls, **{**kept, **kwargs})
 
 # %% ../../nbs/15_data.streams.ipynb #9237ce81
 @patch
@@ -174,12 +183,14 @@ def cwcl_dls(
     in_pool,in_valid = (o[used].to_numpy() for o in (pool, valid))
     masks = _visible_masks(t, in_valid, r)
     classes = class_set(r.class_set, r.left_out)
-    store = FrameStore(t.image.tolist(), masks, classes, (r.height, r.width), cache_dir, progress=progress)
+    store = FrameStore(t.image.tolist(), masks, classes, (r.height, r.width), cache_dir, progress=progress,
+        shared=ranks()[1] > 1)
     check_masks(store, np.flatnonzero(t.labelled), 'to train on')
     check_masks(store, np.flatnonzero(in_valid), 'to validate on')
     stats = channel_stats(store, np.flatnonzero(t.part == 'train'))
     train_ds,valid_ds = [Frames(t[k], store, np.flatnonzero(k), r, stats, i) for i,k in enumerate((in_pool, in_valid))]
     device = torch.device(device) if device else default_device()
+    if not workers: store.to(device)
     if augment is None: augment = batch_views(r, _n_masks(r, int(t.labelled.sum())))
     def tfms(*own): return [IntToFloatTensor(), *own, Normalize.from_stats(*stats, cuda=False)]
     places = dict(num_workers=workers, device=device)

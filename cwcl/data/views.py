@@ -30,12 +30,16 @@ def strong_views(
     image:Tensor, # Frames, float `(B,3,H,W)` in 0..1
     size:int, # Side of a view, pixels
     seed:int, # Of all draws
+    deal:tuple|None=None, # If the frames are a part of a batch: (which part, of how many, frames of the whole batch)
 )->Tensor: # `(B,3,size,size)`
     "Make one strong view of each frame"
     f = strong_transform(size)
+    part,parts,whole = deal or (0, 1, len(image))
+    absent = torch.empty_like(image[0], device='meta') # Has a shape and no pixels: it is drawn for, and not computed
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return torch.stack([f(x) for x in image]).clamp(0, 1)
+        views = [f(image[i//parts] if i%parts == part else absent) for i in range(whole)]
+    return torch.stack(views[part::parts]).clamp(0, 1)
 
 # %% ../../nbs/14a_data.views.ipynb #1977ea85
 class StrongViews(ItemTransform):
@@ -47,6 +51,7 @@ class StrongViews(ItemTransform):
         super().__init__()
         self.mild = mild
         self.at = (0, 0)
+        self.deal = None
 
     def encodes(self, b):
         image,mask,*labels = b
@@ -55,9 +60,13 @@ class StrongViews(ItemTransform):
         x = image.as_subclass(Tensor)
         size = self.mild.size
         n = len(mask[:self.mild.n_labelled])
+        if self.deal:
+            part,parts,_ = self.deal
+            self.mild.deal = part, parts, self.mild.n_labelled
+            n = len(range(part, self.mild.n_labelled, parts))
         if n: crops,mask = self.mild.view((image[:n], mask[:n]), rng)
         else: crops,mask = x.new_empty(0, 3, size, size),mask.new_empty(0, size, size)
         seeds = torch.randint(2**62, (2,), generator=rng).tolist()
-        views = [strong_views(x, size, seed) for seed in seeds]
+        views = [strong_views(x, size, seed, self.deal) for seed in seeds]
         self.at = self.mild.at
         return TensorImage(torch.cat([crops.as_subclass(Tensor), *views])), mask, *labels

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 from ..core import InputError
 from ..cost import run_seconds, say_time, step_seconds
+from ..data.store import shared_frames
 from ..memory import batch_rows, step_bytes
 from ..methods import load_methods
 from .grid import fold_parts, run_all
@@ -112,7 +113,8 @@ class Worker:
     def checkpoint(self, *args): return submitit.helpers.DelayedSubmission(self, *args)
     def __call__(self, runs, folder, data, phases=None, device=None):
         for o in self.methods: load_methods(o)
-        return list(run_all(runs, folder, data, phases, device, tell=print, wait=False, check=False))
+        with shared_frames(Path(folder)/'frames'):
+            return list(run_all(runs, folder, data, phases, device, tell=print, wait=False, check=False))
 
 def visible_gpus()->list: # Numbers, as in CUDA_VISIBLE_DEVICES
     "List the GPUs that this process may use"
@@ -173,5 +175,7 @@ def run_jobs(
         ended = all(o.done() for o in started)
         for f in (folder/'locks').glob('*.json'):
             if seen: seen(json.loads(f.read_text()))
-        if ended: return [_said(o) for o in started if o.exception()]
+        if ended: break
         time.sleep(poll)
+    shutil.rmtree(folder/'frames', ignore_errors=True)
+    return [_said(o) for o in started if o.exception()]

@@ -206,7 +206,8 @@ def frame_terms(self:CWCLLoss,
     terms = {} if logits is None else self.segmentation(logits, mask)
     if not self.alpha: return terms
     weight = self.pos_weight if self.pos_weight is None else self.pos_weight.to(presence.device)
-    terms['presence'] = (self.alpha, presence_loss(presence_logits, presence, weight, self.recipe.reduction, look=False))
+    loss = presence_loss(presence_logits, presence, weight, self.recipe.reduction, look=False)
+    terms['presence'] = (self.alpha, loss)
     return terms
 
 @patch

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from tqdm import tqdm
 from ..core import InputError, atomic_path, rank0_first
+from .files import usable_cores
 from .folders import cache_folder
 from .images import read_image, read_mask, rgb, upright
 from .labels import IGNORE, ClassSet
@@ -99,7 +100,7 @@ class FrameStore:
     ):
         self.classes = classes
         self.size = size
-        self.threads = threads or min(os.cpu_count() or 1, 16)
+        self.threads = threads or min(usable_cores(), 16)
         self.progress = progress
         self.place = {p: i for i,p in enumerate(images) if isinstance(p, str)}
         self.has_mask = np.array([bool(m) for m in masks], dtype=bool)

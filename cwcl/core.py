@@ -9,7 +9,7 @@ __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'S
            'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe']
 
 # %% ../nbs/00_core.ipynb #af4f576d
-import functools, importlib, json, os, random, sys, time, torch, cwcl, numpy as np
+import functools, importlib, json, os, random, time, torch, cwcl, numpy as np
 import torch.distributed as dist
 from contextlib import contextmanager
 from dataclasses import dataclass, asdict, fields, replace

@@ -102,7 +102,8 @@ class FrameStore:
         progress:bool=False, # Show a bar with the time left?
         shared:bool=False, # Keep the frames in a file, which one process fills and the others read?
     ):
-        self.classes,self.size = classes,size
+        self.classes = classes
+        self.size = size
         self.threads = threads or min(usable_cores(), 16)
         self.progress = progress
         self.cache = Path(cache_dir or cache_folder())

@@ -228,8 +228,8 @@ def find_method(name:str): # `Method`
 def _check_chunks(r):
     "Raise `InputError` if a batch cannot be computed in as many chunks"
     if r.chunks > 1 and 'byol' in goals(r):
-        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; choose chunks=1, "
-            "and recompute=True or precision='bf16' where memory is short")
+        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; "
+            "choose chunks=1, and recompute=True or precision='bf16' where memory is short")
     most,what = (r.labelled, 'labelled') if 'seg' in goals(r) else (r.batch, 'batch')
     if r.chunks > most: raise InputError(f'chunks={r.chunks} with {what}={most}: choose chunks from 1 to {most}')
 
@@ -297,7 +297,8 @@ def method_recipe(
     return replace(r, **{'method': method, **find_method(method).fields, **changes})
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
-LATER = ('recompute', 'chunks') # Fields that came after the first published runs, which were computed as the defaults say
+# Fields that came after the first published runs, which were computed as the defaults say
+LATER = 'recompute', 'chunks'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -9,7 +9,7 @@ __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'S
            'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe']
 
 # %% ../nbs/00_core.ipynb #af4f576d
-import functools, importlib, json, os, random, time, torch, cwcl, numpy as np
+import functools, importlib, json, os, random, sys, time, torch, cwcl, numpy as np
 import torch.distributed as dist
 from contextlib import contextmanager
 from dataclasses import dataclass, asdict, fields, replace
@@ -254,8 +254,8 @@ def find_method(name:str): # `Method`
 def _check_chunks(r):
     "Raise `InputError` if a batch cannot be computed in as many chunks"
     if r.chunks > 1 and 'byol' in goals(r):
-        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; choose chunks=1, "
-            "and recompute=True or precision='bf16' where memory is short")
+        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; "
+            "choose chunks=1, and recompute=True or precision='bf16' where memory is short")
     most,what = (r.labelled, 'labelled') if 'seg' in goals(r) else (r.batch, 'batch')
     if r.chunks > most: raise InputError(f'chunks={r.chunks} with {what}={most}: choose chunks from 1 to {most}')
 

@@ -187,6 +187,7 @@ def advice(
     if last.get('chunks', r.chunks) > labelled: last['chunks'] = labelled
     return f'{_as_change(last)} would fit, but a smaller batch is another contrast: more of its frames find no positive'
 
+# %% ../nbs/31a_memory.ipynb #036d05ea
 def check_memory(
     r:Recipe,
     need:float, # Bytes of a step

@@ -182,9 +182,11 @@ class Recipe(NetRecipe):
     patience: Count = 10    # Epochs without progress before the learning rate falls
     factor: Share = 0.5     # ... to this share
     epochs: Count = 200     # 3.2.3
-    precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
+    precision: Literal['fp32', 'tf32', 'bf16', 'fp16'] = 'fp32' # Of convolutions; losses are always fp32
     channels_last: bool = False
     threads: Count = 2      # CPU threads; part of what makes a run repeatable
+    deterministic: bool = False # On a GPU too, the same bits again; somewhat slower
+    compile: bool = False   # Let PyTorch compile the network
     window: Count = 256     # 3.2.3: sliding window, pixels
     overlap: Fraction = 0.25 # 3.2.3
     blend: Literal['constant', 'gaussian'] = 'constant'
@@ -291,7 +293,7 @@ def method_recipe(
     return replace(r, **{'method': method, **find_method(method).fields, **changes})
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
-LATER = () # Fields that came after the first published runs, which were computed as the defaults say
+LATER = ('deterministic', 'compile') # Fields that came after the first published runs, which were computed as the defaults say
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -45,7 +45,7 @@ def random_batch(
 # %% ../nbs/31a_memory.ipynb #65c36425
 def _half(r, device): # -> context
     "Return the precision of a recipe; on a CPU both halves are bf16, which are as long"
-    if r.precision == 'fp32': return nullcontext()
+    if r.precision in ('fp32', 'tf32'): return nullcontext()
     kind = torch.device(device).type
     return torch.autocast(kind, torch.float16 if r.precision == 'fp16' and kind == 'cuda' else torch.bfloat16)
 
@@ -136,7 +136,7 @@ def advice(
     free:float, # Bytes, of each process
 )->str: # What would fit
     "Propose half precision before a smaller batch"
-    lighter = replace(r, precision='bf16') if r.precision == 'fp32' else r
+    lighter = replace(r, precision='bf16') if r.precision in ('fp32', 'tf32') else r
     need = step_bytes(lighter)
     if lighter != r and need <= free:
         return f'--change precision=bf16 needs {say_bytes(need)} and leaves the batch, and so the contrast, as it is'

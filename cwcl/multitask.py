@@ -19,6 +19,7 @@ from fastai.learner import Learner, Metric, ValueMetric
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
+from .arithmetic import arithmetic, check_compiler
 from .core import InputError, Recipe, find_method, goals
 from .learner import FrameLearner, Precision, bare, encoder_and_rest
 from .losses.segmentation import presence_weights
@@ -151,6 +152,12 @@ class NoValidation(Callback):
     def before_validate(self):
         if self.learn.dl is self.dls.valid: self.learn.dl = ()
 
+# %% ../nbs/30a_multitask.ipynb #d3308d79
+@patch
+def all_batches(self:FrameLearner):
+    r = getattr(self.model, 'module', self.model).recipe
+    with arithmetic(r, self.training): super(FrameLearner, self).all_batches()
+
 # %% ../nbs/30a_multitask.ipynb #6a85eb67
 @delegates(Learner.__init__, but=['model', 'loss_func', 'opt_func', 'lr', 'wd'])
 def wired_learner(
@@ -172,7 +179,10 @@ def wired_learner(
     if not score: ours.append(NoValidation())
     if score and r.select == 'best': ours.append(KeepBest())
     if r.channels_last: ours.append(ChannelsLast())
-    if r.precision != 'fp32': ours.append(Precision(r.precision))
+    if r.precision in ('bf16', 'fp16'): ours.append(Precision(r.precision))
+    if r.compile:
+        check_compiler(dls.device)
+        net.compile()
     adamw = partial(ForeachAdam, mom=0.9, sqr_mom=0.999, eps=1e-8)
     return FrameLearner(dls, net.to(dls.device), loss_func, opt_func=adamw, lr=r.lr, wd=r.wd, splitter=splitter,
         metrics=terms.columns(r) + score + L(metrics), cbs=ours + L(cbs), **kwargs)

@@ -1,17 +1,18 @@
 "The Learner of all tasks: what it computes, what it repeats, what it refuses"
-import traceback
-import numpy as np, pytest, torch
+import sys, traceback, numpy as np, pytest, torch
 from dataclasses import replace
 from pathlib import Path
 from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from cwcl.arithmetic import check_compiler
 from cwcl.core import InputError, loss_weights, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
 from cwcl.multitask import MeanIoU, cwcl_learner
+from cwcl.results import evaluate
 from cwcl.tasks import CWCLLoss, CWCLNet, gradient_norms
 from cwcl.pairs import label_set_ids, positive_mask
 
@@ -314,3 +315,42 @@ def test_a_step_waits_at_most_twice_and_is_at_most_600_kernels(table, smoke, mon
     assert 0 < len(step.reads) <= 2*2, step.reads
     assert all('to_detach' in o or 'torch_core' in o for o in step.reads), step.reads # fastai's smoothed loss alone
     assert 2*400 < step.kernels <= 2*600, step.kernels/2
+
+def test_the_arithmetic_of_a_recipe_holds_in_training_and_validation_and_ends(dls, smoke):
+    flags = lambda: [getattr(torch.backends.cudnn, k) for k in ('allow_tf32', 'benchmark')]
+    before,seen = flags(),set()
+    learn = cwcl_learner(dls, 'dcl+cls', replace(smoke, precision='fp32'))
+    learn.model.register_forward_hook(lambda m, *a: seen.add((m.training, *flags())))
+    quiet(learn, lambda o: o.fit(1, 1e-3))
+    assert seen == {(True, False, True), (False, False, False)} and flags() == before
+    seen.clear()
+    rows = learn.dls.valid_ds.table[:2]
+    evaluate(learn.model, learn.dls, rows, native=False)
+    assert seen == {(False, False, False)}
+    def stop(*args): raise KeyboardInterrupt
+    learn.model.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt): quiet(learn, lambda o: o.fit(1, 1e-3))
+    assert flags() == before
+
+def test_without_a_compiler_there_is_one_line(monkeypatch):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    monkeypatch.setattr('cwcl.arithmetic.find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r'on cpu: lacks a C\+\+ compiler \(g\+\+\); install'): check_compiler('cpu')
+    with pytest.raises(InputError, match='compiler .* and triton'): check_compiler('cuda')
+    monkeypatch.setenv('CXX', sys.executable)
+    check_compiler('cpu')
+
+def test_a_compiled_network_learns_the_same(dls, smoke, monkeypatch):
+    "With the backend that only traces, so that no compiler is needed"
+    monkeypatch.setattr('cwcl.multitask.check_compiler', lambda device: None)
+    compiled = nn.Module.compile
+    monkeypatch.setattr(nn.Module, 'compile', lambda self: compiled(self, backend='eager'))
+    found = []
+    for o in (False, True):
+        set_seed(0, 1)
+        learn = cwcl_learner(dls, 'dcl+cls', replace(smoke, compile=o))
+        dls.train.epoch = 0
+        quiet(learn, lambda o: o.fit(1, 1e-3))
+        found.append(learn.model.state_dict())
+    assert found[0].keys() == found[1].keys()
+    for k,v in found[0].items(): torch.testing.assert_close(v, found[1][k], rtol=1e-5, atol=1e-6)

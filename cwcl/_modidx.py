@@ -888,6 +888,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cwcl.study.jobs.executor': ('study.jobs.html#executor', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.kinds': ('study.jobs.html#kinds', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.largest_step': ('study.jobs.html#largest_step', 'cwcl/study/jobs.py'),
+                                 'cwcl.study.jobs.partition_gpus': ('study.jobs.html#partition_gpus', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.run_jobs': ('study.jobs.html#run_jobs', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.say_estimate': ('study.jobs.html#say_estimate', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.sharing': ('study.jobs.html#sharing', 'cwcl/study/jobs.py'),

@@ -39,15 +39,15 @@ def _confirm(
     here:bool=True, # Whether the work is done on this machine
 ):
     "Report what is going to run, and raise `InputError` unless the user wants it"
-    clock = '; timing one step of each kind of run' if here else ''
-    print(f'{len(todo)} of {n} runs are missing{clock}', flush=True)
+    timing = '; timing one step of each kind of run' if here else ''
+    print(f'{len(todo)} of {n} runs are missing{timing}', flush=True)
     need,r = largest_step(todo)
     if here:
         print(say_device(device, r.threads))
         check_memory(r, need, free_memory(device)[0], device, sharing(jobs, device))
     print(f'memory: at least {say_bytes(need)} for the largest step, of {r.method}', flush=True)
-    if here: print('time:', say_estimate(dict(estimate(todo, out, table, jobs, device), runs=n, done=n-len(todo)), out))
-    else: print('time: not measured, as this machine is not the one that will do the work')
+    cost = dict(estimate(todo, out, table, jobs, device, here), runs=n, done=n-len(todo))
+    print('time:', say_estimate(cost, out))
     if yes: return
     if not sys.stdin.isatty(): raise InputError('nobody is here to answer: say --yes to start')
     answer = input('Start? [y/N] ').strip().lower()
@@ -180,7 +180,7 @@ def cwcl_table(
     jobs:int=1, # Processes
     cluster:str='local', # local, or slurm
     partition:str=None, # Of the cluster
-    gpus:int=1, # Of each job on a cluster; 0 with --device cpu
+    gpus:int=None, # Of each job on a cluster; 1 where the partition has any if not given
     timeout:int=1440, # Minutes after which a job of a cluster is stopped
     resubmit:int=3, # How often such a job is submitted again
     device:str=None, # cpu, cuda or cuda:1; a GPU where there is one if not given

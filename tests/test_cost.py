@@ -66,10 +66,12 @@ def lines(monkeypatch, r, free, device='cpu'):
 
 @pytest.mark.parametrize('change,free,says', [(dict(), 80, ''), (dict(), 24, ''),
     (dict(), 16, r'--change precision=bf16 needs 11\.. GiB and leaves the batch'),
-    (dict(), 8, r'precision=bf16,batch=\d+,labelled=\d+ would fit, but a smaller batch is another contrast'),
+    (dict(), 8, r'precision=bf16,recompute=True needs 5\.. GiB and leaves the batch'),
+    (dict(), .5, r'chunks=8,batch=\d+,labelled=\d+ would fit, but a smaller batch is another contrast'),
     (dict(method='simclr'), 80, ''), (dict(method='simclr'), 24,
         r'simclr needs 39\.. GiB, 24\.0 GiB are free; --change prec'),
-    (dict(method='simclr'), 8, r'batch='), (dict(precision='bf16'), 8, 'precision=bf16,batch=')])
+    (dict(method='simclr'), 8, r'recompute=True,chunks=2 needs .* batch norm then sees a chunk'),
+    (dict(precision='bf16'), 8, '--change recompute=True needs')])
 def test_a_card_of_8_24_or_80_gib(monkeypatch, change, free, says):
     r = recipe('paper', **change)
     said = lines(monkeypatch, r, free)

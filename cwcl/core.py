@@ -202,12 +202,14 @@ class Recipe(NetRecipe):
     patience: Count = 10    # Epochs without progress before the learning rate falls
     factor: Share = 0.5     # ... to this share
     epochs: Count = 200     # 3.2.3
-    precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
+    precision: Literal['fp32', 'tf32', 'bf16', 'fp16'] = 'fp32' # Of convolutions; losses are always fp32
     channels_last: bool = False
     threads: Count = 2      # CPU threads; part of what makes a run repeatable
     sync_bn: bool = False   # On several GPUs: batch norm over the whole batch, not over each GPU's part
     recompute: bool = False # Less memory: the inside of a level is computed again in the backward pass
     chunks: Count = 1       # Less memory: so is each of these parts of a batch
+    deterministic: bool = False # On a GPU too, the same bits again; somewhat slower
+    compile: bool = False   # Let PyTorch compile the network
     window: Count = 256     # 3.2.3: sliding window, pixels
     overlap: Fraction = 0.25 # 3.2.3
     blend: Literal['constant', 'gaussian'] = 'constant'
@@ -254,8 +256,8 @@ def find_method(name:str): # `Method`
 def _check_chunks(r):
     "Raise `InputError` if a batch cannot be computed in as many chunks"
     if r.chunks > 1 and 'byol' in goals(r):
-        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; choose chunks=1, "
-            "and recompute=True or precision='bf16' where memory is short")
+        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; "
+            "choose chunks=1, and recompute=True or precision='bf16' where memory is short")
     most,what = (r.labelled, 'labelled') if 'seg' in goals(r) else (r.batch, 'batch')
     if r.chunks > most: raise InputError(f'chunks={r.chunks} with {what}={most}: choose chunks from 1 to {most}')
 
@@ -326,7 +328,7 @@ def method_recipe(
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
 # Fields that came after the first published runs, which were computed as the defaults say
-LATER = 'sync_bn', 'recompute', 'chunks'
+LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

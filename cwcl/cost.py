@@ -11,6 +11,7 @@ from dataclasses import replace
 from fastcore.script import call_parse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from .arithmetic import arithmetic
 from .core import InputError, Recipe, default_device, goals, one_line_errors, set_seed
 from .memory import advice, check_memory, free_memory, memory_table, one_step, same_random_state
 from .memory import say_bytes, step_bytes
@@ -65,7 +66,7 @@ def step_seconds(
     small = _sample(r, device)
     free = free_memory(device)[0]
     try:
-        with same_random_state(device): step,frame = _timed(small, device, repeat)
+        with same_random_state(device), arithmetic(r, training=True): step,frame = _timed(small, device, repeat)
     except torch.cuda.OutOfMemoryError:
         said = f'out of memory in a step of {r.method}, with {say_bytes(free)} free'
         raise InputError(f'{device}: {said}; {advice(r, free)}') from None

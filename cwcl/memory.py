@@ -47,7 +47,7 @@ def random_batch(
 # %% ../nbs/31a_memory.ipynb #65c36425
 def _half(r, device): # -> context
     "Return the precision of a recipe; on a CPU both halves are bf16, which are as long"
-    if r.precision == 'fp32': return nullcontext()
+    if r.precision in ('fp32', 'tf32'): return nullcontext()
     kind = torch.device(device).type
     return torch.autocast(kind, torch.float16 if r.precision == 'fp16' and kind == 'cuda' else torch.bfloat16)
 
@@ -161,7 +161,7 @@ def memory_table(
 # %% ../nbs/31a_memory.ipynb #c1a413e9
 def _lighter(r): # -> fields to change, the mildest first
     "List what needs less memory and leaves the batch as it is"
-    half = {} if r.precision != 'fp32' else dict(precision='bf16')
+    half = {} if r.precision in ('bf16', 'fp16') else dict(precision='bf16')
     again = {**half, **({} if r.recompute else dict(recompute=True))}
     most = r.labelled if 'seg' in goals(r) else r.batch
     chunks = [] if 'byol' in goals(r) else [{**again, 'chunks': k} for k in (2, 4, 8) if r.chunks < k <= most]
@@ -187,6 +187,7 @@ def advice(
     if last.get('chunks', r.chunks) > labelled: last['chunks'] = labelled
     return f'{_as_change(last)} would fit, but a smaller batch is another contrast: more of its frames find no positive'
 
+# %% ../nbs/31a_memory.ipynb #036d05ea
 def check_memory(
     r:Recipe,
     need:float, # Bytes of a step

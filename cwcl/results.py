@@ -9,6 +9,7 @@ __all__ = ['epoch_log', 'scores', 'evaluate', 'native_confusion', 'plot_curves',
 # %% ../nbs/31_results.ipynb #6d36b203
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt, torch.nn.functional as F
 from pathlib import Path
+from .arithmetic import arithmetic
 from .core import atomic_path
 from .data.images import read_mask
 from .data.labels import show_frame, show_mask
@@ -65,7 +66,7 @@ def evaluate(
     counts = []
     seen = big = 0
     for x,mask in dls.test_dl(rows):
-        logits = segment(x).float()
+        with arithmetic(net.recipe): logits = segment(x).float()
         counts.append(_frame_counts(logits.argmax(1), torch.as_tensor(mask), len(names)))
         paths = rows['mask'].iloc[seen:seen+len(x)]
         if native: big += sum(native_confusion(o, path, net.classes).cpu() for o,path in zip(logits, paths))

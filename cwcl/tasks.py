@@ -86,8 +86,8 @@ def outputs_in_chunks(self:CWCLNet,
 )->tuple: # As `outputs`, in the same order
     "Compute the outputs of a batch, of which only a k-th is remembered at any time"
     if goals(self.recipe) == {'seg'}: x = x[:n]
-    if k > (n or len(x)):
-        raise InputError(f'chunks={k}: a chunk needs a frame with a mask, and a batch has {n or len(x)}; lower chunks')
+    most = n or len(x)
+    if k > most: raise InputError(f'chunks={k}: a chunk needs a masked frame, and a batch has {most}; lower chunks')
     dealt = [range(i, len(x), k) for i in range(k)]
     def chunk(i): return self.outputs(x[i::k], len(range(i, n, k)))
     logits,presence,zs = zip(*in_chunks(chunk, k, self))

@@ -8,16 +8,24 @@ from types import SimpleNamespace
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
+from fastcore.script import CliError
 from cwcl.baselines.byol import byol_learner
 from cwcl.core import InputError, default_device, method_recipe, ranks, recipe, set_seed
+from cwcl.cost import step_seconds
 from cwcl.data.cholec import frame_table
+from cwcl.data.files import usable_cores
+from cwcl.data.labels import class_set
 from cwcl.data.splits import split_frames
+from cwcl.data.store import FrameStore
 from cwcl.data.streams import cwcl_dls, has_strong_views
 from cwcl.distrib import GatheredLoss, check_ranks, join_ranks, joined, synced
+from cwcl.memory import one_step
 from cwcl.methods import register_method
 from cwcl.multitask import cwcl_learner
 from cwcl.parts import part_of
 from cwcl.resume import ResumeCallback
+from cwcl.study.command import cwcl_table
+from cwcl.study.jobs import executor
 from cwcl.tasks import CWCLNet
 from cwcl.train import train_run
 from pages import root
@@ -392,3 +400,46 @@ def test_what_no_term_reaches_is_frozen_and_no_weight_changes_by_it(tiny, monkey
     for (k,a),b in zip(net.named_parameters(), free.parameters()):
         assert torch.equal(a, b)
         assert torch.equal(a, before[k]) == (k in frozen), k
+
+# The study
+
+def test_a_table_is_not_done_by_every_process(monkeypatch, tmp_path):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(CliError, match='cwcl_table under torchrun.*--jobs'): cwcl_table(out=str(tmp_path))
+
+@pytest.mark.parametrize('device, gpus', [(None, 1), ('cpu', 0)])
+def test_a_job_on_a_cluster_has_a_gpu_and_nothing_is_measured_here(tmp_path, scenes, monkeypatch, capsys, device, gpus):
+    "The head of a cluster is nobody's to train on"
+    asked = {}
+    class Scheduler:
+        def __init__(self, **kwargs): pass
+        def update_parameters(self, **kwargs): asked.update(kwargs)
+    def submitted(folder, **kwargs):
+        executor(folder, **{k: v for k,v in kwargs.items() if k not in ('seen', 'methods')})
+        raise InputError('submitted')
+    def measured(*args): raise AssertionError('a step was timed')
+    monkeypatch.setattr('cwcl.study.jobs.submitit', SimpleNamespace(AutoExecutor=Scheduler))
+    monkeypatch.setattr('cwcl.study.jobs.step_seconds', measured)
+    monkeypatch.setattr('cwcl.study.command.run_jobs', lambda *a, seen, **kwargs: submitted(tmp_path, **kwargs))
+    call = dict(data=str(scenes), preset='smoke', out=str(tmp_path), folds='0', seeds='0', methods='random')
+    with pytest.raises(CliError, match='submitted'): cwcl_table(**call, cluster='slurm', yes=True, device=device)
+    assert asked['gpus_per_node'] == gpus and asked['cpus_per_task'] > 1
+    assert 'not measured' in capsys.readouterr().out
+
+def test_a_step_is_timed_in_the_precision_of_the_recipe():
+    seen = set()
+    def timed(r, device, repeat):
+        net,forward,_ = one_step(r, device)
+        conv = next(o for o in net.modules() if isinstance(o, nn.Conv2d))
+        conv.register_forward_hook(lambda m, i, o: seen.add(o.dtype))
+        forward()
+        return 1., 1.
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('cwcl.cost._timed', timed)
+        step_seconds(replace(TINY, precision='bf16'), 'cpu')
+    assert seen == {torch.bfloat16}
+
+def test_no_more_threads_than_cores_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, 'cpu_count', lambda: 64)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {3}, raising=False)
+    assert usable_cores() == 1 and FrameStore([], [], class_set(8), (6, 8)).threads == 1

@@ -103,8 +103,8 @@ def test_an_epoch_is_a_piece_of_the_endless_order_whatever_was_asked_before(seed
     begin = partial(two_streams, range(7), GROUPS, 4, 12, seed, sampler, 3)
     endless = list(islice(begin(), 5*40))
     epochs = Epochs(begin, 5)
-    for e in [*range(12), *np.random.default_rng(seed).integers(0, 40, 30).tolist()]:
-        assert epochs(e) == endless[5*e:5*e+5]
+    asked = [*range(12), *np.random.default_rng(seed).integers(0, 40, 30).tolist()]
+    for e in asked: assert epochs(e) == endless[5*e:5*e+5]
     for late in (copy.deepcopy(epochs), pickle.loads(pickle.dumps(epochs))):
         assert late(31) == endless[155:160] and late(32) == endless[160:165]
     epochs(3)[0][:] = []
@@ -116,7 +116,8 @@ def test_the_last_epoch_draws_no_more_than_the_first():
         for b in two_streams(range(7), GROUPS, 4, 12):
             drawn.append(b)
             yield b
-    epochs,after = Epochs(begin, 5),[]
+    epochs = Epochs(begin, 5)
+    after = []
     for e in range(200):
         for _ in range(3): epochs(e) # Looking at a batch, twice
         after.append(len(drawn))

@@ -1,5 +1,5 @@
 "Every field of a recipe does what it says; `make mutants` takes each effect away and asks for a red row"
-import pytest, torch
+import os, pytest, torch
 from dataclasses import fields, replace
 from itertools import islice
 from tempfile import TemporaryDirectory
@@ -8,6 +8,7 @@ from unittest.mock import patch
 from torch import nn
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.tracker import ReduceLROnPlateau
+from cwcl.arithmetic import arithmetic, used_arithmetic
 from cwcl.baselines.byol import BYOLNet
 from cwcl.baselines.simclr import nt_xent_loss
 from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
@@ -424,6 +425,42 @@ def half_precision_is_asked_for(w):
 
 @row('channels_last')
 def a_memory_format_is_asked_for(w): assert any(isinstance(o, ChannelsLast) for o in w.learner(channels_last=True).cbs)
+
+def flags(): return [getattr(torch.backends.cudnn, k) for k in ('allow_tf32', 'deterministic', 'benchmark')]
+
+@row('precision', 'deterministic')
+def a_gpu_computes_as_it_is_told(w):
+    before = flags()
+    for tf32,changes in ((False, dict()), (True, dict(precision='tf32')), (True, dict(precision='bf16'))):
+        for det in (False, True):
+            r = changed(deterministic=det, **changes)
+            for training in (False, True):
+                with arithmetic(r, training): assert flags() == [tf32, det, training and not det]
+            half = r.precision == 'bf16'
+            for device,single in (('cuda', 'tf32' if tf32 else 'fp32'), ('cpu', 'fp32')):
+                used = dict(training='bf16' if half else single, evaluation=single, losses='fp32')
+                assert used_arithmetic(r, device) == used | dict(deterministic=det or device == 'cpu')
+    assert flags() == before
+    with patch.dict(os.environ):
+        os.environ.pop('CUBLAS_WORKSPACE_CONFIG', None)
+        with arithmetic(BASE): assert 'CUBLAS_WORKSPACE_CONFIG' not in os.environ
+        with arithmetic(changed(deterministic=True)): assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
+
+@row('precision')
+def tf32_needs_what_fp32_needs(w):
+    small = dict(widths=(4, 4), scales=1, crop=32)
+    need = {p: step_bytes(changed(precision=p, **small)) for p in ('fp32', 'tf32', 'bf16')}
+    assert need['fp32'] == need['tf32'] > need['bf16']
+    for p in ('fp32', 'tf32'): assert 'precision=bf16 needs' in advice(changed(precision=p, **small), need['bf16'])
+    assert not [o for o in w.learner(precision='tf32').cbs if isinstance(o, Precision)]
+
+@row('compile')
+def a_network_is_compiled(w):
+    with patch('torch.nn.Module.compile') as compiled, patch('cwcl.multitask.check_compiler') as checked:
+        w.learner()
+        assert not compiled.called and not checked.called
+        w.learner(compile=True)
+        assert compiled.call_count == 1 and checked.call_args.args[0].type == 'cpu'
 
 @row('threads')
 def threads_are_set(w):

@@ -140,7 +140,8 @@ def test_a_backward_pass_leaves_running_averages_alone():
         for k,v in net.named_buffers(): assert torch.equal(v, before[k]), k
 
 def test_contexts_give_batch_norm_back_as_it_was():
-    net = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, momentum=None), nn.BatchNorm2d(2, track_running_stats=False))
+    kinds = {}, dict(momentum=None), dict(track_running_stats=False)
+    net = nn.Sequential(*[nn.BatchNorm2d(2, **o) for o in kinds])
     x = torch.randn(3, 2, 4, 4)
     kept = {k: v.clone() for k,v in net.state_dict().items()}
     with pytest.raises(ZeroDivisionError), frozen_running_stats(net), shared_running_stats(net, 3):
@@ -291,4 +292,5 @@ def test_advice_for_byol_and_group_norm():
     assert 'chunk at a time' not in advice(recipe('paper', norm='group', precision='bf16', recompute=True), 3*GiB)
 
 def test_a_timed_sample_has_chunks_that_fit():
-    assert _sample(recipe('paper', chunks=8), 'cpu').chunks == 2 and _sample(recipe('paper', chunks=8), 'cuda').chunks == 8
+    r = recipe('paper', chunks=8)
+    assert _sample(r, 'cpu').chunks == 2 and _sample(r, 'cuda').chunks == 8

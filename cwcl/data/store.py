@@ -16,13 +16,15 @@ from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
 from tqdm import tqdm
-from ..core import InputError, atomic_path, need, usable_cores
+from ..core import InputError, atomic_path, usable_cores
 from .folders import cache_folder
 from .images import read_image, read_mask, rgb, upright
 from .labels import IGNORE, ClassSet
 
-# %% ../../nbs/13b_data.store.ipynb #6ba43dc0
-filelock = need('filelock') # PyTorch brings it
+# %% ../../nbs/13b_data.store.ipynb #9b9373bb
+from cwcl.core import need
+
+filelock = need('filelock')
 
 # %% ../../nbs/13b_data.store.ipynb #c3c427f1
 def load_image(
@@ -102,7 +104,8 @@ class FrameStore:
         progress:bool=False, # Show a bar with the time left?
         shared:bool=False, # Keep the frames in a file, which one process fills and the others read?
     ):
-        self.classes,self.size = classes,size
+        self.classes = classes
+        self.size = size
         self.threads = threads or min(usable_cores(), 16)
         self.progress = progress
         self.cache = Path(cache_dir or cache_folder())

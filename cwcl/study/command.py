@@ -6,7 +6,7 @@
 __all__ = ['cwcl_table']
 
 # %% ../../nbs/53a_study.command.ipynb #3086b3da
-import sys, pandas as pd
+import os, sys, pandas as pd
 from functools import cache
 from pathlib import Path
 from fastcore.script import call_parse, store_true
@@ -39,13 +39,15 @@ def _confirm(
     here:bool=True, # Whether the work is done on this machine
 ):
     "Report what is going to run, and raise `InputError` unless the user wants it"
-    print(f'{len(todo)} of {n} runs are missing; timing one step of each kind of run', flush=True)
+    clock = '; timing one step of each kind of run' if here else ''
+    print(f'{len(todo)} of {n} runs are missing{clock}', flush=True)
     need,r = largest_step(todo)
-    print(say_device(device, r.threads))
-    if here: check_memory(r, need, free_memory(device)[0], device, sharing(jobs, device))
+    if here:
+        print(say_device(device, r.threads))
+        check_memory(r, need, free_memory(device)[0], device, sharing(jobs, device))
     print(f'memory: at least {say_bytes(need)} for the largest step, of {r.method}', flush=True)
-    cost = dict(estimate(todo, out, table, jobs, device), runs=n, done=n-len(todo))
-    print('time:', say_estimate(cost, out))
+    if here: print('time:', say_estimate(dict(estimate(todo, out, table, jobs, device), runs=n, done=n-len(todo)), out))
+    else: print('time: not measured, as this machine is not the one that will do the work')
     if yes: return
     if not sys.stdin.isatty(): raise InputError('nobody is here to answer: say --yes to start')
     answer = input('Start? [y/N] ').strip().lower()
@@ -178,7 +180,7 @@ def cwcl_table(
     jobs:int=1, # Processes
     cluster:str='local', # local, or slurm
     partition:str=None, # Of the cluster
-    gpus:int=0, # Of each job on a cluster
+    gpus:int=1, # Of each job on a cluster; 0 with --device cpu
     timeout:int=1440, # Minutes after which a job of a cluster is stopped
     resubmit:int=3, # How often such a job is submitted again
     device:str=None, # cpu, cuda or cuda:1; a GPU where there is one if not given
@@ -187,6 +189,8 @@ def cwcl_table(
 ):
     "Do the missing runs of a table of the paper, print it, and judge the paper's claims"
     if table not in (1, 2): raise InputError(f'--table {table}: the paper has Tables 1 and 2')
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise InputError('cwcl_table under torchrun: every process would do '
+        'the same runs; start it alone, with --jobs')
     if jobs < 1: raise InputError(f'--jobs {jobs}: give at least 1')
     if data and not Path(data).exists(): raise InputError(f'--data {data}: no such folder or zip')
     if no_phases: phases,change = without_phases(phases, change)
@@ -205,7 +209,7 @@ def cwcl_table(
     todo = [o for o in runs if o.key not in results]
     if todo and not show:
         here = cluster == 'local'
-        options = dict(partition=partition, gpus=gpus, timeout=timeout, resubmit=resubmit)
+        options = dict(partition=partition, gpus=0 if device == 'cpu' else gpus, timeout=timeout, resubmit=resubmit)
         if With: options['methods'] = [With]
         on = str(check_device(device if here else None))
         check_runs(todo, get_frames(), on if here else 'cuda')

@@ -127,8 +127,8 @@ def executor(
     folder, # Of the study; logs go to `jobs/` within
     cluster:str='local', # `local`, or `slurm`
     timeout:int=24*60, # Minutes after which a job is stopped
-    gpus:int=0, # Of each job on a cluster
-    threads:int=1, # Cores of each job on a cluster
+    gpus:int=1, # Of each job on a cluster
+    threads:int=4, # Cores of each job on a cluster; frames are decoded by all of them
     partition:str|None=None, # Of the cluster
     resubmit:int=3, # How often a job that ran out of time is submitted again
 ): # `submitit.Executor`

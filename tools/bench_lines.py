@@ -245,7 +245,8 @@ def optimizer_case(r, widths):
 @line('order')
 def order():
     "Late epochs beside early ones, each looked at once, as training does"
-    late,early = (loaders(recipe('demo', sampler='pk'), 1).train for _ in range(2))
+    late = loaders(recipe('demo', sampler='pk')).train
+    early = late.new()
     late.epoch = 198
     late.get_idxs()
     def turn(dl):

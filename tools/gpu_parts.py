@@ -7,6 +7,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile as profiler
 from bench_clock import in_turns
 from bench_lines import step_call
+from cwcl.arithmetic import arithmetic
 from cwcl.core import Recipe, set_seed
 from cwcl.cost import step_flops
 from cwcl.data.augment import blur_frames, draw_factors, take_crops
@@ -139,7 +140,7 @@ def syncs(b, found):
     places = [f'{Path(o.filename).name}:{o.lineno}' for o in seen if 'synchroniz' in str(o.message)]
     found.update(syncs=len(places), places={k: places.count(k) for k in sorted(set(places))})
 
-def step_time(b, r, steps, compiled=False, wrap=None):
+def step_time(b, r, steps, compiled=False):
     "Milliseconds of a step, with its optimizer, and bytes at its peak"
     if b.device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
     set_seed(0)
@@ -151,8 +152,9 @@ def step_time(b, r, steps, compiled=False, wrap=None):
         forward().backward()
         opt.step()
         opt.zero_grad()
-    for _ in range(b.sizes(4, 0)): step()
-    times = in_turns([step], 0, steps, steps)[0]
+    with arithmetic(r, training=True):
+        for _ in range(b.sizes(4, 0)): step()
+        times = in_turns([step], 0, steps, steps)[0]
     seconds = float(np.median(times))*factor
     found = dict(ms=1000*seconds, tflops=step_flops(r)/seconds/1e12)
     if b.device.type != 'cuda': return found
@@ -173,8 +175,9 @@ def speed(b, found):
     layouts = {'NCHW': False, 'NHWC': True}
     for method,kind,layout in itertools.product(('dcl+cls', 'random', 'simclr'), ('bf16', 'tf32', 'ieee'), layouts):
         if b.smoke and (method, kind) not in (('dcl+cls', 'bf16'), ('simclr', 'ieee')): continue
-        r = b.recipe(method=method, precision='bf16' if kind == 'bf16' else 'fp32', channels_last=layouts[layout])
-        with precision(kind): measure(found, f'{method} {kind} {layout}', partial(step_time, b, r, steps))
+        name = dict(ieee='fp32').get(kind, kind)
+        r = b.recipe(method=method, precision=name, channels_last=layouts[layout])
+        measure(found, f'{method} {kind} {layout}', partial(step_time, b, r, steps))
     best = b.recipe(precision='bf16', channels_last=True)
     eighth = replace(best, batch=max(4, best.batch//8), labelled=max(2, best.labelled//8))
     measure(found, 'dcl+cls bf16 NHWC, an eighth of the batch', partial(step_time, b, eighth, steps))
@@ -212,16 +215,15 @@ def determinism(b, found):
     "The same training twice, and once with a stop and a resume: largest difference of a weight"
     r = b.recipe(budget=.5, epochs=2, precision='bf16', lr=.001, valid_step=8)
     t = table(b, r)
-    def train(name, **kwargs): return weights(train_learner(r, t, b.folder/name, b.device, **kwargs)[0])
     for mode in b.sizes((False, True), (True,)):
-        torch.backends.cudnn.deterministic = mode
+        own = replace(r, deterministic=mode)
+        def train(name, **kwargs): return weights(train_learner(own, t, b.folder/name, b.device, **kwargs)[0])
         name = f'deterministic={mode}'
         first,again = train(f'a{mode}'),train(f'b{mode}')
         try: train(f'c{mode}', cbs=[stop_after(1)])
         except Stop: pass
         resumed = train(f'c{mode}')
         found[name] = {k: (first - o).abs().max().item() for k,o in dict(again=again, resumed=resumed).items()}
-    torch.backends.cudnn.deterministic = False
 
 @part(40)
 def store(b, found):

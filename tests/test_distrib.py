@@ -264,10 +264,12 @@ def run_here(r, data, out):
     with joined('cpu') as device: return train_run(r, data, out=out, device=device)
 
 def writers(r, data, out):
-    "Who opened files for writing"
+    "What this process opened for writing, or moved into its place"
     seen = []
-    sys.addaudithook(lambda event, args: seen.append(str(args[0])) if event == 'open' and str(out) in str(args[0])
-        and args[1] and set(args[1]) & set('wax+') else None)
+    def hook(event, args):
+        if event == 'open' and str(out) in str(args[0]) and set(args[1] or '') & set('wax+'): seen.append(str(args[0]))
+        if event == 'os.rename' and str(out) in str(args[1]): seen.append(str(args[1]))
+    sys.addaudithook(hook)
     os.environ['XDG_CACHE_HOME'] = str(out.parent/'cache')
     found = train_run(r, data, out=out, device='cpu')
     return found['test']['confusion'], found['processes'], seen

@@ -7,7 +7,7 @@ __all__ = ['arithmetic', 'used_arithmetic', 'check_compiler']
 
 # %% ../nbs/29_arithmetic.ipynb #cf22f555
 import os, shutil, torch
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from .core import InputError, Recipe, default_device
 
@@ -17,12 +17,13 @@ def arithmetic(
     r:Recipe,
     training:bool=False, # Look for the fastest algorithm, unless the recipe wants the same bits again?
 ): # Context
-    "Let a GPU compute as a recipe says, and set it back"
+    "Let a GPU compute as a recipe says, and set it back; only a training calls the compiled network"
     if r.deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     cudnn = torch.backends.cudnn
     given = dict(enabled=cudnn.enabled, benchmark_limit=cudnn.benchmark_limit, allow_tf32=r.precision != 'fp32')
     search = training and not r.deterministic
-    with cudnn.flags(benchmark=search, deterministic=r.deterministic, **given): yield
+    plain = torch.compiler.set_stance('force_eager') if r.compile and not training else nullcontext()
+    with plain, cudnn.flags(benchmark=search, deterministic=r.deterministic, **given): yield
 
 # %% ../nbs/29_arithmetic.ipynb #72187e49
 def used_arithmetic(

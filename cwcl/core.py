@@ -29,7 +29,7 @@ def one_line_errors(f): # A console script, below `call_parse`
         except KeyboardInterrupt: raise SystemExit(130) from None
         except (InputError, OSError) as e:
             from fastcore.script import CliError
-            rank,_ = ranks()
+            rank = int(os.environ.get('RANK', 0))
             if rank: time.sleep(5) # The first process usually says the same, and torchrun then ends this one
             name = f'{f.__name__}, process {rank}' if rank else f.__name__
             raise CliError(f'{name}: {" ".join(str(e).split())}') from e

@@ -340,17 +340,23 @@ def test_without_a_compiler_there_is_one_line(monkeypatch):
     monkeypatch.setenv('CXX', sys.executable)
     check_compiler('cpu')
 
-def test_a_compiled_network_learns_the_same(dls, smoke, monkeypatch):
-    "With the backend that only traces, so that no compiler is needed"
-    monkeypatch.setattr('cwcl.multitask.check_compiler', lambda device: None)
+def test_a_compiled_network_learns_the_same_and_is_tested_as_it_is(dls, smoke, monkeypatch):
+    "With a compiler that only counts the graphs"
+    graphs = []
+    def backend(graph, inputs):
+        graphs.append(torch.is_grad_enabled())
+        return graph
     compiled = nn.Module.compile
-    monkeypatch.setattr(nn.Module, 'compile', lambda self: compiled(self, backend='eager'))
+    monkeypatch.setattr('cwcl.multitask.check_compiler', lambda device: None)
+    monkeypatch.setattr(nn.Module, 'compile', lambda self: compiled(self, backend=backend))
     found = []
     for o in (False, True):
         set_seed(0, 1)
-        learn = cwcl_learner(dls, 'dcl+cls', replace(smoke, compile=o))
         dls.train.epoch = 0
+        learn = cwcl_learner(dls, 'dcl+cls', replace(smoke, compile=o))
         quiet(learn, lambda o: o.fit(1, 1e-3))
+        evaluate(learn.model, learn.dls, learn.dls.valid_ds.table[:3], native=False)
         found.append(learn.model.state_dict())
+    assert graphs and all(graphs)
     assert found[0].keys() == found[1].keys()
     for k,v in found[0].items(): torch.testing.assert_close(v, found[1][k], rtol=1e-5, atol=1e-6)

@@ -47,8 +47,10 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n-workers 2 --flags slow
 
+# Each part beside its peer, with how much faster it should be: data/results/bench; ONLY=contrast measures one line
+ONLY ?=
 bench: setup
-	$(BIN)/python tools/bench.py
+	$(ONE) $(BIN)/python -W ignore tools/bench.py $(addprefix --only ,$(ONLY))
 
 # Writes the study's results and the lists of lessons into the index, and the index to README.md
 readme: setup

@@ -8,10 +8,11 @@ parser = ConfigParser(delimiters=['='])
 parser.read(root/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 
-# `video_requirements` is the extra `video`, and so on; `all` is every extra for users, and `dev` that and the tools
+# `video_requirements` is the extra `video`, and so on; `all` is every extra for users, and `dev` that, the peers that
+# `make bench` measures, and the tools
 extras = {k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')}
-extras['all'] = sorted({o for k,v in extras.items() if k != 'dev' for o in v})
-extras['dev'] += extras['all']
+extras['all'] = sorted({o for k,v in extras.items() if k not in ('dev', 'peers') for o in v})
+extras['dev'] += extras['peers'] + extras['all']
 
 classifiers = ['Development Status :: 4 - Beta', 'Intended Audience :: Education',
     'Intended Audience :: Science/Research', 'Operating System :: OS Independent', 'Typing :: Typed',
@@ -28,6 +29,6 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
     classifiers=classifiers, project_urls=pages, packages=find_packages(include=['cwcl', 'cwcl.*']) + ['cwcl._data'],
     package_dir={'cwcl._data': 'data'},
     package_data={'cwcl': ['py.typed'],
-        'cwcl._data': ['*.csv', '*.json', 'results/*.json', 'results/figure3/*', 'demo.*']},
+        'cwcl._data': ['*.csv', '*.json', 'results/*.json', 'results/figure3/*', 'results/bench/*', 'demo.*']},
     entry_points=dict(console_scripts=cfg['console_scripts'].split(),
         nbdev=[f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]))

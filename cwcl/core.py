@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
            'LATER', 'InputError', 'one_line_errors', 'MissingExtra', 'need', 'atomic_path', 'data_file', 'set_seed',
-           'default_device', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'Recipe', 'find_method', 'check_recipe',
-           'goals', 'loss_weights', 'recipe', 'method_recipe']
+           'default_device', 'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'Recipe', 'find_method',
+           'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe']
 
 # %% ../nbs/00_core.ipynb #af4f576d
-import functools, importlib, json, os, random, time, torch, cwcl, numpy as np
+import functools, importlib, json, os, random, sys, time, torch, cwcl, numpy as np
 import torch.distributed as dist
 from contextlib import contextmanager
 from dataclasses import dataclass, asdict, fields, replace
@@ -102,6 +102,11 @@ def default_device()->torch.device:
     own = os.environ.get('LOCAL_RANK')
     return torch.device('cuda', int(own)) if own and torch.cuda.device_count() > 1 else torch.device('cuda')
 
+# %% ../nbs/00_core.ipynb #e3624663
+def usable_cores()->int:
+    "Return how many cores this process may run on"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 # %% ../nbs/00_core.ipynb #fcebe848
 def ranks()->tuple: # (rank of this process, how many train together); (0, 1) if it is alone
     "Tell which of several processes this is"
@@ -117,8 +122,8 @@ def rank0_first(): # Yields whether this is the process with rank 0
     if world > 1 and not rank: dist.barrier()
 
 # %% ../nbs/00_core.ipynb #7d92f575
-_max,_min = 1e300,1e-300 # Any number but infinity, and any above 0; short, because `help` prints them
-_below_1 = 1 - 1e-9
+_max,_min = 10.**sys.float_info.max_10_exp,10.**sys.float_info.min_10_exp # Round, because `help` prints them
+_below_1 = 1 - 1e-9 # An open end of a range is a little less
 Count = Annotated[int, (1, _max, 'a number from 1')]
 Index = Annotated[int, (0, _max, 'a number from 0')]
 Weight = Annotated[float, (0, _max, 'a number from 0')]
@@ -197,10 +202,14 @@ class Recipe(NetRecipe):
     patience: Count = 10    # Epochs without progress before the learning rate falls
     factor: Share = 0.5     # ... to this share
     epochs: Count = 200     # 3.2.3
-    precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
+    precision: Literal['fp32', 'tf32', 'bf16', 'fp16'] = 'fp32' # Of convolutions; losses are always fp32
     channels_last: bool = False
     threads: Count = 2      # CPU threads; part of what makes a run repeatable
     sync_bn: bool = False   # On several GPUs: batch norm over the whole batch, not over each GPU's part
+    recompute: bool = False # Less memory: the inside of a level is computed again in the backward pass
+    chunks: Count = 1       # Less memory: so is each of these parts of a batch
+    deterministic: bool = False # On a GPU too, the same bits again; somewhat slower
+    compile: bool = False   # Let PyTorch compile the network
     window: Count = 256     # 3.2.3: sliding window, pixels
     overlap: Fraction = 0.25 # 3.2.3
     blend: Literal['constant', 'gaussian'] = 'constant'
@@ -244,6 +253,14 @@ def find_method(name:str): # `Method`
     return known[name]
 
 # %% ../nbs/00_core.ipynb #6bade13a
+def _check_chunks(r):
+    "Raise `InputError` if a batch cannot be computed in as many chunks"
+    if r.chunks > 1 and 'byol' in goals(r):
+        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; "
+            "choose chunks=1, and recompute=True or precision='bf16' where memory is short")
+    most,what = (r.labelled, 'labelled') if 'seg' in goals(r) else (r.batch, 'batch')
+    if r.chunks > most: raise InputError(f'chunks={r.chunks} with {what}={most}: choose chunks from 1 to {most}')
+
 def check_recipe(r): # `Recipe`
     "Raise `InputError` if a field is out of range or does not go with the others"
     for f in fields(r): _check_field(f.name, getattr(r, f.name), f.default)
@@ -255,6 +272,7 @@ def check_recipe(r): # `Recipe`
     if r.scales > top: raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {top}')
     if r.sync_bn and r.norm != 'batch': raise InputError(f'sync_bn=True with norm={r.norm!r}: which has no '
         'statistics of a batch; leave it out')
+    _check_chunks(r)
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')
@@ -309,7 +327,8 @@ def method_recipe(
     return replace(r, **{'method': method, **find_method(method).fields, **changes})
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
-LATER = ('sync_bn',) # Fields that came after the first published runs, which were computed as the defaults say
+# Fields that came after the first published runs, which were computed as the defaults say
+LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

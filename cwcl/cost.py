@@ -11,6 +11,7 @@ from dataclasses import replace
 from fastcore.script import call_parse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from .arithmetic import arithmetic
 from .core import InputError, Recipe, default_device, goals, one_line_errors, set_seed
 from .memory import advice, check_memory, free_memory, memory_table, one_step, same_random_state
 from .memory import say_bytes, step_bytes
@@ -27,7 +28,9 @@ def step_flops(r:Recipe)->int: # Floating-point operations of forward and backwa
 def _sample(r, device): # Recipe, where it is timed -> recipe
     "Return a recipe whose step a CPU does in about a second, with a smaller batch if need be"
     k = r.batch*r.crop**2*r.widths[0]//10**7 if torch.device(device).type == 'cpu' else 0
-    return replace(r, batch=max(4, r.batch//k), labelled=max(2, r.labelled//k)) if k > 1 else r
+    if k <= 1: return r
+    n = max(2, r.labelled//k)
+    return replace(r, batch=max(4, r.batch//k), labelled=n, chunks=min(r.chunks, n))
 
 # %% ../nbs/32_cost.ipynb #f14abdbf
 def _clock(f, device, repeat): # What is timed, where, how often after a first time -> seconds
@@ -63,7 +66,7 @@ def step_seconds(
     small = _sample(r, device)
     free = free_memory(device)[0]
     try:
-        with same_random_state(device): step,frame = _timed(small, device, repeat)
+        with same_random_state(device), arithmetic(r, training=True): step,frame = _timed(small, device, repeat)
     except torch.cuda.OutOfMemoryError:
         said = f'out of memory in a step of {r.method}, with {say_bytes(free)} free'
         raise InputError(f'{device}: {said}; {advice(r, free)}') from None

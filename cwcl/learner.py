@@ -30,7 +30,7 @@ from .data.streams import TwoStreamDL
 
 # %% ../nbs/30_learner.ipynb #96897713
 def check_precision(
-    precision:str, # `fp32`, `bf16` or `fp16`
+    precision:str, # `fp32`, `tf32`, `bf16` or `fp16`
     device=None, # The GPU where there is one, if `None`
 ):
     "Raise `InputError` for a precision that a device does not have"

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['GiB', 'batch_rows', 'random_batch', 'one_step', 'same_random_state', 'say_bytes', 'free_memory', 'saved_bytes',
-           'step_bytes', 'memory_table', 'advice', 'check_memory']
+           'PeakBytes', 'step_bytes', 'memory_table', 'advice', 'check_memory']
 
 # %% ../nbs/31a_memory.ipynb #ed162632
-import numpy as np, psutil, random, torch
+import numpy as np, psutil, random, torch, weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from .core import InputError, Recipe, default_device, goals, recipe
 from .data.labels import class_set
 from .data.streams import has_strong_views
@@ -45,7 +47,7 @@ def random_batch(
 # %% ../nbs/31a_memory.ipynb #65c36425
 def _half(r, device): # -> context
     "Return the precision of a recipe; on a CPU both halves are bf16, which are as long"
-    if r.precision == 'fp32': return nullcontext()
+    if r.precision in ('fp32', 'tf32'): return nullcontext()
     kind = torch.device(device).type
     return torch.autocast(kind, torch.float16 if r.precision == 'fp16' and kind == 'cuda' else torch.bfloat16)
 
@@ -111,14 +113,40 @@ def saved_bytes(
     with saved_tensors_hooks(keep, lambda t: t): forward()
     return sum(o.nbytes() for k,o in kept.items() if k not in own)
 
+# %% ../nbs/31a_memory.ipynb #771da853
+class PeakBytes(TorchDispatchMode):
+    "Count the bytes of all tensors that are made within the context and are alive, and the most at any time"
+    def __init__(self):
+        super().__init__()
+        self.pieces = set()
+        self.now = self.peak = 0
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        made = f(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self.add, made)
+        return made
+    def add(self, t):
+        piece = t.untyped_storage()
+        k,n = piece._cdata,piece.nbytes()
+        if k in self.pieces: return
+        self.pieces.add(k)
+        self.now += n
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(piece, self.drop, k, n)
+    def drop(self, k, n):
+        self.pieces.discard(k)
+        self.now -= n
+
 # %% ../nbs/31a_memory.ipynb #2f02f0c7
 @lru_cache
-def step_bytes(r:Recipe)->int: # Bytes: what is kept, weights, gradients, Adam's averages
+def step_bytes(r:Recipe)->int: # Bytes: what is kept, or the largest moment if parts are computed twice, and the weights
     "Count the memory that a training step needs at least, without doing it"
-    with same_random_state(), FakeTensorMode():
+    twice = r.recompute or r.chunks > 1
+    with same_random_state(), FakeTensorMode(), PeakBytes() as watch:
         net,forward,_ = one_step(r, 'cpu')
-        weights = sum(o.nbytes*(1 + 3*o.requires_grad) for o in net.parameters())
-        return weights + saved_bytes(forward, net)
+        trained = sum(o.nbytes for o in net.parameters() if o.requires_grad)
+        if not twice: return sum(o.nbytes for o in net.parameters()) + 3*trained + saved_bytes(forward, net)
+        forward().backward()
+    return watch.peak + 2*trained
 
 # %% ../nbs/31a_memory.ipynb #4fdb9ff3
 def memory_table(
@@ -131,19 +159,35 @@ def memory_table(
     return {m: [need(m, p) for p in precisions] for m in METHODS}
 
 # %% ../nbs/31a_memory.ipynb #c1a413e9
+def _lighter(r): # -> fields to change, the mildest first
+    "List what needs less memory and leaves the batch as it is"
+    half = {} if r.precision in ('bf16', 'fp16') else dict(precision='bf16')
+    again = {**half, **({} if r.recompute else dict(recompute=True))}
+    most = r.labelled if 'seg' in goals(r) else r.batch
+    chunks = [] if 'byol' in goals(r) else [{**again, 'chunks': k} for k in (2, 4, 8) if r.chunks < k <= most]
+    return [o for o in (half, again, *chunks) if o]
+
+def _as_change(changes): return '--change ' + ','.join(f'{k}={v}' for k,v in changes.items())
+
 def advice(
     r:Recipe, # That does not fit
     free:float, # Bytes, of each process
 )->str: # What would fit
-    "Propose half precision before a smaller batch"
-    lighter = replace(r, precision='bf16') if r.precision == 'fp32' else r
-    need = step_bytes(lighter)
-    if lighter != r and need <= free:
-        return f'--change precision=bf16 needs {say_bytes(need)} and leaves the batch, and so the contrast, as it is'
+    "Propose half precision, then parts that are computed twice, then a smaller batch"
+    choices = _lighter(r)
+    for o in choices:
+        need = step_bytes(replace(r, **o))
+        if need > free: continue
+        note = '; batch norm then sees a chunk at a time' if 'chunks' in o and r.norm == 'batch' else ''
+        return f'{_as_change(o)} needs {say_bytes(need)} and leaves the batch, and so the contrast, as it is{note}'
+    last = choices[-1] if choices else {}
+    need = step_bytes(replace(r, **last))
     batch,labelled = (max(2, int(n*.9*free/need)) for n in (r.batch, r.labelled))
-    return (f'--change precision={lighter.precision},batch={batch},labelled={labelled} would fit, but a smaller batch '
-        'is another contrast: more of its frames find no positive')
+    last = {**last, 'batch': batch, 'labelled': labelled}
+    if last.get('chunks', r.chunks) > labelled: last['chunks'] = labelled
+    return f'{_as_change(last)} would fit, but a smaller batch is another contrast: more of its frames find no positive'
 
+# %% ../nbs/31a_memory.ipynb #036d05ea
 def check_memory(
     r:Recipe,
     need:float, # Bytes of a step

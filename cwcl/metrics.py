@@ -12,24 +12,23 @@ from torch import Tensor
 # %% ../nbs/25_metrics.ipynb #4ceec069
 from cwcl.core import need
 
-ndimage = need('scipy.ndimage')
+ndimage,spatial = need('scipy.ndimage'),need('scipy.spatial')
 
 # %% ../nbs/25_metrics.ipynb #d9b84115
 def _pair_codes(
     pred:Tensor, # Class ids of the prediction, any shape
     target:Tensor, # Class ids of the truth, the same shape; 255 is ignored
     n_classes:int, # C
-)->Tensor: # int64, flat: `target*C + pred`; C² where ignored, C²+1 where an id is impossible
+)->Tensor: # int64, flat: `(target+1)*(C+2) + pred+1`, ids beyond the table moved to its frame
     "Return one integer for each pair of truth and prediction"
     p,t = (torch.as_tensor(o).as_subclass(Tensor) for o in (pred, target))
     if p.shape != t.shape: raise ValueError(f'prediction {tuple(p.shape)} and truth {tuple(t.shape)} differ in shape')
     if p.is_floating_point():
         kind = p.dtype
         raise ValueError(f'prediction holds {kind}, not class ids: take argmax over the classes first')
-    p,t = p.flatten().long(),t.flatten().long()
-    possible = (p >= 0) & (p < n_classes) & (t >= 0) & (t < n_classes)
-    codes = torch.where(possible, t*n_classes + p, n_classes**2 + 1)
-    return torch.where(t == 255, n_classes**2, codes)
+    column = (p.flatten().long() + 1).clamp_(0, n_classes+1)
+    row = (t.flatten().long() + 1).clamp_(0, 257)
+    return row.mul_(n_classes+2).add_(column)
 
 # %% ../nbs/25_metrics.ipynb #ac539d0b
 def confusion_matrix(
@@ -38,12 +37,15 @@ def confusion_matrix(
     n_classes:int, # C
 )->Tensor: # int64 `(C,C)`: rows truth, columns prediction, on the device of `pred`
     "Count how many pixels of each class were called what; sums over batches and processes"
-    counts = torch.bincount(_pair_codes(pred, target, n_classes), minlength=n_classes**2 + 2)
-    if counts[-1]:
+    n = n_classes
+    counts = torch.bincount(_pair_codes(pred, target, n), minlength=258*(n+2)).view(258, n+2)
+    table = counts[1:n+1,1:n+1].clone()
+    astray = counts.sum() - table.sum() - counts[256].sum()
+    if astray:
         p,t = (np.unique(torch.as_tensor(o).cpu()).tolist() for o in (pred, target))
-        outside = f'{counts[-1].item()} pixels hold ids outside 0 to {n_classes-1}'
+        outside = f'{astray.item()} pixels hold ids outside 0 to {n-1}'
         raise ValueError(f'{outside}: prediction has {p}, truth {t}')
-    return counts[:-2].view(n_classes, n_classes)
+    return table
 
 # %% ../nbs/25_metrics.ipynb #abdd5338
 def class_iou(
@@ -100,11 +102,13 @@ def class_edges(
 
 # %% ../nbs/25_metrics.ipynb #d575ba69
 def fill_ignored(
-    mask, # Class ids, array `(H,W)`
+    mask, # Class ids, array `(H,W)`, or several of them, `(N,H,W)`
     ignored, # bool array `(H,W)`
-): # Array `(H,W)`
+): # Array like `mask`
     "Give each ignored pixel the class of the nearest other one"
-    return mask[tuple(ndimage.distance_transform_edt(ignored, return_distances=False, return_indices=True))]
+    if not ignored.any(): return mask
+    nearest = ndimage.distance_transform_edt(ignored, return_distances=False, return_indices=True)
+    return mask[..., nearest[0], nearest[1]]
 
 # %% ../nbs/25_metrics.ipynb #34d42071
 def surface_dice(
@@ -119,17 +123,29 @@ def surface_dice(
     scores = torch.full((len(pred), n_classes), torch.nan, dtype=torch.float64)
     for i,(p,t) in enumerate(zip(pred, target)):
         cm = confusion_matrix(p, t, n_classes)
-        p,t = (np.asarray(torch.as_tensor(o).cpu()) for o in (p, t))
-        filled = [fill_ignored(o, t == 255) for o in (p, t)]
+        p,t = (torch.as_tensor(o).cpu().numpy().astype(np.uint8) for o in (p, t))
+        edges = [_edge_pixels(o) for o in fill_ignored(np.stack([p, t]), t == 255)]
+        scored = ndimage.binary_dilation(t != 255)
         for c in (cm.sum(0) + cm.sum(1)).nonzero().flatten().tolist():
-            scores[i,c] = _edge_agreement(*filled, ndimage.binary_dilation(t != 255), c, tolerance)
+            scores[i,c] = _edge_agreement([at[ids == c] for at,ids in edges], scored, tolerance)
     return scores.to(torch.as_tensor(pred).device)
 
+# %% ../nbs/25_metrics.ipynb #72e7c684
+def _edge_pixels(mask): # Class ids, `(H,W)` without ignored pixels -> (pixels `(n,2)`, their classes `(n,)`)
+    "Find the pixels beside a pixel of another class, as `class_edges` does for one class"
+    edge = np.zeros(mask.shape, bool)
+    for m,e in ((mask, edge), (mask.T, edge.T)):
+        differ = m[1:] != m[:-1]
+        e[1:] |= differ
+        e[:-1] |= differ
+    return np.argwhere(edge), mask[edge]
+
 # %% ../nbs/25_metrics.ipynb #a7b46a4d
-def _edge_agreement(p, t, scored, c, tolerance): # Two filled masks and a bool array, all `(H,W)` -> float
-    "Compute the share of the scored edge pixels of class `c` that lie near an edge of the other mask"
-    edges = [class_edges(o, c) for o in (p, t)]
-    far = [ndimage.distance_transform_edt(~e) if e.any() else np.full(e.shape, np.inf) for e in edges]
-    near = sum((d[e & scored] <= tolerance).sum() for d,e in zip(far[::-1], edges))
-    total = sum((e & scored).sum() for e in edges)
-    return near/total if total else np.nan
+def _edge_agreement(edges, scored, tolerance): # Two lists of pixels, `(n,2)`; bool `(H,W)` -> float
+    "Compute the share of the scored edge pixels of one class that lie near an edge of the other mask"
+    asked = [at[scored[at[:,0],at[:,1]]] for at in edges]
+    total = sum(map(len, asked))
+    if not all(map(len, edges)): return 0. if total else np.nan
+    trees = [spatial.cKDTree(at, balanced_tree=False) for at in edges[::-1]]
+    far = [tree.query(at, distance_upper_bound=tolerance+1)[0] for at,tree in zip(asked, trees)]
+    return sum((d <= tolerance).sum() for d in far)/total if total else np.nan

@@ -10,7 +10,7 @@ __all__ = ['LabelledPart', 'LossTerms', 'snapshot', 'LossGuard', 'KeepBest', 'Me
 import torch
 from dataclasses import replace
 from functools import partial
-from math import nan
+from math import inf, nan
 from torch import nn, Tensor
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
@@ -19,6 +19,7 @@ from fastai.learner import Learner, Metric, ValueMetric
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
+from .arithmetic import arithmetic, check_compiler
 from .core import InputError, Recipe, find_method, goals
 from .learner import FrameLearner, Precision, bare, encoder_and_rest
 from .losses.segmentation import presence_weights
@@ -61,26 +62,59 @@ def snapshot(
 
 # %% ../nbs/30a_multitask.ipynb #e9786244
 class LossGuard(Callback):
-    "Stop if a loss or gradient is not finite, name the term, and put back the weights from before the epoch"
+    "Stop if a loss or gradient is not finite, name the first term, and put back the weights from before the epoch"
     order = 45
-    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')
-    def before_train(self): self.state = snapshot(self.model)
-    def stop(self, what):
-        bare(self.model).load_state_dict(self.state)
-        self.opt.zero_grad()
-        self.opt.clear_state()
-        where = f'in epoch {self.epoch+1}, step {self.iter+1} of {self.n_iter}'
-        raise InputError(f'{what} {where}, at learning rate {self.opt.hypers[-1]["lr"]:.2g}; '
-            'the weights from before this epoch are back: lower the learning rate, or check the masks')
+    every = 20 # Steps from one look to the next
+    def before_fit(self):
+        self.run = not hasattr(self.learn, 'lr_finder')
+        self.first = {}
+    def before_train(self):
+        self.state = snapshot(self.model)
+        self.first,self.lrs = {},{}
+    def note(self, **values):
+        names = tuple(values)
+        finite = torch.stack([v.detach() for v in values.values()]).isfinite()
+        step = torch.where(finite, inf, float(self.iter))
+        self.first[names] = step.minimum(self.first.get(names, step))
     def after_loss(self):
-        if not self.training or self.loss.isfinite(): return
-        bad = [k for k,v in self.loss_func.terms.items() if not v.isfinite()]
-        self.stop(f'loss term {" and ".join(bad) or "sum"} became {float(self.loss.detach())}')
+        if not self.training: return
+        self.lrs[self.iter] = self.opt.hypers[-1]['lr']
+        self.note(loss=self.loss, **self.loss_func.terms)
     def before_step(self):
         scaler = getattr(self.learn, 'scaler', None)
         if scaler and scaler.is_enabled(): return
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if not torch.nn.utils.get_total_norm(grads).isfinite(): self.stop('gradient became infinite or NaN')
+        self.note(gradient=torch.nn.utils.get_total_norm(grads))
+    def after_batch(self):
+        if self.training and (self.iter+1) % self.every == 0: self.look()
+    def after_train(self): self.look()
+    def after_cancel_fit(self): self.look()
+
+# %% ../nbs/30a_multitask.ipynb #59859e9a
+@patch
+def look(self:LossGuard):
+    "Read the notes, and stop if there was a step that was not finite"
+    if not self.first: return
+    names = [k for o in self.first for k in o]
+    steps = dict(zip(names, torch.cat(list(self.first.values())).tolist()))
+    loss,gradient = steps.pop('loss'),steps.pop('gradient', inf)
+    at = min(loss, gradient)
+    if at == inf: return
+    bad = [k for k,v in steps.items() if v == at]
+    self.stop(f'loss term {" and ".join(bad) or "sum"}' if loss == at else 'gradient', int(at))
+
+@patch
+def stop(self:LossGuard,
+    what:str, # What was not finite
+    step:int, # In which step of the epoch, from 0
+):
+    "Put the weights back and raise `InputError`"
+    bare(self.model).load_state_dict(self.state)
+    self.opt.zero_grad()
+    self.opt.clear_state()
+    where = f'in epoch {self.epoch+1}, step {step+1} of {self.n_iter}'
+    raise InputError(f'{what} became infinite or NaN {where}, at learning rate {self.lrs[step]:.2g}; '
+        'the weights from before this epoch are back: lower the learning rate, or check the masks')
 
 # %% ../nbs/30a_multitask.ipynb #f6a6be8b
 class KeepBest(TrackerCallback):
@@ -118,6 +152,12 @@ class NoValidation(Callback):
     def before_validate(self):
         if self.learn.dl is self.dls.valid: self.learn.dl = ()
 
+# %% ../nbs/30a_multitask.ipynb #d3308d79
+@patch
+def all_batches(self:FrameLearner):
+    r = getattr(self.model, 'module', self.model).recipe
+    with arithmetic(r, self.training): super(FrameLearner, self).all_batches()
+
 # %% ../nbs/30a_multitask.ipynb #6a85eb67
 @delegates(Learner.__init__, but=['model', 'loss_func', 'opt_func', 'lr', 'wd'])
 def wired_learner(
@@ -131,13 +171,18 @@ def wired_learner(
 )->Learner:
     "Return a `Learner` with the callbacks, the optimizer and the columns that a recipe asks for"
     r = net.recipe
+    if r.chunks > 1 and not hasattr(net, 'outputs_in_chunks'):
+        raise InputError(f'chunks={r.chunks}: {type(net).__name__} takes a batch whole; choose chunks=1')
     terms = LossTerms()
     score = [MeanIoU(len(dls.classes))] if 'seg' in goals(r) else []
     ours = [LabelledPart(), terms, LossGuard()]
     if not score: ours.append(NoValidation())
     if score and r.select == 'best': ours.append(KeepBest())
     if r.channels_last: ours.append(ChannelsLast())
-    if r.precision != 'fp32': ours.append(Precision(r.precision))
+    if r.precision in ('bf16', 'fp16'): ours.append(Precision(r.precision))
+    if r.compile:
+        check_compiler(dls.device)
+        net.compile()
     adamw = partial(ForeachAdam, mom=0.9, sqr_mom=0.999, eps=1e-8)
     return FrameLearner(dls, net.to(dls.device), loss_func, opt_func=adamw, lr=r.lr, wd=r.wd, splitter=splitter,
         metrics=terms.columns(r) + score + L(metrics), cbs=ours + L(cbs), **kwargs)

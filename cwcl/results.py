@@ -9,11 +9,12 @@ __all__ = ['epoch_log', 'scores', 'evaluate', 'native_confusion', 'plot_curves',
 # %% ../nbs/31_results.ipynb #6d36b203
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt, torch.nn.functional as F
 from pathlib import Path
+from .arithmetic import arithmetic
 from .core import atomic_path
 from .data.images import read_mask
 from .data.labels import show_frame, show_mask
 from .infer import mirrored
-from .metrics import class_dice, class_iou, confusion_matrix, image_iou, mean_iou, surface_dice
+from .metrics import class_dice, class_iou, confusion_matrix, mean_iou, surface_dice
 
 # %% ../nbs/31_results.ipynb #278ce58b
 def epoch_log(
@@ -46,8 +47,8 @@ def scores(
 # %% ../nbs/31_results.ipynb #d6670a51
 def _frame_counts(pred, mask, n): # Two `(B,H,W)`, number of classes -> name to tensor with a row per frame
     "Count the pixels of each frame of a batch, and score each frame by itself"
-    found = dict(image_iou=image_iou(pred, mask, n), surface_dice=surface_dice(pred, mask, n))
-    found['confusion'] = torch.stack([confusion_matrix(p, m, n) for p,m in zip(pred, mask)])
+    confusion = torch.stack([confusion_matrix(p, m, n) for p,m in zip(pred, mask)])
+    found = dict(confusion=confusion, image_iou=class_iou(confusion), surface_dice=surface_dice(pred, mask, n))
     found['ignored'] = (mask == 255).double().mean((1, 2))
     return {k: v.cpu() for k,v in found.items()}
 
@@ -65,7 +66,7 @@ def evaluate(
     counts = []
     seen = big = 0
     for x,mask in dls.test_dl(rows):
-        logits = segment(x).float()
+        with arithmetic(net.recipe): logits = segment(x).float()
         counts.append(_frame_counts(logits.argmax(1), torch.as_tensor(mask), len(names)))
         paths = rows['mask'].iloc[seen:seen+len(x)]
         if native: big += sum(native_confusion(o, path, net.classes).cpu() for o,path in zip(logits, paths))
@@ -146,7 +147,7 @@ def plot_iou(
 def _sides(net, dls, rows): # Network, loaders, rows -> frames, uint8 `(n,H,W,3)`, and two lists of masks
     "Return frames, their truth and their prediction"
     x,mask = dls.test_dl(rows).one_batch()
-    pred = net.eval()(x).argmax(1)
+    with arithmetic(net.recipe): pred = net.eval()(x).argmax(1)
     mean,std = (getattr(net, k).view(3, 1, 1) for k in ('mean', 'std'))
     frames = ((x*std + mean).clamp(0, 1)*255).byte().permute(0, 2, 3, 1).cpu().numpy()
     masks = [o.cpu().numpy().astype(np.uint8) for o in (mask, pred)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import noop
 from fastcore.script import call_parse, store_true
+from .arithmetic import used_arithmetic
 from .checkpoint import check_device, load_encoder, save_model
 from .core import InputError, Recipe, atomic_path, default_device, one_line_errors, set_seed
 from .core import rank0_first, ranks
@@ -31,12 +32,15 @@ from .results import epoch_log, evaluate, plot_curves, plot_iou, plot_segmentati
 
 # %% ../nbs/34_train.ipynb #71abe259
 class StepTime(Callback):
-    "Measure the median time of a training step, in seconds"
-    order = -100
+    "Measure the median time from batch to batch of a training, in seconds"
+    order = 100
     def before_fit(self): self.times = []
-    def before_batch(self): self.start = time.perf_counter()
+    def before_train(self): self.last = time.perf_counter()
     def after_batch(self):
-        if self.training: self.times.append(time.perf_counter() - self.start)
+        if not self.training: return
+        now = time.perf_counter()
+        self.times.append(now - self.last)
+        self.last = now
     @property
     def median(self): return round(float(np.median(self.times)), 5) if self.times else None
 
@@ -84,6 +88,7 @@ def run_facts(
     frames = dict(frames=table.part.value_counts().to_dict(), labelled=int(table.labelled.sum()))
     frames['sources'] = dict(zip(table.video, table.source)) if 'source' in table else None
     machine = dict(device=str(learn.dls.device), threads=torch.get_num_threads(), processes=ranks()[1])
+    machine['arithmetic'] = used_arithmetic(r, learn.dls.device)
     machine['versions'] = {k.__name__: k.__version__ for k in (torch, torchvision, fastai, np)}
     return facts | training | frames | dict(log=json.loads(log.to_json(orient='records'))) | machine
 

@@ -23,7 +23,7 @@ from .data.folders import data_files
 from .data.images import ENDINGS, read_image
 from .data.labels import encode_mask, overlay, save_png
 from .film import probe_video, read_film, video_writer
-from .infer import predict_frames
+from .infer import folded, predict_frames
 
 # %% ../nbs/61_video.ipynb #263f197b
 def _has_glyphs(
@@ -198,7 +198,7 @@ def cwcl_predict(
     from cwcl.checkpoint import find_weights, load_model
     def tell(o): tqdm.write(f'note: {o}', file=sys.stderr)
     weights = find_weights(model)
-    net = load_model(weights, device=device)
+    net = folded(load_model(weights, device=device))
     if model == 'demo': tell(f'with the weights of {weights}, which know drawn scenes')
     if pictures: done = segment_images(net, input, out, every, alpha, flip=flip)
     else: done = segment_video(net, input, out, every, alpha, tell=tell, flip=flip)

@@ -11,7 +11,7 @@ from cwcl.data.synth import write_scenes
 matplotlib.use('agg')
 
 # Files that take longest: begun first, so that of two processes neither waits long for the other
-LONG = 'grid browser resume byol multitask simclr stages_net train command ground own docs streams'.split()
+LONG = 'grid bench browser resume byol multitask simclr stages_net train command ground own docs streams'.split()
 threads = torch.get_num_threads()
 
 def pretends():

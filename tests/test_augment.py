@@ -4,6 +4,7 @@ import numpy as np, pytest, torch
 import torchvision.transforms.v2.functional as tvf
 from fastai.torch_core import TensorImage, TensorMask
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from cwcl.core import recipe
 from cwcl.data.augment import SegAugment, TwoViews
 from cwcl.data.augment import blur_frames, crop_presence, draw_factors, gaussian_kernels, take_crops
@@ -207,3 +208,37 @@ def test_everything_stays_on_a_pretended_gpu():
         x,m = take_crops(image, mask, d, 32)
         assert {o.device.type for o in (blur_frames(x, d['blur']), m, crop_presence(m, presence))} == {'cuda'}
         assert d['factor'].device.type == 'cpu' and gaussian_kernels().device.type == 'cpu'
+
+class Transfers(TorchDispatchMode):
+    "Count what goes from the CPU to a pretended GPU"
+    n = 0
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **kwargs or {})
+        crosses = f.overloadpacket.__name__ == '_to_copy' and args[0].device != out.device
+        self.n += int(crosses)
+        return out
+
+def test_all_draws_of_a_batch_travel_together(monkeypatch):
+    "One transfer for a batch, and one more for the kernels of the blur, before the first"
+    class Same(torch.Tensor):
+        "A type of fastai's that leaves a pretended tensor as it is"
+        def __new__(cls, x): return x
+    for name in ('TensorImage', 'TensorMask'): monkeypatch.setattr(f'cwcl.data.augment.{name}', Same)
+    seen = []
+    with FakeTensorMode(), torch.device('cuda'):
+        b = torch.rand(4, 3, 40, 60), torch.zeros(2, 40, 60).long(), torch.ones(4, 8), torch.zeros(4, 3)
+        f = SegAugment(32)
+        for _ in range(3):
+            with Transfers() as t: x,m,*_ = f.view(b, torch.Generator('cpu').manual_seed(0))
+            seen.append(t.n)
+        assert {o.device.type for o in (x, m)} == {'cuda'}
+    assert seen == [2, 1, 1]
+
+@pytest.mark.parametrize('dtype', (torch.float32, torch.float16))
+def test_the_kernels_of_the_blur_keep_all_their_digits(dtype):
+    f,(image,mask) = SegAugment(16),(torch.rand(3, 3, 20, 30).to(dtype), torch.zeros(0, 20, 30).long())
+    for first in (torch.float16, torch.float32):
+        f.view((image.to(first), mask), generator(0))
+        x,_ = f.view((image, mask), generator(1))
+        d = draw_factors(3, (20,30), 16, rng=generator(1))
+        assert torch.equal(x, blur_frames(take_crops(image, mask, d, 16)[0], d['blur']))

@@ -307,7 +307,8 @@ def test_a_zip_is_as_good_as_the_folder(scenes, tmp_path, cache, prefix):
     for given in (path, path.parent): assert facts(frame_table(given)).equals(facts(want))
     assert len(list(cache.iterdir())) == 1 and licence_of(path, want) == 'embedded' and (want.phase >= 0).all()
     tables = [t[:9] for t in (want, frame_table(path))]
-    assert torch.equal(*[FrameStore(t.image.tolist(), t['mask'].tolist(), class_set(8), (30, 50)).data for t in tables])
+    stores = [FrameStore(t.image.tolist(), t['mask'].tolist(), class_set(8), (30, 50)) for t in tables]
+    for k in ('frames', 'masks'): assert torch.equal(*[getattr(o, k) for o in stores])
     assert not [o for o in cache.rglob('*color_mask.png')] and audit(path).attrs['stops'] == 0
 
 def test_a_broken_member_is_for_the_audit_to_find(clips, tmp_path, cache):

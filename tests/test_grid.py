@@ -1,6 +1,9 @@
 "A grid that is killed, shared and looked at"
 import json, os, re, subprocess, sys, pytest
+import cwcl.data.store as store
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
 from cwcl.memory import batch_rows, random_batch, step_bytes
@@ -8,7 +11,7 @@ from cwcl.study.grid import TABLE_METHODS, Run, check_runs, do_run, fold_parts, 
 from cwcl.study.grid import run_all
 from cwcl.study.records import read_result, read_results
 from cwcl.study.jobs import EpochBar, Worker, estimate, executor, kinds, largest_step, say_estimate, sharing
-from cwcl.study.jobs import visible_gpus
+from cwcl.study.jobs import partition_gpus, visible_gpus
 from cwcl.study.ablation import READINGS, ablation, same_steps
 from cwcl.train import steps_per_epoch
 
@@ -225,6 +228,31 @@ def test_the_estimate_counts_what_is_missing(smoke, scenes, undisturbed, tmp_pat
     assert one == pytest.approx(3*three) and one > 2.*steps
     assert '3 runs, 0 of them done' in say_estimate(none, tmp_path/'not'/'there')
 
+def test_what_runs_elsewhere_is_not_timed_here(smoke, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr('cwcl.study.jobs.step_seconds', lambda *a: pytest.fail('a step was timed'))
+    found = estimate(small_runs(smoke), tmp_path, frame_table(scenes), here=False)
+    assert found['seconds'] != found['seconds'] and found['bytes'] > 0
+    assert 'timed where they run' in say_estimate(found, tmp_path)
+
+def test_a_job_asks_for_a_gpu_where_its_partition_has_one(tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert partition_gpus() == partition_gpus('fast') == 0, 'no Slurm here'
+    sinfo = tmp_path/'sinfo'
+    sinfo.write_text('#!/bin/sh\necho "cpu* (null)"\necho "fast gpu:a100:8(S:0-1)"\necho "slow (null)"\n')
+    sinfo.chmod(0o755)
+    assert [partition_gpus(o) for o in (None, 'cpu', 'fast', 'slow', 'slow,fast', 'fas')] == [0, 0, 1, 0, 1, 0]
+    sinfo.write_text('#!/bin/sh\necho "fast* gpu:8"\n')
+    assert partition_gpus() == 1
+
+@pytest.mark.parametrize('given,want', [(None, 1), (0, 0), (2, 2)])
+def test_gpus_of_a_job(tmp_path, monkeypatch, given, want):
+    asked = {}
+    fake = SimpleNamespace(update_parameters=lambda **kw: asked.update(kw))
+    monkeypatch.setattr('cwcl.study.jobs.submitit', SimpleNamespace(AutoExecutor=lambda **kw: fake))
+    monkeypatch.setattr('cwcl.study.jobs.partition_gpus', lambda partition: 1)
+    executor(tmp_path, cluster='slurm', gpus=given, partition='fast')
+    assert asked['gpus_per_node'] == want and asked['slurm_partition'] == 'fast'
+
 @pytest.mark.parametrize('method', ['random', 'simclr', 'byol', 'dcl', 'dcl+cls'])
 def test_random_batches_have_the_rows_of_real_ones(smoke, table, method):
     from cwcl.data.streams import cwcl_dls
@@ -246,7 +274,22 @@ def test_the_bar_counts_epochs_of_both_stages(smoke):
     assert bar.bar.n == 3
 
 def test_a_worker_does_what_is_free(smoke, scenes, undisturbed):
-    assert Worker()(small_runs(smoke), undisturbed, scenes, device='cpu') == [o.key for o in small_runs(smoke)]
+    runs = small_runs(smoke)
+    assert Worker()(runs, undisturbed, scenes, device='cpu') == [o.key for o in runs]
+
+def test_workers_of_a_study_decode_each_frame_once(smoke, scenes, tmp_path, monkeypatch):
+    loaded = Counter()
+    load = store.load_image
+    def counted(path, size):
+        loaded[path] += 1
+        return load(path, size)
+    monkeypatch.setattr(store, 'load_image', counted)
+    first,second = small_runs(smoke)[:2]
+    Worker()([first], tmp_path, scenes, device='cpu')
+    assert len(loaded) > 50 and first.result(tmp_path)
+    before = dict(loaded)
+    Worker()([second], tmp_path, scenes, device='cpu')
+    assert loaded == before and second.result(tmp_path) and list((tmp_path/'frames').glob('frames-*.npy'))
 
 def test_readings_keep_the_steps(smoke, scenes):
     parts = fold_parts(frame_table(scenes), smoke)

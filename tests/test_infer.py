@@ -8,8 +8,9 @@ from monai.inferers import SlidingWindowInferer
 from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.infer import mirrored, pad_to_window, predict_batch, predict_frames, sliding_window
-from cwcl.infer import window_hits, window_starts, window_weights
+from cwcl.infer import folded, mirrored, pad_to_window, predict_batch, predict_frames, sliding_window
+from cwcl.infer import window_hits, window_shares, window_starts, window_weights
+from cwcl.models.unet import UNet
 
 def conv(seed=0, n=4, dtype=torch.float64):
     "A network whose output depends on where in the window a pixel lies"
@@ -103,7 +104,46 @@ def test_pixelwise_network_notices_no_window(h, w, window, overlap, batch):
     def model(o): return torch.stack([o.sum(1), o[:,0]**2], 1)
     torch.testing.assert_close(sliding_window(model, x, window, overlap, 'gaussian', batch), model(x))
 
-def test_batch_bounds_the_forward_pass_and_changes_nothing():
+def plain_window(model, x, window, overlap, mode):
+    "Window by window and frame by frame; divided by the sum of the weights at the end"
+    h,w = x.shape[2:]
+    x = pad_to_window(x, window)
+    weights = window_weights(window, mode, dtype=x.dtype)
+    total,hits = 0,x.new_zeros(x.shape[2:])
+    for a,b in itertools.product(*(window_starts(o, window, overlap) for o in x.shape[2:])):
+        sides = b, x.shape[3]-window-b, a, x.shape[2]-window-a
+        cut = x[..., a:a+window, b:b+window]
+        total += F.pad(torch.cat([model(o[None]) for o in cut])*weights, sides)
+        hits += F.pad(weights, sides)
+    top,left = (max(window-o, 0)//2 for o in (h, w))
+    return (total/hits)[..., top:top+h, left:left+w]
+
+@pytest.mark.parametrize('h,w,window,overlap', GEOMETRIES)
+@pytest.mark.parametrize('mode', ['constant', 'gaussian'])
+def test_equals_the_plain_form_however_windows_are_grouped(h, w, window, overlap, mode):
+    x = torch.randn(5, 3, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(h+w))
+    want = plain_window(conv(), x, window, overlap, mode)
+    for batch in (1, 2, 8, 1000, None):
+        got = sliding_window(conv(), x, window, overlap, mode, batch)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+@pytest.mark.parametrize('h,w,window,overlap', [(240,427,256,.25), (96,171,96,.2), (60,107,64,.2)])
+def test_halves_are_exact(h, w, window, overlap):
+    "Where at most two windows meet, as in the presets, shares are 1 and 1/2, and not one bit differs"
+    def model(o): return torch.stack([o[:,0] + o[:,1].square(), o.mean(1)], 1)
+    x = torch.randn(3, 3, h, w)
+    assert torch.equal(sliding_window(model, x, window, overlap), plain_window(model, x, window, overlap, 'constant'))
+
+@pytest.mark.parametrize('mode', ['constant', 'gaussian'])
+def test_shares_sum_to_one(mode):
+    for h,w,window,overlap in GEOMETRIES:
+        shares = window_shares(h, w, window, overlap, mode, dtype=torch.float64)
+        total = torch.zeros(max(h, window), max(w, window), dtype=torch.float64)
+        places = itertools.product(*(window_starts(o, window, overlap) for o in total.shape))
+        for (a,b),s in zip(places, shares, strict=True): total[a:a+window,b:b+window] += s
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=1e-12, atol=1e-12)
+
+def test_windows_of_several_frames_share_a_pass_that_is_bounded():
     x = torch.randn(3, 3, 40, 50, dtype=torch.float64)
     seen = []
     def model(o):
@@ -112,10 +152,11 @@ def test_batch_bounds_the_forward_pass_and_changes_nothing():
     want = sliding_window(model, x, 16, .25, batch=1000)
     n = len(window_starts(40, 16, .25))*len(window_starts(50, 16, .25))*3
     assert seen == [(n,3,16,16)]
-    for batch in (1, 4, 7):
+    k = n//3
+    for batch,sizes in ((1, [1]*n), (7, [7, k-7]*3), (k, [k]*3), (2*k+3, [2*k, k])):
         seen.clear()
         torch.testing.assert_close(sliding_window(model, x, 16, .25, batch=batch), want)
-        assert max(s[0] for s in seen) == batch and sum(s[0] for s in seen) == n
+        assert [s[0] for s in seen] == sizes
 
 def test_frames_do_not_mix():
     x = torch.randn(4, 3, 20, 45, dtype=torch.float64)
@@ -167,8 +208,38 @@ def test_on_a_pretended_gpu():
         with x.fake_mode: # no default device here: every new tensor must ask for x's
             got = sliding_window(model, x, mode=mode)
             assert got.device.type == 'cuda' and got.shape == (2, 8, 240, 427)
+            assert {o.device.type for o in window_shares(240, 427, mode=mode, device=x.device)} == {'cuda'}
             assert window_hits(240, 427, mode=mode, device=x.device).device.type == 'cuda'
             assert pad_to_window(x, 256).shape[2:] == (256, 427)
+
+@pytest.mark.parametrize('device,most', [('cpu', 2), ('cuda', 64)])
+def test_a_gpu_takes_more_windows_at_once(device, most):
+    seen = []
+    def model(x):
+        seen.append(len(x))
+        return x
+    with FakeTensorMode(): sliding_window(model, torch.empty(33, 3, 240, 427, device=device))
+    assert seen == [most]*(66//most) + [66%most]*(66%most > 0)
+
+@pytest.mark.parametrize('norm,up,norms', [('batch','transpose',18), ('batch','bilinear',18), ('group','transpose',0)])
+@torch.no_grad()
+def test_folded_batch_norm_gives_the_same_logits(norm, up, norms):
+    torch.manual_seed(0)
+    net = UNet(5, (4, 8, 8, 16, 16), norm, up)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            for o in (m.weight, m.running_var): nn.init.uniform_(o, .5, 2)
+            for o in (m.bias, m.running_mean): nn.init.normal_(o)
+    net.eval()
+    before = {k: v.clone() for k,v in net.state_dict().items()}
+    fast = folded(net)
+    x = torch.randn(2, 3, 30, 50)
+    torch.testing.assert_close(fast(x), net(x), rtol=1e-5, atol=1e-5)
+    assert sum(isinstance(o, nn.BatchNorm2d) for o in net.modules()) == norms
+    assert not any(isinstance(o, nn.BatchNorm2d) for o in fast.modules())
+    assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items()) and next(net.parameters()).requires_grad
+    wide = [o.weight for o in fast.modules() if isinstance(o, nn.Conv2d) and o.kernel_size[0] > 1]
+    assert all(o.is_contiguous(memory_format=torch.channels_last) and not o.requires_grad for o in wide)
 
 STATS = dict(mean=(.4,.3,.2), std=(.2,.25,.3))
 

@@ -3,6 +3,7 @@ import math
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from monai.metrics import compute_surface_dice
+from scipy import ndimage
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
 from torchmetrics.functional.classification import multiclass_jaccard_index
@@ -111,6 +112,12 @@ def test_types():
     got = confusion_matrix(TensorImage(p), TensorMask(t), 5)
     assert type(got) is torch.Tensor and torch.equal(got, want)
 
+def test_any_id_below_an_ignored_pixel_and_none_elsewhere():
+    t = torch.tensor([255, 255, 255, 255, 0])
+    assert confusion_matrix(torch.tensor([-7, 3, 256, 10**9, 0]), t, 2).tolist() == [[1, 0], [0, 0]]
+    for p,t in ((-1, 0), (2, 0), (256, 0), (0, -1), (0, 2), (0, 254), (0, 256), (0, 10**9), (-1, 254), (2, 256)):
+        with pytest.raises(ValueError, match='1 pixels hold ids'): confusion_matrix(*torch.tensor([[p, 0], [t, 0]]), 2)
+
 def test_counts_beyond_float32():
     cm = torch.tensor([[2**40+1, 1], [0, 2**40]])
     assert class_iou(cm)[0].item() == (2**40+1)/(2**40+2)
@@ -150,6 +157,31 @@ def test_surface_dice_agrees_with_monai_inside_the_frame(seed, tolerance):
     p,t = blobs(seed)
     want = compute_surface_dice(onehot(p, 4), onehot(t, 4), [tolerance]*3, include_background=False)
     torch.testing.assert_close(surface_dice(p, t, 4, tolerance)[:,1:].float(), want, equal_nan=True)
+
+def plain_surface(p, t, n, tolerance):
+    "Class by class, with a distance for every pixel of the frame"
+    scores = torch.full((len(p), n), torch.nan, dtype=torch.float64)
+    for i,(a,b) in enumerate(zip(p.numpy(), t.numpy())):
+        scored,filled = ndimage.binary_dilation(b != 255),[fill_ignored(o, b == 255) for o in (a, b)]
+        for c in range(n):
+            edges = [class_edges(o, c) for o in filled]
+            far = [ndimage.distance_transform_edt(~e) if e.any() else np.full(e.shape, np.inf) for e in edges]
+            total = sum((e & scored).sum() for e in edges)
+            near = sum((d[e & scored] <= tolerance).sum() for d,e in zip(far[::-1], edges))
+            if total: scores[i,c] = near/total
+    return scores
+
+@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('tolerance', [0., 1., 2**.5, 2., 3.5, 9., 1e9])
+def test_surface_dice_equals_the_plain_form(seed, tolerance):
+    p,t = masks(seed, shape=(2,6,8), ignored=.2, absent=seed % 5)
+    grow = torch.ones(6, 6, dtype=torch.long)
+    p,t = (torch.stack([torch.kron(o, grow) for o in m]) for m in (p, t))
+    p[1] = p[1].roll((2, 3), (0, 1))
+    p[0,3] = 4
+    got = surface_dice(p, t, 6, tolerance)
+    assert got[:,5].isnan().all() and not got[:,:4].isnan().all()
+    torch.testing.assert_close(got, plain_surface(p, t, 6, tolerance), rtol=0, atol=0, equal_nan=True)
 
 def loop_surface(p, t, c, tol):
     "Literal surface Dice of one class: every scored edge pixel against every edge pixel of the other mask"

@@ -1,13 +1,18 @@
 "The Learner of all tasks: what it computes, what it repeats, what it refuses"
-import numpy as np, pytest, torch
+import sys, traceback, numpy as np, pytest, torch
 from dataclasses import replace
+from pathlib import Path
+from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from cwcl.arithmetic import check_compiler
 from cwcl.core import InputError, loss_weights, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
 from cwcl.multitask import MeanIoU, cwcl_learner
+from cwcl.results import evaluate
 from cwcl.tasks import CWCLLoss, CWCLNet, gradient_norms
 from cwcl.pairs import label_set_ids, positive_mask
 
@@ -134,18 +139,52 @@ def test_plateau_lowers_the_learning_rate(dls, smoke):
     lrs = sorted(set(learn.recorder.lrs), reverse=True)
     assert lrs[1] == lrs[0]*smoke.factor
 
-def test_nan_stops_before_the_step_and_names_the_term(dls, smoke):
-    learn = cwcl_learner(dls, recipe=smoke)
-    learn.loss_func.dcl = lambda zs, *a: (zs[0].sum()*torch.nan, torch.tensor(0.))
-    before = {k: v.clone() for k,v in learn.model.named_parameters()}
-    with pytest.raises(InputError, match='loss term dcl became nan'): quiet(learn, lambda o: o.fit(1, 1e-2))
-    assert same(before, dict(learn.model.named_parameters()))
+class Spoil(Callback):
+    "Spoil a term or a gradient in one step, or in no step"
+    order = -10
+    def __init__(self, what, at, value=torch.nan):
+        self.what,self.at,self.value = what,at,value
+        self.dcl = self.hook = None
+    def before_batch(self):
+        now = self.training and (self.epoch,self.iter) == self.at
+        if self.dcl is None: self.dcl = self.loss_func.dcl
+        def spoilt(zs, *a): return zs[0].sum()*self.value, torch.tensor(0.)
+        self.loss_func.dcl = spoilt if now and self.what == 'dcl' else self.dcl
+        weight = next(self.model.parameters())
+        if now and self.what == 'gradient': self.hook = weight.register_hook(lambda g: g*self.value)
+    def after_batch(self):
+        if self.hook: self.hook.remove()
 
-def test_infinite_gradient_stops_before_the_step(dls, smoke):
+@pytest.mark.parametrize('what, said', [('dcl', 'loss term dcl became infinite or NaN'),
+    ('gradient', '\tgradient became infinite or NaN')])
+@pytest.mark.parametrize('value', (torch.nan, torch.inf))
+@pytest.mark.parametrize('step', (0, 7))
+def test_what_is_not_finite_is_named_with_its_step(dls, smoke, what, said, value, step):
+    "Also if it spreads to all terms before anybody looks; the weights are those from before the epoch"
+    set_seed(0, 1)
     learn = cwcl_learner(dls, recipe=smoke)
-    next(learn.model.parameters()).register_hook(lambda g: g*torch.inf)
-    with pytest.raises(InputError, match='gradient became infinite'): quiet(learn, lambda o: o.fit(1, 1e-2))
-    assert all(p.isfinite().all() for p in learn.model.parameters())
+    before = {}
+    class Keep(Callback):
+        def before_train(self): before.update({k: v.clone() for k,v in self.model.state_dict().items()})
+    where = f'in epoch 2, step {step+1} of {len(dls.train)}, at learning rate 0.01'
+    with pytest.raises(InputError, match=f'{said} {where}'):
+        quiet(learn, lambda o: o.fit(3, 1e-2, cbs=[Spoil(what, (1, step), value), Keep()]))
+    assert same(before, learn.model.state_dict())
+    assert all(not {'grad_avg', 'step'} & set(o[2]) for o in learn.opt.all_params())
+
+def test_nobody_looks_before_the_twentieth_step(dls, smoke, monkeypatch):
+    "The notes are read at steps 20 and 40, at the end of an epoch, and where a training is called off"
+    learn = cwcl_learner(dls, recipe=smoke)
+    looks = []
+    monkeypatch.setattr(type(learn.loss_guard), 'look', lambda o: looks.append((o.epoch, o.iter)))
+    monkeypatch.setattr(type(learn.loss_guard), 'every', 5)
+    quiet(learn, lambda o: o.fit(1, 1e-3))
+    assert looks == [(0, 4), (0, 9), (0, len(dls.train)-1)]
+    class CallOff(Callback):
+        def after_batch(self):
+            if self.iter == 2: raise CancelFitException
+    quiet(learn, lambda o: o.fit(1, 1e-3, cbs=CallOff()))
+    assert looks[3:] == [(0, 2)]
 
 def test_best_weights_on_validation_are_put_back(table, smoke):
     set_seed(0, 1)
@@ -221,3 +260,103 @@ def test_the_validation_score_is_over_what_the_truth_shows():
     score = MeanIoU(3)
     score.cm = torch.tensor([[4, 0, 0], [0, 3, 1], [0, 0, 0]])
     assert score.value == pytest.approx((1 + 3/4)/2)
+
+@torch.no_grad()
+def test_an_evaluating_network_takes_as_many_windows_at_once_as_it_is_told(smoke):
+    net = CWCLNet(smoke).eval()
+    x = torch.rand(3, 3, smoke.height, smoke.width)
+    sizes = []
+    net.encoder.register_forward_pre_hook(lambda m, o: sizes.append(len(o[0])))
+    want = net(x)
+    assert sizes == [6]
+    for windows,passes in ((1, [1]*6), (5, [4, 2])):
+        sizes.clear()
+        net.windows = windows
+        torch.testing.assert_close(net(x), want)
+        assert sizes == passes
+
+class Step(TorchDispatchMode):
+    "Count the kernels of an operation and note who reads a number back from the device; a CPU plays the device"
+    FREE = ('empty', 'new_empty', 'detach', '_unsafe_view', 'scalar_tensor', '_record_function')
+    def __init__(self):
+        super().__init__()
+        self.kernels = 0
+        self.reads = []
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        name = f.overloadpacket.__name__
+        view = any(o.alias_info is not None and not o.alias_info.is_write for o in f._schema.returns)
+        if name in ('_local_scalar_dense', 'nonzero'): self.reads.append(caller())
+        elif not view and not name.startswith(self.FREE): self.kernels += 1
+        return f(*args, **kwargs or {})
+
+def caller():
+    "The line of the kit or of fastai that is being run"
+    lines = [o for o in traceback.extract_stack() if '/cwcl/' in o.filename or '/fastai/' in o.filename]
+    return f'{Path(lines[-1].filename).name}: {lines[-1].line}'
+
+class Watched(Callback):
+    "Count two steps in the middle of an epoch, from after a batch to after the next but one"
+    order = 200
+    def after_batch(self):
+        if self.training and self.iter == 2: self.step.__enter__()
+        if self.training and self.iter == 4: self.step.__exit__(None, None, None)
+
+def test_a_step_waits_at_most_twice_and_is_at_most_600_kernels(table, smoke, monkeypatch):
+    "Gathering, augmentation, network, losses, guard and optimizer, at the widths of the demo"
+    learn = cwcl_learner(cwcl_dls(table, replace(smoke, widths=(8, 16, 32, 64, 128)), device='cpu'), cbs=Watched())
+    learn.watched.step = step = Step()
+    def spied(f):
+        def g(x, *args, **kwargs):
+            if _get_current_dispatch_mode() is step: step.reads.append(caller())
+            return f(x, *args, **kwargs)
+        return g
+    for name in ('cpu', 'tolist', 'numpy'): monkeypatch.setattr(torch.Tensor, name, spied(getattr(torch.Tensor, name)))
+    quiet(learn, lambda o: o.fit(1, 1e-3))
+    assert 0 < len(step.reads) <= 2*2, step.reads
+    assert all('to_detach' in o or 'torch_core' in o for o in step.reads), step.reads # fastai's smoothed loss alone
+    assert 2*400 < step.kernels <= 2*600, step.kernels/2
+
+def test_the_arithmetic_of_a_recipe_holds_in_training_and_validation_and_ends(dls, smoke):
+    flags = lambda: [getattr(torch.backends.cudnn, k) for k in ('allow_tf32', 'benchmark')]
+    before,seen = flags(),set()
+    learn = cwcl_learner(dls, 'dcl+cls', replace(smoke, precision='fp32'))
+    learn.model.register_forward_hook(lambda m, *a: seen.add((m.training, *flags())))
+    quiet(learn, lambda o: o.fit(1, 1e-3))
+    assert seen == {(True, False, True), (False, False, False)} and flags() == before
+    seen.clear()
+    rows = learn.dls.valid_ds.table[:2]
+    evaluate(learn.model, learn.dls, rows, native=False)
+    assert seen == {(False, False, False)}
+    def stop(*args): raise KeyboardInterrupt
+    learn.model.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt): quiet(learn, lambda o: o.fit(1, 1e-3))
+    assert flags() == before
+
+def test_without_a_compiler_there_is_one_line(monkeypatch):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    monkeypatch.setattr('cwcl.arithmetic.find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r'on cpu: lacks a C\+\+ compiler \(g\+\+\); install'): check_compiler('cpu')
+    with pytest.raises(InputError, match='compiler .* and triton'): check_compiler('cuda')
+    monkeypatch.setenv('CXX', sys.executable)
+    check_compiler('cpu')
+
+def test_a_compiled_network_learns_the_same_and_is_tested_as_it_is(dls, smoke, monkeypatch):
+    "With a compiler that only counts the graphs"
+    graphs = []
+    def backend(graph, inputs):
+        graphs.append(torch.is_grad_enabled())
+        return graph
+    compiled = nn.Module.compile
+    monkeypatch.setattr('cwcl.multitask.check_compiler', lambda device: None)
+    monkeypatch.setattr(nn.Module, 'compile', lambda self: compiled(self, backend=backend))
+    found = []
+    for o in (False, True):
+        set_seed(0, 1)
+        dls.train.epoch = 0
+        learn = cwcl_learner(dls, 'dcl+cls', replace(smoke, compile=o))
+        quiet(learn, lambda o: o.fit(1, 1e-3))
+        evaluate(learn.model, learn.dls, learn.dls.valid_ds.table[:3], native=False)
+        found.append(learn.model.state_dict())
+    assert graphs and all(graphs)
+    assert found[0].keys() == found[1].keys()
+    for k,v in found[0].items(): torch.testing.assert_close(v, found[1][k], rtol=1e-5, atol=1e-6)

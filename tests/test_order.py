@@ -1,11 +1,12 @@
 "The order of frames: every pass complete, no frame twice in a batch, the seed alone decides"
-import random
+import copy, pickle, random
 import numpy as np, pytest, torch
 from collections import Counter
+from functools import partial
 from itertools import islice
 from math import comb
 from cwcl.core import InputError
-from cwcl.data.order import LabelSets, Shuffled, label_groups, two_streams
+from cwcl.data.order import Epochs, LabelSets, Shuffled, label_groups, two_streams
 
 @pytest.mark.parametrize('seed', range(5))
 def test_shuffled_equals_one_long_list_with_removals(seed):
@@ -93,3 +94,34 @@ def test_label_groups_equal_pairwise_comparison():
             assert (plain[i] == plain[j]) == same
             if phase[i] >= 0 <= phase[j]: assert (phased[i] == phased[j]) == (same and bool(phase[i] == phase[j]))
     assert ((phased == -1) == (phase == -1).numpy()).all()
+
+GROUPS = np.repeat([0, 1, 2, 3], [40, 12, 6, 2])
+
+@pytest.mark.parametrize('sampler', ('uniform', 'pk'))
+@pytest.mark.parametrize('seed', range(3))
+def test_an_epoch_is_a_piece_of_the_endless_order_whatever_was_asked_before(seed, sampler):
+    begin = partial(two_streams, range(7), GROUPS, 4, 12, seed, sampler, 3)
+    endless = list(islice(begin(), 5*40))
+    epochs = Epochs(begin, 5)
+    asked = [*range(12), *np.random.default_rng(seed).integers(0, 40, 30).tolist()]
+    for e in asked: assert epochs(e) == endless[5*e:5*e+5]
+    for late in (copy.deepcopy(epochs), pickle.loads(pickle.dumps(epochs))):
+        assert late(31) == endless[155:160] and late(32) == endless[160:165]
+    epochs(3)[0][:] = []
+    assert epochs(3) == endless[15:20]
+
+def test_the_last_epoch_draws_no_more_than_the_first():
+    drawn = []
+    def begin():
+        for b in two_streams(range(7), GROUPS, 4, 12):
+            drawn.append(b)
+            yield b
+    epochs = Epochs(begin, 5)
+    after = []
+    for e in range(200):
+        for _ in range(3): epochs(e) # Looking at a batch, twice
+        after.append(len(drawn))
+    assert np.diff(after).tolist() == [5]*199
+    resumed = Epochs(begin, 5)
+    for e in range(150, 160): resumed(e)
+    assert len(drawn) == 200*5 + 160*5

@@ -255,7 +255,7 @@ def test_pictures_of_other_kinds(copy):
     t = own_table(copy/'frames', copy/'masks', GREY)
     assert t.groupby('source').size().to_dict() == VIDEOS and (t['mask'] != '').all()
     d = cwcl_dls(own_split(t, small(), 'berta', 'carla'), small(batch=6), device='cpu')
-    assert len(d.train_ds.store.data) == 10
+    assert len(d.train_ds.store.frames) == 10
     for path in list((copy/'masks').rglob('*.*')):
         Image.open(path).save(path.with_suffix('.jpg'))
         path.unlink()

@@ -1,5 +1,5 @@
 "Every field of a recipe does what it says; `make mutants` takes each effect away and asks for a red row"
-import pytest, torch
+import os, pytest, torch
 from dataclasses import fields, replace
 from itertools import islice
 from tempfile import TemporaryDirectory
@@ -8,9 +8,11 @@ from unittest.mock import patch
 from torch import nn
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.tracker import ReduceLROnPlateau
+from cwcl.arithmetic import arithmetic, used_arithmetic
 from cwcl.baselines.byol import BYOLNet
 from cwcl.baselines.simclr import nt_xent_loss
 from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
+from cwcl.cost import _sample
 from cwcl.data.augment import SegAugment, blur_frames, draw_factors, take_crops
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import class_set
@@ -21,7 +23,8 @@ from cwcl.distrib import synced
 from cwcl.infer import sliding_window
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss, presence_weights
-from cwcl.multitask import KeepBest, Precision, cwcl_learner
+from cwcl.memory import _lighter, advice, step_bytes
+from cwcl.multitask import KeepBest, Precision, cwcl_learner, wired_learner
 from cwcl.own import own_split
 from cwcl.pairs import label_set_ids, positive_mask
 from cwcl.ready import check_phases, run_remarks, split_table
@@ -423,6 +426,42 @@ def half_precision_is_asked_for(w):
 @row('channels_last')
 def a_memory_format_is_asked_for(w): assert any(isinstance(o, ChannelsLast) for o in w.learner(channels_last=True).cbs)
 
+def flags(): return [getattr(torch.backends.cudnn, k) for k in ('allow_tf32', 'deterministic', 'benchmark')]
+
+@row('precision', 'deterministic')
+def a_gpu_computes_as_it_is_told(w):
+    before = flags()
+    for tf32,changes in ((False, dict()), (True, dict(precision='tf32')), (True, dict(precision='bf16'))):
+        for det in (False, True):
+            r = changed(deterministic=det, **changes)
+            for training in (False, True):
+                with arithmetic(r, training): assert flags() == [tf32, det, training and not det]
+            half = r.precision == 'bf16'
+            for device,single in (('cuda', 'tf32' if tf32 else 'fp32'), ('cpu', 'fp32')):
+                used = dict(training='bf16' if half else single, evaluation=single, losses='fp32')
+                assert used_arithmetic(r, device) == used | dict(deterministic=det or device == 'cpu')
+    assert flags() == before
+    with patch.dict(os.environ):
+        os.environ.pop('CUBLAS_WORKSPACE_CONFIG', None)
+        with arithmetic(BASE): assert 'CUBLAS_WORKSPACE_CONFIG' not in os.environ
+        with arithmetic(changed(deterministic=True)): assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
+
+@row('precision')
+def tf32_needs_what_fp32_needs(w):
+    small = dict(widths=(4, 4), scales=1, crop=32)
+    need = {p: step_bytes(changed(precision=p, **small)) for p in ('fp32', 'tf32', 'bf16')}
+    assert need['fp32'] == need['tf32'] > need['bf16']
+    for p in ('fp32', 'tf32'): assert 'precision=bf16 needs' in advice(changed(precision=p, **small), need['bf16'])
+    assert not [o for o in w.learner(precision='tf32').cbs if isinstance(o, Precision)]
+
+@row('compile')
+def a_network_is_compiled(w):
+    with patch('torch.nn.Module.compile') as compiled, patch('cwcl.multitask.check_compiler') as checked:
+        w.learner()
+        assert not compiled.called and not checked.called
+        w.learner(compile=True)
+        assert compiled.call_count == 1 and checked.call_args.args[0].type == 'cpu'
+
 @row('threads')
 def threads_are_set(w):
     seen = caught('cwcl.train.set_seed', train_learner, changed(threads=3), None, None)
@@ -434,6 +473,29 @@ def batch_norm_is_synchronized_on_request(w):
     for sync_bn in (False, True):
         layers = synced(net(sync_bn=sync_bn)[0], 'cuda').modules()
         assert any(isinstance(o, nn.SyncBatchNorm) for o in layers) == sync_bn
+
+@row('recompute')
+def levels_can_be_computed_twice(w):
+    for again in (False, True):
+        for n in (net(recompute=again)[0], byol(recompute=again)): assert ('run' in vars(n.encoder)) == again
+    count = step_bytes.__wrapped__
+    assert .42*count(BASE) < count(changed(recompute=True)) < .7*count(BASE)
+    assert 'recompute' not in advice(changed(recompute=True), 0)
+
+@row('chunks')
+def a_batch_can_be_computed_in_chunks(w):
+    for k in (1, 2):
+        n,x = net(chunks=k)
+        n(x)
+        assert n.encoder.levels[0][1].num_batches_tracked == k
+    count = step_bytes.__wrapped__
+    assert .3*count(BASE) < count(changed(chunks=3)) < .7*count(BASE)
+    assert [o.get('chunks') for o in _lighter(changed(chunks=2, batch=12, labelled=8))][2:] == [4, 8]
+    assert 'chunks=2' in advice(changed(chunks=3), 0)
+    assert _sample(recipe('paper', chunks=8), 'cpu').chunks == 2
+    plain = nn.Linear(1, 1)
+    plain.recipe = changed(chunks=2)
+    with pytest.raises(InputError, match='chunks=2: Linear'): wired_learner(w.dls(BASE), plain, None)
 
 @row('window', 'overlap', 'blend')
 def windows_lie_as_they_should(w):

@@ -10,7 +10,8 @@ CODE = sorted((root/'cwcl').rglob('*.py'))
 NAMES = dict(PIL='pillow', sklearn='scikit-learn', IPython='ipython') # Module to distribution
 NOT_IMPORTED = {'plum-dispatch'} # Caps what fastai 2.8.8 lets in
 OPTIONAL = {'tensorboard'} # Tested where it is installed
-STANDARD = {*sys.stdlib_module_names, 'tomllib', 'google', 'cwcl'}
+OURS = 'dev', 'peers' # Extras that the kit itself does not import
+STANDARD = {*sys.stdlib_module_names, 'tomllib', 'google', 'cwcl', 'peers'}
 
 def required(key): return {o.name: o for o in map(Requirement, settings()[key].split())}
 
@@ -50,19 +51,19 @@ def plain(found): return {o for o,extra in found if not extra}
 def test_the_core_requires_what_it_imports(): assert plain(uses(CODE)) == set(CORE) - NOT_IMPORTED
 
 def test_an_extra_requires_what_is_imported_for_it():
-    listed = {(o, k) for k,v in EXTRAS.items() if k != 'dev' for o in set(v) - NOT_IMPORTED}
+    listed = {(o, k) for k,v in EXTRAS.items() if k not in OURS for o in set(v) - NOT_IMPORTED}
     assert {o for o in uses(CODE) if o[1]} == listed
 
 def test_tests_and_lessons_import_what_is_required():
-    files = [o for home in ('tests', 'tools') for o in (root/home).glob('*.py')]
+    files = [o for home in ('tests', 'tests/peers', 'tools') for o in (root/home).glob('*.py')]
     used = plain(uses(files)) - {o.stem.replace('_', '-') for o in files}
     for f in (root/'nbs').glob('*.ipynb'): used |= {o for code in book_code(f) for o in plain(imported(code))}
     assert used <= set(KNOWN) | OPTIONAL
-    assert set(EXTRAS['dev']) - TOOLS <= used
+    assert {o for k in OURS for o in EXTRAS[k]} - TOOLS <= used
 
 def test_every_floor_is_what_the_lowest_pins_prove():
     low = {k: o.partition('==')[2] for k,o in pins('constraints-low.txt').items()}
-    users = {k: v.specifier for k,v in KNOWN.items() if k not in EXTRAS['dev']}
+    users = {k: v.specifier for k,v in KNOWN.items() if not any(k in EXTRAS[o] for o in OURS)}
     floors = {k: Version(o.version) for k,v in users.items() for o in v if o.operator == '>='}
     assert {k: Version(low[k]) for k in floors} == floors
 

@@ -1,9 +1,11 @@
 "Frames decoded once: the same bytes from every source, from memory and from a file"
-import types
+import time, types
 import numpy as np, pytest, torch
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from fastai.torch_core import TensorImage
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 import cwcl.data.store as store_module
 from cwcl.core import InputError
 from cwcl.data.files import read_png
@@ -74,25 +76,33 @@ def frames_and_masks(scenes): return list(scenes[0]), [*scenes[1][:3], '', '']
 def test_store_holds_image_and_mask(scenes):
     images,masks = frames_and_masks(scenes)
     store = FrameStore(images, masks, class_set(8), (30,50))
-    assert store.data.shape == (5, 4, 30, 50) and store.data.dtype == torch.uint8
+    assert store.frames.shape == (5, 3, 30, 50) and store.masks.shape == (5, 30, 50)
+    assert store.frames.dtype == store.masks.dtype == torch.uint8 and store.frames.is_contiguous()
     for i in range(5):
-        assert (store.data[i,:3].numpy() == load_image(images[i], (30,50))).all()
-        assert (store.data[i,3].numpy() == (load_mask(masks[i], (30,50), class_set(8)) if masks[i] else 255)).all()
+        assert (store.frames[i].numpy() == load_image(images[i], (30,50))).all()
+        assert (store.masks[i].numpy() == (load_mask(masks[i], (30,50), class_set(8)) if masks[i] else 255)).all()
 
 def little_memory(monkeypatch):
     little = types.SimpleNamespace(available=1000)
     monkeypatch.setattr(store_module.psutil, 'virtual_memory', lambda: little)
 
+def equal(a, b): return torch.equal(a.frames, b.frames) and torch.equal(a.masks, b.masks)
+
+def decode_again(*args): raise AssertionError('decoded twice')
+
+def kinds(folder): return sorted(p.name.split('-')[0] for p in folder.glob('*.npy'))
+
 def test_frames_that_do_not_fit_lie_in_a_file_and_are_found_again(scenes, tmp_path, monkeypatch):
     images,masks = frames_and_masks(scenes)
-    ref = FrameStore(images, masks, class_set(8), (30,50)).data
+    ref = FrameStore(images, masks, class_set(8), (30,50))
     little_memory(monkeypatch)
     first = FrameStore(images, masks, class_set(8), (30,50), tmp_path)
-    assert torch.equal(first.data, ref) and [p.suffix for p in tmp_path.iterdir()] == ['.npy']
-    first.data[0] = 0
-    def decode_again(*args): raise AssertionError('decoded twice')
-    monkeypatch.setattr(FrameStore, 'fill', decode_again)
-    assert torch.equal(FrameStore(images, masks, class_set(8), (30,50), tmp_path).data, ref)
+    assert equal(first, ref) and kinds(tmp_path) == ['frames', 'masks']
+    first.frames[0] = 0
+    first.masks[0] = 0
+    monkeypatch.setattr(store_module, 'load_image', decode_again)
+    monkeypatch.setattr(store_module, 'load_mask', decode_again)
+    assert equal(FrameStore(images, masks, class_set(8), (30,50), tmp_path), ref)
     with pytest.raises(AssertionError): FrameStore(images, masks, class_set(13), (30,50), tmp_path)
 
 def test_the_file_depends_on_everything_that_decides_its_bytes(scenes, tmp_path):
@@ -101,11 +111,70 @@ def test_the_file_depends_on_everything_that_decides_its_bytes(scenes, tmp_path)
     copy.write_bytes(Path(images[0]).read_bytes())
     images[0] = str(copy)
     eight = class_set(8)
-    keys = [store_key(images, masks, eight, (30,50)), store_key(images[::-1], masks, eight, (30,50))]
-    keys += [store_key(images, masks[::-1], eight, (30,50)), store_key(images, masks, eight, (30,51))]
-    keys.append(store_key(images, masks, class_set(8, 'background'), (30,50)))
+    keys = [store_key(images, (30,50)), store_key(images[::-1], (30,50)), store_key(images, (30,51))]
+    keys += [store_key(masks, (30,50), o) for o in (eight, class_set(8, 'background'))]
+    keys.append(store_key(masks[::-1], (30,50), eight))
     copy.write_bytes(Path(images[1]).read_bytes() + b' ')
-    assert len({*keys, store_key(images, masks, eight, (30,50))}) == 6
+    assert len({*keys, store_key(images, (30,50))}) == 7
+
+def test_runs_of_a_study_share_frames_and_hide_their_own_masks(scenes, tmp_path, monkeypatch):
+    images,masks = frames_and_masks(scenes)
+    some = ['', masks[1], '', '', '']
+    refs = [FrameStore(images, o, class_set(8), (30,50)) for o in (masks, some)]
+    with store_module.shared_frames(tmp_path):
+        assert FrameStore(images, masks, class_set(8), (20,40)).frames.shape[2:] == (20, 40)
+        first = FrameStore(images, masks, class_set(8), (30,50))
+        monkeypatch.setattr(store_module, 'load_image', decode_again)
+        second = FrameStore(images, some, class_set(8), (30,50))
+    assert equal(first, refs[0]) and equal(second, refs[1]) and kinds(tmp_path) == ['frames']*2
+    with pytest.raises(AssertionError, match='decoded twice'): FrameStore(images, masks, class_set(8), (30,50))
+
+def test_pictures_in_memory_are_not_shared(scenes, tmp_path):
+    pixels = read_png(scenes[0][0])
+    with store_module.shared_frames(tmp_path):
+        for o in ([pixels], []): assert len(FrameStore(o, ['']*len(o), class_set(8), (30,50)).frames) == len(o)
+    assert not list(tmp_path.iterdir())
+
+def test_of_two_that_need_one_file_one_decodes(tmp_path):
+    filled = []
+    def fill(out):
+        time.sleep(.2)
+        filled.append(1)
+        out[:] = 7
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: store_module.mapped_array(tmp_path/'a.npy', (3, 4), fill), range(4)))
+    assert filled == [1] and all((o == 7).all() for o in found)
+
+def on_a_pretended_gpu(scenes, monkeypatch, times):
+    "A store that was sent to a GPU with so many times its size in free memory, in a mode of fake tensors"
+    store = FrameStore(*frames_and_masks(scenes), class_set(8), (30,50))
+    size = store.frames.nbytes + store.masks.nbytes
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (int(times*size), 10**12))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode: assert store.to('cuda') is store
+    return store, mode
+
+def test_frames_that_fit_live_on_the_gpu(scenes, monkeypatch):
+    store,mode = on_a_pretended_gpu(scenes, monkeypatch, 6)
+    assert store.frames.is_cuda and store.masks.is_cuda
+    with mode: x,y = store.gather(torch.tensor([3, 0, 2]), 2)
+    assert x.is_cuda and y.is_cuda and x.shape == (3, 3, 30, 50) and y.shape == (2, 30, 50)
+
+def test_frames_that_do_not_fit_are_pinned_and_sent_without_waiting(scenes, monkeypatch):
+    store,mode = on_a_pretended_gpu(scenes, monkeypatch, 5.9)
+    assert store.frames.device.type == 'cpu' and store.sent_to == torch.device('cuda')
+    pinned,sent = [],[]
+    empty,to = torch.empty,torch.Tensor.to
+    def new(*args, pin_memory=False, **kwargs):
+        pinned.append(pin_memory)
+        return empty(*args, **kwargs)
+    def move(self, device, non_blocking=False):
+        if device == store.sent_to: sent.append(non_blocking)
+        return to(self, device)
+    monkeypatch.setattr(torch, 'empty', new)
+    monkeypatch.setattr(torch.Tensor, 'to', move)
+    with mode: x,y = store.gather(torch.tensor([3, 0, 2]))
+    assert x.is_cuda and y.is_cuda and sum(pinned) == 2 and sent == [True, True]
 
 def test_a_failure_or_a_full_disk_leaves_no_file(scenes, tmp_path, monkeypatch):
     images,masks = frames_and_masks(scenes)
@@ -117,10 +186,10 @@ def test_a_failure_or_a_full_disk_leaves_no_file(scenes, tmp_path, monkeypatch):
     with pytest.raises(InputError, match='another cache_dir'):
         cache = tmp_path/'cache'
         FrameStore(images, masks, class_set(8), (30,50), cache)
-    assert not list((tmp_path/'cache').iterdir())
+    assert not kinds(tmp_path/'cache')
 
 def test_statistics_of_all_frames(scenes):
     store = FrameStore(*frames_and_masks(scenes), class_set(8), (30,50))
-    x = store.data[[0,2],:3].double()/255
+    x = store.frames[[0,2]].double()/255
     mean,std = channel_stats(store, np.array([0, 2]))
     assert np.allclose(mean, x.mean((0,2,3))) and np.allclose(std, x.std((0,2,3), correction=0))

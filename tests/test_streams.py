@@ -86,6 +86,23 @@ def test_an_interrupted_order_continues_as_if_it_had_not_been(dls):
     whole = list(islice(two_streams(dls.train.labelled, np.zeros(len(dls.train_ds)), 3, 6, 3), 3*steps))
     assert dls.train.batches(2) == whole[2*steps:]
 
+@pytest.mark.parametrize('sampler', ('uniform', 'pk'))
+def test_a_training_goes_through_its_order_once(split, smoke, sampler, monkeypatch):
+    "However often a batch is looked at, and an epoch that is set starts where it should"
+    starts = []
+    def spy(*args):
+        starts.append(args)
+        return two_streams(*args)
+    monkeypatch.setattr('cwcl.data.streams.two_streams', spy)
+    a,b = [make(split, smoke, sampler=sampler).train for _ in range(2)]
+    seen = []
+    for _ in range(4):
+        a.one_batch()
+        seen.append([x[3] for x in a])
+    assert len(starts) == 1
+    b.epoch = 3
+    assert all(torch.equal(x[3], y) for x,y in zip(b, seen[3])) and len(starts) == 2
+
 def test_looking_changes_nothing(split, smoke):
     seen = []
     for look in (False, True):
@@ -140,7 +157,7 @@ def test_masks_outside_the_budget_are_never_opened(split, smoke, tmp_path):
     t.loc[hidden, 'mask'] = str(tmp_path/'nosuch.png')
     d = cwcl_dls(t, smoke, device='cpu')
     ds = d.train_ds
-    assert (ds.store.data[ds.rows[torch.tensor(hidden[ds.table.index].to_numpy())],3] == 255).all()
+    assert (ds.store.masks[ds.rows[torch.tensor(hidden[ds.table.index].to_numpy())]] == 255).all()
 
 def test_frames_without_labels_are_left_out(split, smoke):
     t = split.copy()

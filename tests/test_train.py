@@ -2,6 +2,7 @@
 import json, os, pytest, shutil, torch
 import numpy as np
 from dataclasses import replace
+from types import SimpleNamespace
 from PIL import Image
 from fastcore.script import CliError
 from cwcl.baselines.simclr import simclr_recipe
@@ -14,7 +15,7 @@ from cwcl.options import parse_changes, run_key
 from cwcl.ready import check_phases, run_remarks, split_table
 from commands import run_command
 from cwcl.results import evaluate, truth_iou
-from cwcl.train import cwcl_train, train_run
+from cwcl.train import StepTime, cwcl_train, train_run
 
 FILES = {'recipe.json', 'metrics.json', 'model.safetensors', 'model.md', 'curves.png', 'iou.png', 'segmentation.png'}
 
@@ -239,3 +240,25 @@ def test_own_data_without_phases_look_for_none(tmp_path, monkeypatch):
     call = dict(frames='f', masks='m', classes='a=0, b=1', preset='smoke', out=str(tmp_path/'o'))
     for given in ({}, dict(no_phases=True)):
         with pytest.raises(CliError, match='seen'): cwcl_train(**call, **given)
+
+def test_step_time_goes_from_batch_to_batch_and_leaves_validation_out(monkeypatch):
+    "A loader takes 5 s, a step 2 s, a validation 100 s"
+    clock = [0.]
+    monkeypatch.setattr('cwcl.train.time.perf_counter', lambda: clock[0])
+    timer = StepTime()
+    timer.before_fit()
+    for epoch in range(2):
+        timer.learn = SimpleNamespace(training=True)
+        timer.before_train()
+        for step in range(3):
+            clock[0] += 5
+            timer('before_batch')
+            clock[0] += 2
+            timer('after_batch')
+        timer.learn = SimpleNamespace(training=False)
+        clock[0] += 100
+        timer('after_batch')
+    assert timer.times == [7]*6 and timer.median == 7
+
+def test_a_result_says_which_arithmetic_made_it(run):
+    assert run[1]['arithmetic'] == dict(training='fp32', evaluation='fp32', losses='fp32', deterministic=True)

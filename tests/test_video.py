@@ -564,3 +564,13 @@ def test_threads_that_decode_never_wait_for_python(tmp_path):
         with av.logging.Capture() as said, pytest.raises(InputError): list(read_film(path))
     finally: av.logging.set_level(None)
     assert said == []
+
+def test_the_command_segments_with_a_folded_network(tmp_path, model, monkeypatch):
+    seen = []
+    monkeypatch.setattr('cwcl.checkpoint.load_model', lambda *args, **kwargs: model)
+    monkeypatch.setattr('cwcl.checkpoint.find_weights', lambda o: o)
+    monkeypatch.setattr('cwcl.video.folded', lambda net: seen.append(net) or net)
+    (tmp_path/'in').mkdir()
+    Image.fromarray(frame(0)).save(tmp_path/'in'/'a.png')
+    cwcl_predict(str(tmp_path/'in'), 'w.safetensors', str(tmp_path/'out'), device='cpu')
+    assert seen == [model] and (tmp_path/'out'/'a_mask.png').exists()

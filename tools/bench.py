@@ -1,65 +1,107 @@
-"Times each part on this machine; run by `make bench`."
-import tempfile, time
-import numpy as np, pandas as pd, torch
+"""Measure the kit beside its peers on this machine; one table, as Markdown and JSON.
+
+    python tools/bench.py [--only NAME] [--out FOLDER] [--curves]
+
+`--only` measures one line and only prints it; `--curves` measures the series of lesson 32b instead. Calls that are
+compared take turns in one process of one thread, after a warm-up; each figure is the median of the time that this
+process had a core. On CUDA it is the time on the clock, synchronized. A line whose peer is missing says so:
+pip install 'cwcl[peers]'."""
+import argparse, datetime, json, os, platform, pandas as pd, torch
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from cwcl.core import default_device, recipe, set_seed
-from cwcl.data.cholec import frame_table
-from cwcl.data.splits import split_frames
-from cwcl.data.streams import cwcl_dls
-from cwcl.data.synth import render_scene, write_scenes
-from cwcl.multitask import cwcl_learner
-from dataclasses import replace
+import bench_lines # chkstyle: ignore
+from bench_clock import LINES, lacking, measured, on_cuda
+from bench_curves import curves
+from cwcl.core import atomic_path, default_device, set_seed
+from cwcl.study.tables import frame_markdown
 
-def measure(f, n=5):
-    "Return the median seconds of n calls after one that warms up"
-    f()
-    took = []
-    for _ in range(n):
-        start = time.perf_counter()
-        f()
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        took.append(time.perf_counter() - start)
-    return np.median(took)
+HOME = Path(__file__).parents[1]/'data'/'results'/'bench'
 
-def step(learn, batch):
-    "Make a training step outside the loop of the Learner"
-    x,mask,*labels = batch
-    learn.model.train()
-    learn.model.n_labelled = len(mask)
-    device = x.device.type
-    half = learn.model.recipe.precision == 'bf16'
-    def run():
-        with torch.autocast(device, torch.bfloat16, enabled=half): loss = learn.loss_func(learn.model(x), mask, *labels)
-        loss.backward()
-        learn.opt.step()
-        learn.opt.zero_grad()
-    return run
+def rows(only=None, tell=print):
+    "Yield the rows of all lines, or of one"
+    for name,f in LINES.items():
+        if only and name != only: continue
+        reason = lacking(f.needs)
+        if reason: yield dict(line=name, skipped=reason)
+        for case in () if reason else f():
+            row = dict(line=name, **(case if isinstance(case, dict) else measured(case)))
+            tell(', '.join(f'{k}: {v}' for k,v in said(row).items() if v))
+            yield row
 
-def rows(data):
-    "Yield name and seconds of each part, at the demo's sizes"
-    r = recipe('demo')
-    device = default_device()
-    set_seed(r.seed, r.threads)
-    table = split_frames(frame_table(data), r)
-    dls = cwcl_dls(table, r, device=device)
-    yield 'draw a scene of 427×240', measure(lambda: render_scene('video01', 'video01_00080', 80))
-    yield f'load and augment a batch of {r.batch}', measure(dls.train.one_batch)
-    batch = dls.train.one_batch()
-    changes = {'fp32': {}, 'bf16': dict(precision='bf16'), 'channels_last': dict(channels_last=True),
-        'bf16, channels_last': dict(precision='bf16', channels_last=True), 'random, fp32': dict(method='random')}
-    for name,change in changes.items():
-        o = replace(r, **change)
-        learn = cwcl_learner(dls, o.method, o)
-        if o.channels_last: learn.model.to(memory_format=torch.channels_last)
-        learn.create_opt()
-        yield f'a step, {name}', measure(step(learn, batch))
-    x,_ = dls.valid.one_batch()
-    net = learn.model.eval()
-    with torch.no_grad(): yield f'segment a frame of {r.width}×{r.height}', measure(lambda: net(x[:4]))/4
+def say_ms(seconds): return f'{1000*seconds:,.2f}' if seconds < .01 else f'{1000*seconds:,.0f}'
+def say_mb(n): return '' if n is None else f'{n/1e6:,.1f}'
 
-if __name__ == '__main__':
-    with tempfile.TemporaryDirectory() as tmp:
-        data = write_scenes(Path(tmp)/'scenes', frames_per_clip=2, progress=False)
-        table = pd.DataFrame(rows(data), columns=['part', 'seconds'])
-    print(f'{torch.get_num_threads()} threads, {default_device()}, torch {torch.__version__}')
-    print(table.assign(milliseconds=(table.seconds*1000).round(1)).drop(columns='seconds').to_string(index=False))
+def said_ratio(row):
+    "A row of two calls, as it is read"
+    many,few = ('at most {:g} × its time', '{:.2f} × its time'),('{:g} × faster', '{:.2f} × faster')
+    asked,got = many if row['at_most'] else few
+    out = {'ours, ms': say_ms(row['ours']), 'other, ms': say_ms(row['peer']), 'ratio': got.format(row['ratio'])}
+    out |= {'limit': asked.format(row['limit']), 'share of the limit': f'{row["share"]:.0%}'}
+    out |= {'ours, MB': say_mb(row['ours_bytes']), 'other, MB': say_mb(row['peer_bytes']), 'note': row['note']}
+    times = row.get('memory_limit')
+    if times: out['note'] = f'memory: {row["memory_share"]:.0%} of its limit, {times} × as much'
+    return dict(against=row['against']) | out
+
+def said_bytes(row):
+    "A row with a limit of memory alone, as it is read"
+    limit = f'at most {say_mb(row["limit_bytes"])} MB'
+    found = {'ours, ms': say_ms(row['ours']), 'limit': limit, 'share of the limit': f'{row["share"]:.0%}'}
+    return found | {'ours, MB': say_mb(row['ours_bytes']), 'note': 'measured once'}
+
+def said(row):
+    "One row, as it is read"
+    head = dict(what=row.get('what', row['line']), size=row.get('size', ''))
+    if 'skipped' in row: return head | dict(note=f'skipped: {row["skipped"]}')
+    return head | (said_bytes if 'limit_bytes' in row else said_ratio)(row)
+
+def processor():
+    "Name of the processor, or of the GPU"
+    if on_cuda(): return torch.cuda.get_device_name()
+    try: found = [o for o in Path('/proc/cpuinfo').read_text().splitlines() if o.startswith('model name')]
+    except OSError: found = []
+    return found[0].partition(': ')[2] if found else platform.processor() or platform.machine()
+
+def machine():
+    "What a table of times must say of where it was measured"
+    def found(name):
+        try: return version(name)
+        except PackageNotFoundError: return None
+    names = 'torch', 'torchvision', 'fastai', 'monai', 'pytorch-metric-learning', 'torchmetrics', 'numpy'
+    kernels = torch.backends.cpu.get_cpu_capability()
+    load = round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None
+    return dict(date=f'{datetime.date.today()}', device=str(default_device()), processor=processor(), kernels=kernels,
+        threads=torch.get_num_threads(), cores=os.cpu_count(), load=load, python=platform.python_version(),
+        versions={k: found(k) for k in names if found(k)})
+
+def markdown(where, table):
+    versions = ', '.join(f'{k} {v}' for k,v in where['versions'].items())
+    return '\n'.join([f'Measured on {where["date"]} by `make bench`: {where["device"]}, {where["processor"]} '
+        f'({where["kernels"]}), {where["threads"]} of {where["cores"]} cores, load {where["load"]} at the start, '
+        f'Python {where["python"]}, {versions}.', '',
+        'Milliseconds are medians of calls that took turns in one process, of the time that it had a core. '
+        'MB: the peak of memory beyond what was there before. Share of the limit: how much of the time that is '
+        'allowed is used; more than 100 % misses the limit.', '', frame_markdown(table), ''])
+
+def write(folder, name, where, found, text=None):
+    "Write JSON, and Markdown if there is a text"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder/f'{name}.json') as p: p.write_text(json.dumps(dict(machine=where, **found), indent=1))
+    if not text: return
+    with atomic_path(folder/f'{name}.md') as p: p.write_text(text, encoding='utf-8')
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    args.add_argument('--only', choices=LINES, help='measure and print this line alone')
+    args.add_argument('--curves', action='store_true', help='measure the series of lesson 32b instead')
+    args.add_argument('--out', type=Path, help='folder for the files; data/results/bench if not given')
+    args = args.parse_args()
+    set_seed(0, 1)
+    where = machine()
+    if args.curves: return write(args.out or HOME, 'curves', where, dict(series=curves(tell=print)))
+    found = list(rows(args.only))
+    table = pd.DataFrame([said(o) for o in found]).fillna('')
+    print(table.to_string(index=False))
+    if args.out or not args.only: write(args.out or HOME, 'bench', where, dict(rows=found), markdown(where, table))
+
+if __name__ == '__main__': main()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 root = Path(__file__).parents[1]
 NOTEBOOK = ('jupyterlab', 'execnb') # Of the development tools, those that a reader of the book needs
+NOT_USED = 'dev_requirements', 'peers_requirements' # By a reader of the book
 # Those that are run and not imported
 TOOLS = set('execnb jupyterlab fastaistyle smalldocs build wheel voila pytest-xdist'.split())
 PYTHON = '3.11' # With which constraints.txt was tested
@@ -23,8 +24,8 @@ def pins(file='constraints.txt'):
     return {name_of(o): o for o in lines if '==' in o}
 
 def user_requirements():
-    "List the requirements of the core and of every extra but the tools"
-    keys = [k for k in settings() if k.endswith('requirements') and k != 'dev_requirements']
+    "List the requirements of the core and of every extra for users"
+    keys = [k for k in settings() if k.endswith('requirements') and k not in NOT_USED]
     return [o for k in keys for o in settings()[k].split()]
 
 def binder_files():

@@ -20,6 +20,7 @@ from ..losses.contrastive import normalise
 from ..models.heads import mlp_bn
 from ..models.unet import UNetEncoder
 from ..multitask import wired_learner
+from ..recompute import recompute_levels
 
 # %% ../../nbs/41_baselines.byol.ipynb #648c388f
 def byol_loss(
@@ -87,6 +88,7 @@ class BYOLNet(nn.Module):
         self.predictor = mlp_bn(r.dim, 2*width, r.dim)
         followed = nn.ModuleDict(dict(encoder=self.encoder, projector=self.projector))
         self.target = copy.deepcopy(followed).requires_grad_(False)
+        if r.recompute: recompute_levels(self)
         for k,v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.as_tensor(v).float().flatten())
 
     def forward(self,

@@ -54,9 +54,9 @@ class Frames:
     def decode(self, o, full=True):
         if len(o) > 1: o[1].codes = self.vocab
         return o
-    def batch(self, i):
-        data = self.store.data.index_select(0, self.rows[i])
-        return TensorImage(data[:,:3]), TensorMask(data[:,3])
+    def batch(self, i, n_masks=None):
+        frames,masks = self.store.gather(self.rows[i], n_masks)
+        return TensorImage(frames), TensorMask(masks)
 
 # %% ../../nbs/14b_data.frames.ipynb #de6166b3
 @patch
@@ -82,6 +82,7 @@ def others(self:Frames,
     if all(i >= 0 and (self.store.has_mask[i] or not m) for i,m in zip(found, t['mask'])):
         return Frames(t, self.store, found, self.recipe, self.stats)
     store = FrameStore(t.image.tolist(), t['mask'].tolist(), self.classes, self.store.size)
+    store.to(self.store.frames.device)
     return Frames(t, store, range(len(t)), self.recipe, self.stats)
 
 # %% ../../nbs/14b_data.frames.ipynb #d358432b

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter
 from tqdm.auto import tqdm
-from ..core import InputError, atomic_path
+from ..core import InputError, atomic_path, usable_cores
 from .chance import between, sample_tile, number, stream
 from .labels import PHASES, class_set, color_mask, encode_mask, save_png
 from .organs import CLIPS, COUNTS, contour_tile
@@ -169,7 +169,7 @@ def _processes(
     workers:int|None, # As for `write_scenes`
 )->int:
     "Return how many processes to use, one for each processor that we may run on if `None`"
-    if workers is None: return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if workers is None: return usable_cores()
     if workers < 1: raise InputError(f'workers={workers}: give 1 or more')
     return workers
 

@@ -120,11 +120,10 @@ def _check_ref(zs, group, ref, ref_ids, ref_group, own): # As in `contrast_sum`
     if (group is None) != (ref_group is None): raise ValueError('group and ref_group belong together: give both')
     _check_frames('ref', ref, ref_ids, ref_group)
     lengths = [[z.shape[1] for z in o] for o in (zs, ref)]
-    if lengths[0] != lengths[1]:
-        raise ValueError(f'zs of length {lengths[0]}, ref of length {lengths[1]}: give equal ones')
+    if lengths[0] != lengths[1]: raise ValueError(f'length {lengths[0]} of zs, {lengths[1]} of ref: give equal ones')
     n,m = len(zs[0]),len(ref[0])
-    if own is not None and not 0 <= own <= m-n:
-        raise ValueError(f'own={own}: {n} anchors do not lie there among {m} frames')
+    inside = own is None or 0 <= own <= m-n
+    if not inside: raise ValueError(f'own={own}: {n} anchors do not lie there among {m} frames')
 
 def _directions(zs): # List of `(N,D)`; shorter ones are filled up with zeros, which change no angle
     "Lay the directions of all scales on one another, `(L,N,D)`"

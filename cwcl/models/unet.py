@@ -98,10 +98,13 @@ class UNetEncoder(nn.Module):
         batch_norm = any(isinstance(o, nn.BatchNorm2d) and o.training for o in self.levels[-1])
         x = pad_to_multiple(_check_frames(x, self.in_channels, self.stride, batch_norm), self.stride)
         maps = []
-        for i,level in enumerate(self.levels):
-            x = level(F.max_pool2d(x, 2) if i else x)
+        for i in range(len(self.levels)):
+            x = self.run(self.level, i, x)
             maps.append(x)
         return maps
+
+    def level(self, i, x): return self.levels[i](F.max_pool2d(x, 2) if i else x)
+    def run(self, level, *args): return level(*args)
 
 # %% ../../nbs/21_models.unet.ipynb #1471d9c6
 def up_layer(
@@ -149,11 +152,14 @@ class UNetDecoder(nn.Module):
         size:tuple|None=None, # Height and width of the frames; the finest map's if `None`
     )->Tensor: # Logits, `(N,C,*size)`
         *skips,x = _check_maps(feats, self.widths)
-        for up,block,skip in zip(self.ups, self.blocks, reversed(skips)): x = block(torch.cat([skip, up(x)], 1))
+        for i,skip in enumerate(reversed(skips)): x = self.run(self.level, i, skip, x)
         finest = tuple(x.shape[-2:])
         h,w = size or finest
         if h > finest[0] or w > finest[1]: raise ValueError(f'size {(h, w)}: larger than the finest map, {finest}')
         return self.head(x)[..., :h, :w]
+
+    def level(self, i, skip, x): return self.blocks[i](torch.cat([skip, self.ups[i](x)], 1))
+    def run(self, level, *args): return level(*args)
 
 # %% ../../nbs/21_models.unet.ipynb #33725179
 class UNet(nn.Module):

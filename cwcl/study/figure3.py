@@ -68,10 +68,10 @@ def segmentations(
     nets = {m: load_model(p, device) for m,p in files.items()}
     r = _same_kind(nets, files)
     classes = class_set(r.class_set, r.left_out)
-    store = FrameStore(rows.image.tolist(), rows['mask'].tolist(), classes, (r.height, r.width)).data.numpy()
-    images = np.ascontiguousarray(store[:,:3].transpose(0, 2, 3, 1))
+    store = FrameStore(rows.image.tolist(), rows['mask'].tolist(), classes, (r.height, r.width))
+    images = np.ascontiguousarray(store.frames.numpy().transpose(0, 2, 3, 1))
     masks = {m: predict_frames(net, images, net.mean.cpu(), net.std.cpu()) for m,net in nets.items()}
-    each = zip(rows.video, rows.frame.tolist(), images, store[:,3])
+    each = zip(rows.video, rows.frame.tolist(), images, store.masks.numpy())
     shown = [dict(video=v, frame=f, image=x, truth=t, masks={m: next(o) for m,o in masks.items()}) for v,f,x,t in each]
     facts = dict(budget=budget, fold=fold, seed=seed, classes=r.class_set, data=licence_of(data, table))
     return dict(**facts, runs={m: p.parent.name for m,p in files.items()}, frames=shown)

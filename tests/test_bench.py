@@ -1,0 +1,113 @@
+"What measures: ratios, shares, memory of a known call, missing peers, small lines, the GPU script on the CPU"
+import json, re, subprocess, sys, time
+import bench, bench_clock, bench_curves, bench_lines, gpu, gpu_cost, numpy as np, pytest, torch
+from bench_clock import Case, measured, peak_bytes
+from pages import root
+
+def clocked(monkeypatch):
+    "Let every call take the seconds that it returns"
+    monkeypatch.setattr(bench_clock, 'clock', lambda f: f())
+    monkeypatch.setattr(bench_clock, 'peak_bytes', lambda f: int(100*f()))
+
+@pytest.mark.parametrize('at_most, limit, ratio, share', [(False, 4, 2, 2), (True, 2, .5, .25)])
+def test_ratio_and_share_of_the_limit(monkeypatch, at_most, limit, ratio, share):
+    "One second beside two: twice as fast where four times is asked; half its time where twice is allowed"
+    clocked(monkeypatch)
+    row = measured(Case('a', 'b', lambda: 1., 'c', lambda: 2., limit, at_most, memory=.8, seconds=0))
+    assert (row['ratio'], row['share']) == (ratio, share) and row['repetitions'] == 3
+    assert row['memory_share'] == 100/200/.8
+
+def test_calls_take_turns_after_a_warm_up():
+    said = []
+    times = bench_clock.in_turns([lambda: said.append('a'), lambda: said.append('b')], 0, least=4)
+    assert said == ['a', 'b']*5 and times.shape == (2, 4)
+
+def test_memory_is_the_highest_rise():
+    "Two megabytes at once; what was held before, and is freed first, does not count"
+    x = torch.ones(250_000)
+    held = []
+    def call():
+        held.clear()
+        y = x + 1
+        held.append(y + 1)
+    for _ in range(3): assert peak_bytes(call) == pytest.approx(2e6, rel=.01)
+
+def test_a_line_without_its_peer_is_skipped_with_a_reason(monkeypatch):
+    def nothing(): yield 1/0
+    nothing.needs = 'json', 'no_such_peer'
+    monkeypatch.setattr(bench, 'LINES', dict(nothing=nothing))
+    rows = list(bench.rows(tell=None))
+    assert 'no_such_peer is missing' in rows[0]['skipped']
+    assert 'skipped: no_such_peer' in bench.said(rows[0])['note']
+
+def test_the_lines_that_were_asked_for():
+    names = 'contrast contrast_large segmentation window iou surface store views step optimizer order demo'
+    assert list(bench.LINES) == names.split() and len(bench_curves.SERIES) == 6
+
+@pytest.mark.parametrize('name', ['iou', 'surface', 'optimizer', 'order', 'step'])
+def test_a_line_on_small_data(monkeypatch, scenes, name, tmp_path):
+    "Both sides compute the same where a line says so, and the files appear whole"
+    for o in ('monai', 'torchmetrics'): pytest.importorskip(o)
+    monkeypatch.setattr(bench_lines, 'scenes', lambda: scenes)
+    monkeypatch.setattr(bench_clock, 'in_turns', lambda calls, s: np.array([[bench_clock.clock(f)] for f in calls]))
+    found = list(bench.rows(name, tell=lambda s: None))
+    text = bench.markdown(bench.machine(), bench.pd.DataFrame(map(bench.said, found)))
+    bench.write(tmp_path, 'bench', bench.machine(), dict(rows=found), text)
+    assert json.loads((tmp_path/'bench.json').read_text())['rows'][0]['line'] == name
+    assert found[0]['what'] in (tmp_path/'bench.md').read_text(encoding='utf-8')
+    note = found[0]['note']
+    assert 'DIFFERENT' not in note
+    for o in re.findall('difference (.*)', note): assert float(o) < 1e-5
+
+def test_every_part_for_a_gpu_runs_on_the_cpu(tmp_path):
+    out = tmp_path/'gpu.json'
+    call = [sys.executable, '-W', 'ignore', root/'tools'/'gpu.py', '--smoke', '--out', out]
+    p = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
+    assert p.returncode == 0, p.stdout + p.stderr
+    found = json.loads(out.read_text())
+    assert set(found) == {'machine', *gpu.PARTS}
+    parity = {k: v for k,v in found['parity'].items() if k != 'part_seconds'}
+    assert all(v['float64'] == 0 and v['ieee'] < 1e-4 for v in parity.values())
+    assert all(v['bf16'] < .1 for k,v in parity.items() if k != 'step')
+    assert found['determinism']['deterministic=True'] == dict(again=0, resumed=0)
+    assert found['training']['steps'] == 26 and found['training']['iou'] > 0
+
+def run_parts(monkeypatch, tmp_path, seconds=9., **found):
+    "Run these functions as parts; returns what the file held after each, and at the end"
+    monkeypatch.setattr(gpu, 'PARTS', {k: (.2, f) for k,f in found.items()})
+    held = []
+    b = gpu.Bench(torch.device('cpu'), True, tmp_path)
+    out = tmp_path/'a.json'
+    gpu.run_all(b, out, seconds, None, lambda s: held.append(json.loads(out.read_text())))
+    return held
+
+def test_a_part_that_fails_or_takes_too_long_does_not_end_the_others(monkeypatch, tmp_path):
+    def fails(b, found):
+        found['half'] = 1
+        raise ValueError('no')
+    def hangs(b, found):
+        while True: time.sleep(.01)
+    def works(b, found): found['x'] = 2
+    first,second,last = run_parts(monkeypatch, tmp_path, fails=fails, hangs=hangs, works=works)
+    assert first['fails']['half'] == 1 and 'ValueError: no (test_bench.py' in first['fails']['error']
+    assert 'stopped after 0 s' in second['hangs']['error'] and 'works' not in second
+    assert last['works']['x'] == 2
+
+def test_no_part_begins_when_the_time_is_over(monkeypatch, tmp_path):
+    held = run_parts(monkeypatch, tmp_path, seconds=1., works=lambda b, found: found.update(x=2))
+    assert held[-1]['works'] == dict(error='no time left')
+
+def measured_card(ms, reserved): return dict(ms=ms, reserved=reserved*1e9)
+
+def test_cost_of_both_tables():
+    "A card takes the fastest step that it has room for; twice the time of a step, twice the hours"
+    speed = {f'{m} {k}': measured_card(ms, gb) for m in ('random', 'dcl+cls', 'simclr')
+        for k,ms,gb in (('bf16 NHWC', 50, 20), ('bf16 NHWC compiled', 25, 30))}
+    found = dict(machine=dict(device='cuda', name='a card'), speed=speed)
+    assert gpu_cost.fastest(speed, 'simclr', 24) == (50, 'simclr bf16 NHWC')
+    assert gpu_cost.fastest(speed, 'simclr', 40) == (25, 'simclr bf16 NHWC compiled')
+    rows = [o.split('|') for o in gpu_cost.cost_table(found).splitlines()[-3:]]
+    hours = [float(o[2]) for o in rows]
+    assert hours[0] == pytest.approx(2*hours[1], abs=.15) and hours[1] == hours[2]
+    speed['simclr bf16 NHWC'] = measured_card(50, 28)
+    assert 'does not fit' in gpu_cost.cost_table(found)

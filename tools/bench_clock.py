@@ -1,0 +1,87 @@
+"What `make bench` measures with: calls in turns, one thread, time of the process, peak of the allocator"
+import gc, importlib, os, time, warnings
+os.environ.setdefault('KINETO_LOG_LEVEL', '6') # The profiler otherwise speaks of every start
+import numpy as np, torch
+from dataclasses import dataclass
+from torch.profiler import ProfilerActivity, profile
+from cwcl.core import default_device
+
+warnings.filterwarnings('ignore')
+LINES = {} # Name to a generator of cases
+
+@dataclass
+class Case:
+    "Two calls that are measured in turns, and what is asked of their ratio"
+    what: str
+    size: str
+    ours: object # A call
+    against: str # What the other call is
+    peer: object # A call
+    limit: float # So many times faster at least; or, `at_most`, so many times its time
+    at_most: bool = False
+    memory: float|None = None # At most so many times the peer's peak of memory
+    seconds: float = 6. # Measure for so long, and three times at least
+    once: bool = False # Too long for a warm-up and for turns
+    note: object = '' # What to say of it; or a call that returns that, after the measuring
+
+def line(name, *needs): # Name for `--only`; modules of peers
+    "Register a generator of cases"
+    def add(f):
+        f.needs = needs
+        LINES[name] = f
+        return f
+    return add
+
+def lacking(needs):
+    "Return the first module that cannot be imported, with the reason"
+    for name in needs:
+        try: importlib.import_module(name)
+        except ImportError as e: return f'{name} is missing ({e})'
+
+def on_cuda(): return default_device().type == 'cuda'
+
+def clock(f):
+    "Return the seconds of a call"
+    now = time.perf_counter if on_cuda() else time.process_time
+    if on_cuda(): torch.cuda.synchronize()
+    start = now()
+    f()
+    if on_cuda(): torch.cuda.synchronize()
+    return now() - start
+
+def in_turns(calls, seconds, least=3, most=200):
+    "Return the seconds of each call, turn by turn, after a warm-up of each"
+    for f in calls: f()
+    times = []
+    start = time.perf_counter()
+    def enough(): return len(times) >= least and (len(times) >= most or time.perf_counter() > start + seconds)
+    while not enough(): times.append([clock(f) for f in calls])
+    return np.array(times).T
+
+def peak_bytes(f):
+    "Return how far memory rises during a call, as PyTorch's allocator counts it"
+    gc.collect()
+    if on_cuda():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        f()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
+    found = [o for o in p.profiler.kineto_results.events() if o.name() == '[memory]']
+    held = np.cumsum([0, *(o.nbytes() for o in sorted(found, key=lambda o: o.start_ns()))])
+    return int((held - np.minimum.accumulate(held)).max())
+
+def measured(case):
+    "Return a row of the table"
+    calls = case.ours,case.peer
+    if case.once: times = np.array([[clock(f)] for f in calls])
+    else: times = in_turns(calls, case.seconds)
+    ours,peer = np.median(times, axis=1)
+    a,b = (None, None) if case.once else (peak_bytes(f) for f in calls)
+    ratio = ours/peer if case.at_most else peer/ours
+    share = ratio/case.limit if case.at_most else case.limit/ratio
+    row = dict(what=case.what, size=case.size, ours=ours, against=case.against, peer=peer, ratio=ratio)
+    row |= dict(limit=case.limit, at_most=case.at_most, share=share, ours_bytes=a, peer_bytes=b)
+    row |= dict(repetitions=times.shape[1])
+    if case.memory: row.update(memory_limit=case.memory, memory_share=a/b/case.memory)
+    return row | dict(note=case.note() if callable(case.note) else case.note)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds', 'largest_step', 'sharing', 'estimate', 'say_estimate', 'EpochBar', 'Worker', 'visible_gpus', 'partition_gpus',
-           'run_jobs']
+           'executor', 'run_jobs']
 
 # %% ../../nbs/51b_study.jobs.ipynb #2211db07
 import json, os, shutil, subprocess, time, torch
@@ -142,16 +142,8 @@ def executor(
     folder, # Of the study; logs go to `jobs/` within
     cluster:str='local', # `local`, or `slurm`
     timeout:int=24*60, # Minutes after which a job is stopped
-<<<<<<< /tmp/tmp77uuqne_.txt
-    gpus:int=1, # Of each job on a cluster
-    threads:int=4, # Cores of each job on a cluster; frames are decoded by all of them
-||||||| /tmp/tmprnmeggub.txt
-    gpus:int=0, # Of each job on a cluster
-    threads:int=1, # Cores of each job on a cluster
-=======
     gpus:int|None=None, # Of each job on a cluster; 1 where the partition has any, if `None`
     threads:int=1, # Cores of each job on a cluster
->>>>>>> /tmp/tmpnnsikyur.txt
     partition:str|None=None, # Of the cluster
     resubmit:int=3, # How often a job that ran out of time is submitted again
 ): # `submitit.Executor`

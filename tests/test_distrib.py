@@ -243,7 +243,7 @@ def poisoned(table):
 
 def test_nan_on_one_process_stops_all_in_the_same_step(tiny):
     a,b = on_ranks(poisoned, 2, tiny)
-    assert a == b and 'became nan in epoch 1, step 4 of 6' in a
+    assert a == b and 'NaN in epoch 1, step 4 of 6' in a
 
 def looked(table):
     "Only the first process validates: nobody waits for the other"

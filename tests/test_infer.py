@@ -219,7 +219,7 @@ def test_a_gpu_takes_more_windows_at_once(device, most):
         seen.append(len(x))
         return x
     with FakeTensorMode(): sliding_window(model, torch.empty(33, 3, 240, 427, device=device))
-    assert seen == [most]*(66//most) + [66%most]*(66%most > 0)
+    assert sum(seen) == 66 and set(seen[:-1]) == {most} and seen[-1] <= most
 
 @pytest.mark.parametrize('norm,up,norms', [('batch','transpose',18), ('batch','bilinear',18), ('group','transpose',0)])
 @torch.no_grad()

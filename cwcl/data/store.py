@@ -6,7 +6,7 @@
 __all__ = ['load_image', 'load_mask', 'store_key', 'mapped_array', 'FrameStore', 'shared_frames', 'check_masks', 'channel_stats']
 
 # %% ../../nbs/13b_data.store.ipynb #2a73b890
-import hashlib, os, shutil
+import filelock, hashlib, os, shutil
 import numpy as np, psutil, torch
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,11 +20,6 @@ from ..core import InputError, atomic_path, usable_cores
 from .folders import cache_folder
 from .images import read_image, read_mask, rgb, upright
 from .labels import IGNORE, ClassSet
-
-# %% ../../nbs/13b_data.store.ipynb #9b9373bb
-from cwcl.core import need
-
-filelock = need('filelock')
 
 # %% ../../nbs/13b_data.store.ipynb #c3c427f1
 def load_image(

@@ -6,23 +6,18 @@
 __all__ = ['TABLE_METHODS', 'Run', 'fold_seed', 'grid', 'fold_parts', 'Watch', 'do_run', 'check_runs', 'run_all', 'publish']
 
 # %% ../../nbs/50a_study.grid.ipynb #fe093fc4
-import json, pandas as pd
+import filelock, json, pandas as pd
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import LATER, InputError, Recipe, atomic_path, method_recipe, ranks, ranks
+from ..core import LATER, InputError, Recipe, atomic_path, method_recipe, ranks
 from ..data.cholec import frame_table
 from ..data.splits import split_frames
 from ..ready import check_run
 from ..stages import stages_run
 from .measures import BUDGETS
 from .records import read_result
-
-# %% ../../nbs/50a_study.grid.ipynb #6dc4fc2e
-from cwcl.core import need
-
-filelock = need('filelock', 'study')
 
 # %% ../../nbs/50a_study.grid.ipynb #6b29871f
 @dataclass(frozen=True)

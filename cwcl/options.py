@@ -86,7 +86,7 @@ def check_own(data, own)->bool: # Folder or '', options of own data -> whether d
     "Raise `InputError` if options do not fit together"
     given = [f'--{k}' for k,v in own.items() if v is not None]
     if not data and not given:
-        raise InputError('no data given: write the embedded set with `cwcl_data write runs/scenes` '
+        raise InputError('no data given: write drawn scenes with `cwcl_data write runs/scenes` '
             'and give --data runs/scenes, or give your own (--frames, --masks, --classes)')
     if data and given: raise InputError(f'--data with {given[0]}: give the folder of CholecSeg8k, or data of your own')
     whole = own['frames'] and own['masks']

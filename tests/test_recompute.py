@@ -226,7 +226,8 @@ def test_chunks_go_with_half_precision_accumulation_and_the_guard(table):
     assert weights(learn).isfinite().all() and learn.recorder.values[0]
     learn = trained(table, replace(r, precision='fp32'))
     learn.loss_func.dcl = lambda zs, *a: (zs[0].sum()*torch.nan, torch.tensor(0.))
-    with pytest.raises(InputError, match='loss term dcl became infinite or NaN'), learn.no_bar(), learn.no_logging(): learn.fit(1)
+    says = 'loss term dcl became infinite or NaN'
+    with pytest.raises(InputError, match=says), learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert weights(learn).isfinite().all()
 
 def test_a_network_without_chunks_is_named(table):

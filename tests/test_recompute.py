@@ -280,7 +280,8 @@ def test_an_estimate_knows_what_is_computed_twice():
         assert step_flops(r) < step_flops(other) < 1.5*step_flops(r)
 
 @pytest.mark.parametrize('free, words, absent', [(11.5, 'precision=bf16 needs', 'recompute'),
-    (6, 'precision=bf16,recompute=True needs', 'chunks'), (3, 'recompute=True,chunks=2.*chunk at a time', 'smaller batch'),
+    (6, 'precision=bf16,recompute=True needs', 'chunks'),
+    (3, 'recompute=True,chunks=2.*chunk at a time', 'smaller batch'),
     (.6, 'recompute=True,chunks=.*batch=.*smaller batch', 'needs .* leaves')])
 def test_advice_names_what_leaves_the_batch_as_it_is(free, words, absent):
     said = advice(recipe('paper'), free*GiB)

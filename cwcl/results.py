@@ -66,7 +66,7 @@ def evaluate(
     counts = []
     seen = big = 0
     for x,mask in dls.test_dl(rows):
-        with arithmetic(dls.recipe): logits = segment(x).float()
+        with arithmetic(getattr(net, 'recipe', dls.recipe)): logits = segment(x).float()
         counts.append(_frame_counts(logits.argmax(1), torch.as_tensor(mask), len(names)))
         paths = rows['mask'].iloc[seen:seen+len(x)]
         if native: big += sum(native_confusion(o, path, net.classes).cpu() for o,path in zip(logits, paths))
@@ -147,7 +147,7 @@ def plot_iou(
 def _sides(net, dls, rows): # Network, loaders, rows -> frames, uint8 `(n,H,W,3)`, and two lists of masks
     "Return frames, their truth and their prediction"
     x,mask = dls.test_dl(rows).one_batch()
-    with arithmetic(dls.recipe): pred = net.eval()(x).argmax(1)
+    with arithmetic(getattr(net, 'recipe', dls.recipe)): pred = net.eval()(x).argmax(1)
     mean,std = (getattr(net, k).view(3, 1, 1) for k in ('mean', 'std'))
     frames = ((x*std + mean).clamp(0, 1)*255).byte().permute(0, 2, 3, 1).cpu().numpy()
     masks = [o.cpu().numpy().astype(np.uint8) for o in (mask, pred)]

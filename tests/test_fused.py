@@ -121,7 +121,7 @@ class Saved:
     def save_for_backward(self, *o): self.saved_tensors = o
 
 @pytest.mark.parametrize('squared', (True, False))
-def test_nothing_on_a_gpu_adds_in_any_order_or_waits(squared):
+def test_nothing_on_a_pretended_gpu_adds_in_any_order_or_waits(squared):
     with FakeTensorMode(), torch.device('cuda'), Names() as names:
         x,t,v = torch.randn(2, 8, 16, 16),torch.zeros(2, 16, 16).long(),torch.ones(2, 16, 16)
         ctx = Saved()

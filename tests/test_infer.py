@@ -213,7 +213,7 @@ def test_on_a_pretended_gpu():
             assert pad_to_window(x, 256).shape[2:] == (256, 427)
 
 @pytest.mark.parametrize('device,most', [('cpu', 2), ('cuda', 64)])
-def test_a_gpu_takes_more_windows_at_once(device, most):
+def test_a_pretended_gpu_takes_more_windows_at_once(device, most):
     seen = []
     def model(x):
         seen.append(len(x))

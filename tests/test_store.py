@@ -154,13 +154,13 @@ def on_a_pretended_gpu(scenes, monkeypatch, times):
     with mode: assert store.to('cuda') is store
     return store, mode
 
-def test_frames_that_fit_live_on_the_gpu(scenes, monkeypatch):
+def test_frames_that_fit_live_on_the_pretended_gpu(scenes, monkeypatch):
     store,mode = on_a_pretended_gpu(scenes, monkeypatch, 6)
     assert store.frames.is_cuda and store.masks.is_cuda
     with mode: x,y = store.gather(torch.tensor([3, 0, 2]), 2)
     assert x.is_cuda and y.is_cuda and x.shape == (3, 3, 30, 50) and y.shape == (2, 30, 50)
 
-def test_frames_that_do_not_fit_are_pinned_and_sent_without_waiting(scenes, monkeypatch):
+def test_frames_that_do_not_fit_are_pinned_for_a_pretended_gpu(scenes, monkeypatch):
     store,mode = on_a_pretended_gpu(scenes, monkeypatch, 5.9)
     assert store.frames.device.type == 'cpu' and store.sent_to == torch.device('cuda')
     pinned,sent = [],[]

@@ -64,7 +64,7 @@ def copy(path, out, sound=0, cover=False):
     with av.open(str(path)) as a, av.open(str(out), 'w') as b:
         film = b.add_stream_from_template(a.streams.video[0])
         still = b.add_stream('mjpeg', rate=25, width=64, height=64, pix_fmt='yuvj420p') if cover else None
-        if cover: still.disposition = av.stream.Disposition.attached_pic
+        if cover: still.disposition = av.stream.Disposition.attached_pic.value
         noise = b.add_stream('pcm_s16le', rate=8000, layout='mono') if sound else None
         packets = [p for p in a.demux(video=0) if p.size]
         for p in packets: p.stream = film

@@ -45,6 +45,7 @@ def check_compiler(
     cxx = os.environ.get('CXX')
     found = any(map(shutil.which, [cxx] if cxx else ['g++', 'clang++', 'cl']))
     lacking = [] if found else ['a C++ compiler (g++)']
+    if tuple(map(int, torch.__version__.split('.')[:2])) < (2, 7): lacking.append('PyTorch 2.7')
     if kind == 'cuda' and not find_spec('triton'): lacking.append('triton')
     said = f'compile=True on {kind}: lacks {" and ".join(lacking)}'
     if lacking: raise InputError(f'{said}; install it, or leave compile out')

@@ -333,12 +333,15 @@ def test_the_arithmetic_of_a_recipe_holds_in_training_and_validation_and_ends(dl
     assert flags() == before
 
 def test_without_a_compiler_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.10.0')
     monkeypatch.setenv('CXX', 'no-such-compiler')
     monkeypatch.setattr('cwcl.arithmetic.find_spec', lambda name: None)
     with pytest.raises(InputError, match=r'on cpu: lacks a C\+\+ compiler \(g\+\+\); install'): check_compiler('cpu')
     with pytest.raises(InputError, match='compiler .* and triton'): check_compiler('cuda')
     monkeypatch.setenv('CXX', sys.executable)
     check_compiler('cpu')
+    monkeypatch.setattr(torch, '__version__', '2.6.0+cu124')
+    with pytest.raises(InputError, match='lacks PyTorch 2.7; install'): check_compiler('cpu')
 
 @pytest.mark.skipif(torch.__version__ < '2.7', reason='PyTorch 2.6 cannot compile a subclass of a tensor')
 def test_a_compiled_network_learns_the_same_and_is_tested_as_it_is(dls, smoke, monkeypatch):

@@ -183,6 +183,7 @@ def cwcl_data(
     frames_per_clip:int=8, # write: frames of each of the 101 clips
     size:str='427x240', # write: width x height
     seed:int=0, # write: seed of the scenes
+    sets:int=1, # write: of 17 patients; those of all but the first are new, and only tested on
     min_pixels:int=16, # Fewer pixels do not make a class present
     workers:int=None, # Threads or processes; one per core if not given
 ):
@@ -190,7 +191,7 @@ def cwcl_data(
     if command == 'write':
         found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', size)
         if not found: raise InputError(f'size {size!r}: give width x height, such as 427x240')
-        write_scenes(root, frames_per_clip, tuple(map(int, found.groups())), seed, workers, progress=True)
+        write_scenes(root, frames_per_clip, tuple(map(int, found.groups())), seed, sets, workers, progress=True)
     if command == 'audit':
         report = audit(root, phases, min_pixels, workers, progress=True)
         sys.stdout.write(audit_text(report) + '\n')

@@ -10,7 +10,7 @@ import numpy as np
 from typing import NamedTuple
 from ..core import InputError
 from .chance import around, between, number, stream
-from .organs import CLIPS, anatomy, bend, height, visible
+from .organs import CLIPS, anatomy, bend, height, plan_of, visible
 from .camera import pixel_grid, lit, sway
 
 # %% ../../nbs/07_data.scene.ipynb #7613c798
@@ -122,8 +122,10 @@ def _check_frame(
     frame:int, # Within the clip, such as 80 to 159
 ):
     "Raise `InputError` if there is no such frame"
-    if CLIPS.video.get(clip) != video: raise InputError(f'{video}, {clip}: no such clip; see data/clips.csv')
-    first = int(CLIPS.start[clip])
+    plan = plan_of(clip)
+    alias = clip.startswith(video + '_') and CLIPS.video.get(plan) == plan_of(video)
+    if not alias: raise InputError(f'{video}, {clip}: no such clip; see data/clips.csv')
+    first = int(CLIPS.start[plan])
     if not first <= frame < first+80: raise InputError(f'frame {frame} of {clip}: choose {first} to {first+79}')
 
 # %% ../../nbs/07_data.scene.ipynb #2564916d
@@ -157,9 +159,10 @@ def draw_labels(
     "Draw everything about a frame but its looks"
     _check_frame(video, clip, frame)
     a = anatomy(video, clip, seed)
-    start = int(CLIPS.start[clip])
+    plan = plan_of(clip)
+    start = int(CLIPS.start[plan])
     at = int(frame-start)
-    shown = visible(video, seed)[:,CLIPS.before[clip]+at]
+    shown = visible(video, seed)[:,CLIPS.before[plan]+at]
     x,y = pixel_grid(size)
     disc = lit(video, seed, x, y)
     x,y = a.view(x, y, at/80)

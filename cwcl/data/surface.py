@@ -10,7 +10,7 @@ import functools, numpy as np
 from fastcore.basics import patch
 from scipy.ndimage import gaussian_filter, uniform_filter
 from .chance import around, between, cloud, sample_tile, lumps, number, stream
-from .organs import CLIPS, PLAN, contour_tile
+from .organs import CLIPS, PLAN, contour_tile, plan_of
 from .camera import pixel_grid
 from .scene import draw_labels
 
@@ -80,7 +80,7 @@ class Painting:
     def __init__(self, video, clip, frame, size, seed):
         self.scene = draw_labels(video, clip, frame, size, seed)
         self.look = video_look(video, seed)
-        start = int(CLIPS.start[clip])
+        start = int(CLIPS.start[plan_of(clip)])
         self.key = seed, number(video), start
         self.video,self.frame,self.seed = video,frame,seed
         self.t = (frame-start)/80

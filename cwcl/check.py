@@ -26,7 +26,7 @@ def same(
     except ValueError: return False
     if a.shape != b.shape: return False
     if b.dtype.kind in 'fc': return bool(np.allclose(a, b, 1e-3, 1e-6, equal_nan=True))
-    return bool((a == b).all())
+    return bool(np.all(a == b))
 
 # %% ../nbs/02_check.ipynb #34489aff
 def is_blank(

@@ -218,7 +218,7 @@ class Transfers(TorchDispatchMode):
         self.n += int(crosses)
         return out
 
-def test_all_draws_of_a_batch_travel_together(monkeypatch):
+def test_all_draws_of_a_batch_travel_together_on_a_pretended_gpu(monkeypatch):
     "One transfer for a batch, and one more for the kernels of the blur, before the first"
     class Same(torch.Tensor):
         "A type of fastai's that leaves a pretended tensor as it is"

@@ -796,6 +796,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'cwcl.stages': { 'cwcl.stages._finish': ('stages.html#_finish', 'cwcl/stages.py'),
                              'cwcl.stages.pretrain_run': ('stages.html#pretrain_run', 'cwcl/stages.py'),
                              'cwcl.stages.ready_encoder': ('stages.html#ready_encoder', 'cwcl/stages.py'),
+                             'cwcl.stages.refresh_averages': ('stages.html#refresh_averages', 'cwcl/stages.py'),
                              'cwcl.stages.stages_run': ('stages.html#stages_run', 'cwcl/stages.py')},
             'cwcl.study.ablation': { 'cwcl.study.ablation.Reading': ('study.ablation.html#reading', 'cwcl/study/ablation.py'),
                                      'cwcl.study.ablation._base_row': ('study.ablation.html#_base_row', 'cwcl/study/ablation.py'),

@@ -151,8 +151,8 @@ class DataRecipe:
     budget_unit: Literal['frame', 'clip', 'video'] = 'frame' # What is drawn: frames, whole clips or whole videos
     budget_of: Literal['fold', 'train', 'all'] = 'fold' # Of what the share is taken
     fold: Index = 0         # 3.2.3: which of the three validation sets
-    # Video 01 always trains; a strict partition; seeds alone
-    fold_scheme: Literal['pinned', 'partition', 'seeds'] = 'pinned'
+    # Video 01 always trains; a strict partition; seeds alone; six folds, and video 01 always trains
+    fold_scheme: Literal['pinned', 'partition', 'seeds', 'six'] = 'pinned'
     valid_labels: bool = True # 3.1: class labels of validation frames are trained on
     crop: Count = 256       # 3.2.2, pixels
     scale: Fraction = 0.1   # 3.2.2: factor 1 ± this
@@ -215,6 +215,7 @@ class Recipe(NetRecipe):
     blend: Literal['constant', 'gaussian'] = 'constant'
     valid_step: Count = 1   # While training, every how many-th frame of a clip is validated on
     select: Literal['best', 'last'] = 'best' # Weights that are tested: best on validation, or last
+    refresh_bn: Index = 0   # Before an encoder is frozen: mild batches that its running averages are made of anew
 
     def __post_init__(self):
         if isinstance(self.widths, list): object.__setattr__(self, 'widths', tuple(self.widths))
@@ -328,7 +329,7 @@ def method_recipe(
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
 # Fields that came after the first published runs, which were computed as the defaults say
-LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile'
+LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -149,6 +149,16 @@ def a_first_stage_is_that_of_its_method(w):
         call = caught('cwcl.stages.train_learner', pretrain_run, r, 'nowhere', out=out)
         assert call.kwargs['make'] == find_method('byol').make
 
+@row('refresh_bn')
+def running_averages_are_made_anew_before_freezing(w):
+    def seen(n):
+        r = changed(method='byol', stage='pretrain', views=2, refresh_bn=n)
+        with TemporaryDirectory() as out, patch('cwcl.stages.frame_table', return_value=w.frames), \
+                patch('cwcl.stages.update_bn') as fresh:
+            pretrain_run(r, 'nowhere', out=out)
+            return [len(list(call.args[0])) for call in fresh.call_args_list]
+    assert seen(0) == [] and seen(3) == [3]
+
 @row('valid_labels', 'lr', 'schedule', 'class_set', 'left_out', 'batch', 'labelled')
 def remarks_are_those_of_the_recipe(w):
     t = w.split(BASE)

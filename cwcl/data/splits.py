@@ -43,13 +43,14 @@ def balanced_parts(
 # %% ../../nbs/13_data.splits.ipynb #29fabd57
 def video_folds(
     table:pd.DataFrame, # One row per frame, from `frame_table`
-    n:int=3, # Folds
-    scheme:str='pinned', # `pinned`, `partition` or `seeds`
+    n:int=3, # Folds; `six` has six
+    scheme:str='pinned', # `pinned`, `partition`, `seeds` or `six`
     seed:int=0, # Of the deal, not of a run
 )->list: # n tuples of validation videos
     "Return the validation videos of each fold, balanced by frames; test videos are in none"
-    schemes = 'pinned', 'partition', 'seeds'
-    if scheme not in schemes: raise InputError(f'scheme={scheme!r}: choose pinned, partition or seeds')
+    schemes = 'pinned', 'partition', 'seeds', 'six'
+    if scheme not in schemes: raise InputError(f'scheme={scheme!r}: choose pinned, partition, seeds or six')
+    if scheme == 'six': n = 6
     frames = table.video[~is_test(table.video)].value_counts().sort_index()
     others = frames if scheme == 'partition' else frames.drop('video01', errors='ignore')
     spare = len(frames) > len(others)

@@ -60,8 +60,9 @@ def open_video(path): # Video file -> context whose value is (open PyAV containe
     "Open a video; raise `InputError` if it cannot be read"
     if not Path(path).is_file(): raise InputError(f'{path}: no such file; give an image, a folder of images or a video')
     _quiet_ffmpeg()
+    lenient = dict(metadata_errors='replace') if int(av.about.__version__.split('.')[0]) < 19 else {} # Always so from 19 on
     try:
-        with av.open(str(path), metadata_errors='replace') as c:
+        with av.open(str(path), **lenient) as c:
             films = [s for s in c.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not films or c.format.name == 'tty': raise InputError(f'{path}: has no pictures; give a video')
             yield c,films[0]

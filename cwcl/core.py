@@ -303,11 +303,13 @@ _tiny = dict(height=60, width=107, crop=64, window=64, widths=(4, 8, 8, 16, 16),
 PRESETS = dict(paper={}, eq8=dict(alpha=0.03, beta=0.1, per_scale='alpha'))
 PRESETS['demo'] = {**_small, 'threads': 1, 'valid_step': 8}
 PRESETS['study'] = {**_small, 'epochs': 11, 'threads': 1, 'valid_step': 5}
+PRESETS['trial'] = {**_small, 'height': 72, 'width': 128, 'crop': 64, 'window': 64, 'batch': 64, 'labelled': 8,
+    'use_phase': False, 'fold_scheme': 'six', 'epochs': 160, 'threads': 1, 'valid_step': 80, 'refresh_bn': 50}
 PRESETS['smoke'] = {**_small, **_tiny, 'channels_last': False, 'epochs': 1}
 
 # %% ../nbs/00_core.ipynb #79339867
 def recipe(
-    preset:str='paper', # `paper`, `eq8`, `demo`, `study` or `smoke`
+    preset:str='paper', # `paper`, `eq8`, `demo`, `study`, `trial` or `smoke`
     **changes, # Fields of `Recipe` that differ from the preset
 )->Recipe:
     "Return a preset with the fields that its method brings, and with your changes"

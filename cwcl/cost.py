@@ -134,7 +134,7 @@ def run_cost(
 @call_parse
 @one_line_errors
 def cwcl_cost(
-    preset:str='paper', # paper, eq8, demo, study or smoke
+    preset:str='paper', # paper, eq8, demo, study, trial or smoke
 ):
     "Print the GiB of a training step, by method and precision, as a Markdown table"
     print('| method | fp32 | bf16 |\n|---|---:|---:|')

@@ -209,7 +209,7 @@ def cwcl_train(
     budget:float=None, # Share of frames whose mask is used, such as 0.05
     fold:int=None, # Which of the three validation sets: 0, 1 or 2
     seed:int=None, # Any integer
-    preset:str='demo', # paper, eq8, demo, study or smoke
+    preset:str='demo', # paper, eq8, demo, study, trial or smoke
     recipe:str=None, # Instead of a preset: recipe.json of a run, or a published result, to repeat it
     With:str=None, # Python file that registers methods of yours; it is executed
     epochs:int=None, # Passes over the class-labelled frames

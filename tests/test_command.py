@@ -94,12 +94,13 @@ def test_every_claim_belongs_to_one_table():
 
 def test_scenes_are_drawn_once(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr('cwcl.study.kit.write_scenes', lambda path, frames_per_clip: drawn.append(frames_per_clip))
+    monkeypatch.setattr('cwcl.study.kit.write_scenes', lambda path, frames_per_clip, sets: drawn.append((frames_per_clip, sets)))
     embedded_frames('smoke', tmp_path)
     (tmp_path/'scenes-2').mkdir()
     (tmp_path/'scenes-2'/'scenes.json').write_text('{"frames_per_clip": 2}')
     embedded_frames('smoke', tmp_path)
-    assert drawn == [2, 2]
+    embedded_frames('trial', tmp_path)
+    assert drawn == [(2, 1), (2, 1), (20, 3)]
 
 def test_an_ablation_brings_its_bases_first():
     runs,pairs = _wanted_runs('ablate', recipe('smoke'), (0, 1), (0,), {0: (60, 20), 1: (50, 30)})

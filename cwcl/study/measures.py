@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'FREQUENT', 'RARE', 'MEASURES', 'RATIOS', 'LEVEL', 'BUDGETS', 'PERCENTS', 'measure_iou', 'taken_share',
            'epochs_to', 'random_levels', 'method_name', 'method_style', 'run_value', 'run_table', 'clip_values',
-           'published_cells']
+           'video_confusion', 'published_cells']
 
 # %% ../../nbs/49a_study.measures.ipynb #04ad9029
 import math, numpy as np, pandas as pd
@@ -146,6 +146,18 @@ def clip_values(
         if measure == 'taken for gallbladder': return taken_share(dict(class_iou=iou, confusion=cm))
         return measure_iou(iou, measure)
     return {clip: value(cm) for clip,cm in (test.get('clips') or {}).items()}
+
+# %% ../../nbs/49a_study.measures.ipynb #caa14280
+def video_confusion(
+    test:dict, # What `evaluate` returned, or a published result
+)->dict: # Video to confusion matrix
+    "Return the confusion matrix of each test video"
+    if 'videos' in test: return test['videos']
+    found = {}
+    for clip,cm in test['clips'].items():
+        video = clip.split('_')[0]
+        found[video] = found.get(video, 0) + np.asarray(cm)
+    return {k: v.tolist() for k,v in found.items()}
 
 # %% ../../nbs/49a_study.measures.ipynb #af741776
 def published_cells()->pd.DataFrame: # table, method, budget (percent), class, iou, sd (NaN for the mean over classes)

@@ -1,5 +1,5 @@
 "The fair trial: its interval against loops, its runs, its measure, and an analysis that finds what was put in"
-import json, numpy as np, pytest
+import numpy as np, pytest
 from itertools import product
 from fastcore.script import CliError
 from scipy.stats import t as student

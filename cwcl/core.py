@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
            'LATER', 'InputError', 'one_line_errors', 'MissingExtra', 'need', 'atomic_path', 'data_file', 'set_seed',
-           'default_device', 'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'Recipe', 'find_method',
-           'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe']
+           'default_device', 'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe',
+           'Recipe', 'find_method', 'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe']
 
 # %% ../nbs/00_core.ipynb #af4f576d
 import functools, importlib, json, os, random, sys, time, torch, cwcl, numpy as np
@@ -192,9 +192,14 @@ class NetRecipe(DataRecipe):
     gamma: Weight = 2.0     # 3.2.3: focal loss
     pos_weight: bool = False # Presence loss: rare classes count more
 
+# %% ../nbs/00_core.ipynb #6ede01c0
+@dataclass(frozen=True)
+class BeyondRecipe(NetRecipe):
+    "What the paper does not do; all of it is off by default"
+
 # %% ../nbs/00_core.ipynb #bfbf54aa
 @dataclass(frozen=True)
-class Recipe(NetRecipe):
+class Recipe(BeyondRecipe):
     "Every choice of one run; the defaults are the paper as we read it"
     lr: Positive = 0.01     # 3.2.3
     wd: Weight = 0.01       # AdamW's decay

@@ -149,6 +149,7 @@ class DataRecipe:
     width: Count = 427
     budget: Share = 0.05    # 3.2.3: share of frames whose mask is used
     budget_unit: Literal['frame', 'clip', 'video'] = 'frame' # What is drawn: frames, whole clips or whole videos
+    choose: Literal['chance', 'cover'] = 'chance' # Frames are drawn evenly, or cover classes and videos: lesson 80
     budget_of: Literal['fold', 'train', 'all'] = 'fold' # Of what the share is taken
     fold: Index = 0         # 3.2.3: which of the three validation sets
     # Video 01 always trains; a strict partition; seeds alone
@@ -278,6 +279,9 @@ def check_recipe(r): # `Recipe`
     if r.sync_bn and r.norm != 'batch': raise InputError(f'sync_bn=True with norm={r.norm!r}: which has no '
         'statistics of a batch; leave it out')
     _check_chunks(r)
+    if r.choose != 'chance' and r.budget_unit != 'frame':
+        raise InputError(f'choose={r.choose!r} with budget_unit={r.budget_unit!r}: it chooses single frames; '
+            "choose budget_unit='frame', or choose='chance'")
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')
@@ -333,7 +337,7 @@ def method_recipe(
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
 # Fields that came after the first published runs, which were computed as the defaults say
-LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile'
+LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'choose'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -2,8 +2,8 @@
 import hashlib, json, numpy as np, pandas as pd, pytest, torch
 from dataclasses import replace
 from fractions import Fraction
-from cwcl.beyond.choose import _fewest, class_confidence, cover_frames, frame_features, loneliness, own_choice, settled
-from cwcl.beyond.choose import typical_frames, unsure_frames, unsure_scores
+from cwcl.beyond.choose import _fewest, class_confidence, cover_frames, frame_features, neighbor_distance, own_choice
+from cwcl.beyond.choose import settled, typical_frames, unsure_frames, unsure_scores
 from cwcl.core import InputError, Recipe, data_file, recipe, set_seed
 from cwcl.data.labels import class_set
 from cwcl.data.splits import TEST_VIDEOS, split_frames
@@ -170,21 +170,21 @@ def test_a_recipe_from_before_was_drawn_by_chance():
 # Typical frames
 
 @pytest.mark.parametrize('near', [1, 3, 50])
-def test_loneliness_equals_the_literal_loop(near):
+def test_neighbor_distance_equals_the_literal_loop(near):
     z = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
     group = np.arange(20) % 4
     want = []
     for i in range(20):
         far = sorted((z[i]-z[j]).norm().item() for j in range(20) if group[j] != group[i])
         want.append(np.mean(far[:near]))
-    np.testing.assert_allclose(loneliness(z, group, near), want, rtol=1e-4)
-    np.testing.assert_allclose(loneliness(z.numpy(), group, near), want, rtol=1e-4)
+    np.testing.assert_allclose(neighbor_distance(z, group, near), want, rtol=1e-4)
+    np.testing.assert_allclose(neighbor_distance(z.numpy(), group, near), want, rtol=1e-4)
 
 @pytest.mark.parametrize('seed', range(3))
 def test_typical_frames_cover_first(seed):
     t = pool(seed)
     z = torch.randn(len(t), 4, generator=torch.Generator().manual_seed(seed))
-    score = loneliness(z, t.groupby(['video', 'clip']).ngroup().to_numpy())
+    score = neighbor_distance(z, t.groupby(['video', 'clip']).ngroup().to_numpy())
     got = typical_frames(t, z, 10, NAMES)
     assert list(got) == literal_cover(t, 10, 0, 3, dict(zip(t.index, score)))
     assert list(typical_frames(t, z, 4, NAMES)) == list(got[:4])

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
            'LATER', 'InputError', 'one_line_errors', 'MissingExtra', 'need', 'atomic_path', 'data_file', 'set_seed',
-           'default_device', 'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'Recipe', 'find_method',
-           'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe']
+           'default_device', 'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe',
+           'Recipe', 'find_method', 'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe']
 
 # %% ../nbs/00_core.ipynb #af4f576d
 import functools, importlib, json, os, random, sys, time, torch, cwcl, numpy as np
@@ -149,6 +149,7 @@ class DataRecipe:
     width: Count = 427
     budget: Share = 0.05    # 3.2.3: share of frames whose mask is used
     budget_unit: Literal['frame', 'clip', 'video'] = 'frame' # What is drawn: frames, whole clips or whole videos
+    choose: Literal['chance', 'cover'] = 'chance' # Frames are drawn evenly, or cover classes and videos: lesson 80
     budget_of: Literal['fold', 'train', 'all'] = 'fold' # Of what the share is taken
     fold: Index = 0         # 3.2.3: which of the three validation sets
     # Video 01 always trains; a strict partition; seeds alone; six folds, and video 01 always trains
@@ -192,9 +193,14 @@ class NetRecipe(DataRecipe):
     gamma: Weight = 2.0     # 3.2.3: focal loss
     pos_weight: bool = False # Presence loss: rare classes count more
 
+# %% ../nbs/00_core.ipynb #6ede01c0
+@dataclass(frozen=True)
+class BeyondRecipe(NetRecipe):
+    "What the paper does not do; all of it is off by default"
+
 # %% ../nbs/00_core.ipynb #bfbf54aa
 @dataclass(frozen=True)
-class Recipe(NetRecipe):
+class Recipe(BeyondRecipe):
     "Every choice of one run; the defaults are the paper as we read it"
     lr: Positive = 0.01     # 3.2.3
     wd: Weight = 0.01       # AdamW's decay
@@ -274,6 +280,9 @@ def check_recipe(r): # `Recipe`
     if r.sync_bn and r.norm != 'batch': raise InputError(f'sync_bn=True with norm={r.norm!r}: which has no '
         'statistics of a batch; leave it out')
     _check_chunks(r)
+    if r.choose != 'chance' and r.budget_unit != 'frame':
+        raise InputError(f'choose={r.choose!r} with budget_unit={r.budget_unit!r}: it chooses single frames; '
+            "choose budget_unit='frame', or choose='chance'")
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')
@@ -331,7 +340,7 @@ def method_recipe(
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
 # Fields that came after the first published runs, which were computed as the defaults say
-LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn'
+LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn', 'choose'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -11,6 +11,7 @@ from fastai.callback.tracker import ReduceLROnPlateau
 from cwcl.arithmetic import arithmetic, used_arithmetic
 from cwcl.baselines.byol import BYOLNet
 from cwcl.baselines.simclr import nt_xent_loss
+from cwcl.beyond.choose import cover_frames
 from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
 from cwcl.cost import _sample
 from cwcl.data.augment import SegAugment, blur_frames, draw_factors, take_crops
@@ -223,6 +224,17 @@ def a_budget_is_taken_of_what_it_says(w):
 def whole_videos_are_drawn(w):
     t = w.split(changed(budget_unit='video'))[masked(w)]
     assert set(t.groupby('video').labelled.mean()) == {0, 1}
+
+@row('choose', 'budget', 'seed', 'class_set', 'left_out')
+def masks_can_be_chosen(w):
+    own = w.frames.assign(source=w.frames.video)
+    for changes in (dict(), dict(budget=.2), dict(seed=5), dict(class_set=10, left_out='background')):
+        r = changed(choose='cover', **changes)
+        names = class_set(r.class_set, r.left_out).names
+        for t in (w.split(r), own_split(own, r, valid=['video09'], test=['video12'])):
+            pool = t[(t.part == 'train') & (t['mask'] != '')]
+            want = cover_frames(pool, names, round(r.budget*len(pool)), r.seed)
+            assert set(t.index[t.labelled]) == set(want)
 
 @row('fold', 'fold_scheme')
 def a_fold_validates_its_videos(w):

@@ -19,7 +19,7 @@ from .lists import class_text, read_list, rows_of, video_names
 from .match import pair_names, pair_up, picture_files, pictures
 from .outlines import coco_masks, layer_masks
 from .phases import phase_at
-from .splits import balanced_parts, label_budget
+from .splits import balanced_parts, drawn_masks
 
 # %% ../../nbs/14c_data.own.ipynb #da6a74d6
 def _strange(unknown, own):
@@ -206,7 +206,7 @@ def own_folds(
 # %% ../../nbs/14c_data.own.ipynb #8d646230
 def own_split(
     table:pd.DataFrame, # From `own_table`
-    recipe:Recipe, # fold, budget, budget_unit and seed matter
+    recipe:Recipe, # fold, budget, budget_unit, choose and seed matter
     valid=None, # Names of the videos for validation, as in the column source; those of the fold if `None`
     test=(), # Names of those for the test
 )->pd.DataFrame: # A copy with the columns `part` and `labelled`
@@ -220,7 +220,7 @@ def own_split(
     if both: raise InputError(f'{both.pop()!r}: for validation and for the test; a video plays one part')
     part = np.where(table.source.isin(test), 'test', np.where(table.source.isin(folds[k]), 'valid', 'train'))
     t = table.assign(part=part, labelled=False)
-    draw = label_budget(t[(t.part == 'train') & (t['mask'] != '')], recipe.budget, recipe.budget_unit, recipe.seed)
+    draw = drawn_masks(t[(t.part == 'train') & (t['mask'] != '')], recipe)
     t.loc[draw.index[draw], 'labelled'] = True
     return t
 

@@ -6,7 +6,7 @@
 __all__ = ['REPLICATES', 'STEPS', 'ROWS', 'TRIAL_CLAIMS', 'patient_values', 'trial_recipe', 'trial_runs', 'paired',
            'trial_interval', 'trial_verdicts', 'invented_trial', 'trial_chance', 'trial_table', 'report_trial']
 
-# %% ../../nbs/52d_study.trial.ipynb #ab8c2b57
+# %% ../../nbs/52d_study.trial.ipynb #86e7d11a
 import math, numpy as np, pandas as pd
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .stats import levels
 from .tables import frame_markdown
 from .verdicts import verdict_table
 
-# %% ../../nbs/52d_study.trial.ipynb #01f4b50c
+# %% ../../nbs/52d_study.trial.ipynb #aeb227c3
 def patient_values(
     results:list, # Runs of the trial
     measure:str='mean IoU', # Of `MEASURES`
@@ -41,7 +41,7 @@ def patient_values(
         rows += [(*key, k, v) for k,v in found.items()]
     return pd.DataFrame(rows, columns=['method', 'budget', 'replicate', 'patient', 'value'])
 
-# %% ../../nbs/52d_study.trial.ipynb #19a7a111
+# %% ../../nbs/52d_study.trial.ipynb #ca1ebcb1
 REPLICATES,STEPS,ROWS = 6,4000,64
 
 def _pool()->int: # Frames with class labels: all but the test videos'
@@ -64,7 +64,7 @@ def trial_recipe(
     fields['epochs'] = changes.get('epochs') or round(STEPS/steps_per_epoch(r, (_pool(), 0)))
     return replace(r, **fields)
 
-# %% ../../nbs/52d_study.trial.ipynb #3790ae3d
+# %% ../../nbs/52d_study.trial.ipynb #b195ca44
 def trial_runs(
     table:str='trial1', # `trial1`: one stage, or `trial2`: two
     replicates=range(REPLICATES),
@@ -77,7 +77,7 @@ def trial_runs(
         cells += [(m, 1., 'joint') for m in ('random', 'dcl+cls')]
     return [Run(table, trial_recipe(*o, k, **changes)) for k in replicates for o in cells]
 
-# %% ../../nbs/52d_study.trial.ipynb #35d28bc6
+# %% ../../nbs/52d_study.trial.ipynb #2bb06ec7
 TRIAL_CLAIMS = tuple(c for c in CLAIMS if all(p.measure in MEASURES for p in c.parts))
 
 def paired(
@@ -118,7 +118,7 @@ def trial_verdicts(
     def where(p): return 'On new patients'
     return pd.DataFrame([o for c in claims for o in claim_rows(c, interval, ahead, where, alpha)])
 
-# %% ../../nbs/52d_study.trial.ipynb #990e81c3
+# %% ../../nbs/52d_study.trial.ipynb #c2247e6c
 def invented_trial(
     gains:dict, # Method to its gain over Random, IoU
     spreads:tuple=(.01, .025, .028), # Of a difference: between runs, between patients, of a cell
@@ -141,7 +141,7 @@ def invented_trial(
             cells.append(rows.assign(method=m, budget=round(100*b, 6)))
     return pd.concat(cells, ignore_index=True)
 
-# %% ../../nbs/52d_study.trial.ipynb #61091058
+# %% ../../nbs/52d_study.trial.ipynb #c8e1144f
 def _holds(part, gain, need, other): # A `Part`, the true difference, what each study needs to see it above and below
     "Find the studies in which a comparison with a known difference holds"
     above,below = gain - part.edge > need,part.edge - gain > other
@@ -167,7 +167,7 @@ def trial_chance(
         hits.append(_holds(p, gain, needed_gain(y, affirm), needed_gain(-y, affirm)))
     return float((np.sum(hits, axis=0) >= claim.needed).mean())
 
-# %% ../../nbs/52d_study.trial.ipynb #85670134
+# %% ../../nbs/52d_study.trial.ipynb #7daba0c8
 def _two_videos(test): # Result of a test -> mean IoU over the classes of the paper's two videos
     "Score the paper's two videos together"
     videos = video_confusion(test)
@@ -185,7 +185,7 @@ def trial_table(
     cells = by_run.groupby(['method', 'budget'], sort=False)
     return cells.agg(patients='mean', spread='std', runs='count').assign(two_videos=two)
 
-# %% ../../nbs/52d_study.trial.ipynb #70fab789
+# %% ../../nbs/52d_study.trial.ipynb #75c57c88
 def report_trial(
     results:dict, # Key to result
     out, # Folder for the table and the verdicts, as CSV

@@ -113,11 +113,14 @@ class BankContrast(Callback):
 @patch
 def before_train(self:BankContrast):
     dl = self.dls.train
+    batches = torch.tensor(dl.batches(dl.epoch))
     world = ranks()[1]
-    dealt = [[b[i::world]*self.dls.recipe.views for i in range(world)] for b in dl.batches(dl.epoch)]
-    self.sizes = [len(o) for o in dealt[0]]
-    number = torch.tensor([sum(o, []) for o in dealt])
-    self.frames = torch.cat([dl.dataset.ids[number][...,1:], number[...,None]], -1).to(self.dls.device)
+    dealt = [[*range(i, batches.shape[1], world)]*self.dls.recipe.views for i in range(world)]
+    self.sizes = [len(o) for o in dealt]
+    place = torch.tensor(sum(dealt, []))
+    number = batches[:,place]
+    frames = torch.cat([dl.dataset.ids[number][...,1:], number[...,None]], -1)
+    self.frames,self.back = (o.to(self.dls.device) for o in (frames, place.argsort(stable=True)))
 
 @patch
 def after_pred(self:BankContrast):
@@ -146,5 +149,5 @@ def term(self:BankContrast, zs, ids, group, temp, reduction='mean', lonely='skip
     exclude = self.recipe.exclude
     if begun: found = bank_term(zs, labels, self.bank.keys, self.bank.labels, exclude=exclude, **options)
     else: found = dcl_term(zs, ids, group, **options)
-    self.bank.push(self.averaged or zs, labels)
+    self.bank.push([z[self.back] for z in self.averaged or zs], labels[self.back])
     return found

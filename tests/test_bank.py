@@ -257,6 +257,10 @@ def test_after_an_interrupt_the_next_training_begins_anew(table, small, with_ban
     with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError): learn.fit_recipe(cbs=PowerCut())
     both = [f([torch.eye(6)], torch.arange(6) % 2, None, .07)[0] for f in (learn.loss_func.dcl, dcl_term)]
     assert torch.equal(*both)
+    cb = learn.bank_contrast
+    assert (cb.bank.labels[:,3] >= 0).sum() == 12
+    cb.before_fit()
+    assert (cb.bank.labels == -1).all()
     learn.model.load_state_dict(start)
     learn.dls.train.epoch = 0
     learn.opt = None

@@ -39,6 +39,7 @@ PUBLIC = { # Module to the names that come from it
     'baselines.simclr': 'nt_xent_loss simclr_learner simclr_recipe',
     'baselines.byol': 'byol_loss byol_learner byol_recipe',
     'beyond.choose': 'cover_frames typical_frames frame_features unsure_frames own_choice',
+    'beyond.bank': 'LabelBank BankContrast bank_term',
     'study.grid': 'Run grid run_all',
     'study.tables': 'table1 table2',
     'study.verdicts': 'verdicts',

@@ -197,6 +197,7 @@ class NetRecipe(DataRecipe):
 @dataclass(frozen=True)
 class BeyondRecipe(NetRecipe):
     "What the paper does not do; all of it is off by default"
+    bank: Index = 0         # Lesson 84: former frames that each anchor is compared with beside its batch
 
 # %% ../nbs/00_core.ipynb #bfbf54aa
 @dataclass(frozen=True)
@@ -283,6 +284,9 @@ def check_recipe(r): # `Recipe`
     if r.choose != 'chance' and r.budget_unit != 'frame':
         raise InputError(f'choose={r.choose!r} with budget_unit={r.budget_unit!r}: it chooses single frames; '
             "choose budget_unit='frame', or choose='chance'")
+    if r.bank and ('dcl' not in own.goals or 'simclr' in own.goals):
+        raise InputError(f'bank={r.bank} with method={r.method!r}: it compares no frames by their label sets; choose '
+            "bank=0, or a method that does, such as 'dcl+cls'")
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')
@@ -340,7 +344,7 @@ def method_recipe(
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
 # Fields that came after the first published runs, which were computed as the defaults say
-LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn', 'choose'
+LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn', 'choose', 'bank'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -85,6 +85,33 @@ def test_a_bank_is_compared_with_and_takes_no_gradient():
         ref_ids=torch.cat([torch.full((30,), -1), ids]), own=30, block=2)[0]
     assert both > oracle(zs, ids, .1) and found == positive_mask(ids, bank_ids).any(1).sum()
 
+@pytest.mark.parametrize('block', [None, 3])
+@pytest.mark.parametrize('grouped', [False, True])
+@pytest.mark.parametrize('temp', [.2, .005])
+def test_ignored_pairs_are_not_there(block, grouped, temp):
+    "Anchor by anchor, against the frames that are left for it; some anchors have none"
+    for seed in range(4):
+        zs,ids,group = batch(seed, 12, sets=4)
+        out = torch.rand(12, 12, generator=torch.Generator().manual_seed(seed)) < .5
+        out[0] = True
+        g = group if grouped else None
+        got,found = contrast_sum(zs, ids, temp, g, zs, ids, g, own=0, ignore=out, block=block)
+        each = []
+        for i in range(12):
+            left = [i, *(j for j in range(12) if j != i and not out[i,j])]
+            labels = dict(group=group[[i]], ref_group=group[left]) if grouped else {}
+            labels.update(ref=[z[left] for z in zs], ref_ids=ids[left], own=0)
+            each.append(contrast_sum([z[[i]] for z in zs], ids[[i]], temp, **labels))
+        want,has = (sum(o) for o in zip(*each))
+        assert found == has and 0 < has < 12
+        same_loss(got, want, zs)
+
+def test_what_to_ignore_must_fit():
+    zs,ids,_ = batch(0, 5)
+    with pytest.raises(ValueError, match='ignore without ref'): contrast_sum(zs, ids, ignore=ids[:,None] == ids)
+    with pytest.raises(ValueError, match='N=5 anchors and M=5 frames, got .5, 4'):
+        contrast_sum(zs, ids, ref=zs, ref_ids=ids, own=0, ignore=torch.zeros(5, 4, dtype=torch.bool))
+
 @pytest.mark.parametrize('grouped', [False, True])
 def test_gradcheck_once_and_twice(grouped):
     zs,ids,group = batch(3, 6, 3, 2, 2)

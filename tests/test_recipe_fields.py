@@ -12,6 +12,7 @@ from cwcl.arithmetic import arithmetic, used_arithmetic
 from cwcl.baselines.byol import BYOLNet
 from cwcl.baselines.simclr import nt_xent_loss
 from cwcl.beyond.choose import cover_frames
+from cwcl.beyond.bank import BankContrast
 from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
 from cwcl.cost import _sample
 from cwcl.data.augment import SegAugment, blur_frames, draw_factors, take_crops
@@ -414,6 +415,13 @@ def rare_structures_can_count_more(w):
     (_,seen,_),_,shown,_ = outputs()
     three = torch.full((8,), 3.)
     near(CWCLLoss(BASE, three).weighted_terms(*outputs())['presence'][1], presence_loss(seen, shown, three))
+
+@row('bank')
+def a_bank_of_former_frames_is_kept(w):
+    cb, = [o for o in w.learner(bank=7).cbs if isinstance(o, BankContrast)]
+    cb.before_fit()
+    assert cb.bank.keys.shape == (BASE.scales, 7, BASE.dim) and cb.contrast.dcl == cb.term
+    assert not [o for o in w.learner().cbs if isinstance(o, BankContrast)]
 
 # The training
 

@@ -114,7 +114,7 @@ def _check_frames(name, zs, ids, group): # Anchors, or frames to compare with
     for k,found in shapes.items():
         if found != {(n,)}: raise ValueError(f'{name} holds {n} frames, but {k} of {sorted(found)}: give one for each')
 
-def _check_ref(zs, group, ref, ref_ids, ref_group, own): # As in `contrast_sum`
+def _check_ref(zs, group, ref, ref_ids, ref_group, own, ignore): # As in `contrast_sum`
     "Raise `ValueError` where anchors and the frames to compare with do not fit"
     if ref_ids is None: raise ValueError('ref without ref_ids: give the ids of these frames too')
     if (group is None) != (ref_group is None): raise ValueError('group and ref_group belong together: give both')
@@ -124,6 +124,8 @@ def _check_ref(zs, group, ref, ref_ids, ref_group, own): # As in `contrast_sum`
     n,m = len(zs[0]),len(ref[0])
     inside = own is None or 0 <= own <= m-n
     if not inside: raise ValueError(f'own={own}: {n} anchors do not lie there among {m} frames')
+    if ignore is not None and tuple(ignore.shape) != (n, m):
+        raise ValueError(f'ignore must be (N,M) with N={n} anchors and M={m} frames, got {tuple(ignore.shape)}')
 
 def _directions(zs): # List of `(N,D)`; shorter ones are filled up with zeros, which change no angle
     "Lay the directions of all scales on one another, `(L,N,D)`"
@@ -141,18 +143,22 @@ def contrast_sum(
     ref_ids:Tensor|None=None, # Their ids, `(M,)`
     ref_group:Tensor|None=None, # Their groups, `(M,)`
     own:int|None=None, # Row of `ref` where the anchors begin, in their order; `None` if they are not in it
+    ignore:Tensor|None=None, # Pairs of anchors and `ref` that are neither positive nor negative, `(N,M)` bool
     block:int|None=None, # Anchors at a time; as many as make a table of a million pairs if `None`
 )->tuple: # (loss, summed over anchors and scales; how many anchors have a positive)
     "Compute the deep contrastive loss (eq. 4) from ids, without a table of all pairs"
     if not temp > 0: raise ValueError(f'temp={temp}: a temperature must be above 0')
     _check_frames('zs', zs, ids, group)
     if ref is None:
+        if ignore is not None: raise ValueError('ignore without ref: give ref=zs, ref_ids=ids and own=0 too')
         ref_ids,ref_group = ids,group
         own = 0
-    else: _check_ref(zs, group, ref, ref_ids, ref_group, own)
+    else: _check_ref(zs, group, ref, ref_ids, ref_group, own, ignore)
     def pairs(rows): # Of the anchors
         start = None if own is None else own + (rows.start or 0)
-        return row_pairs(ids[rows], ref_ids, None if group is None else group[rows], ref_group, start)
+        pos,out = row_pairs(ids[rows], ref_ids, None if group is None else group[rows], ref_group, start)
+        if ignore is None: return pos,out
+        return pos & ~ignore[rows], ignore[rows] if out is None else out | ignore[rows]
     with torch.autocast(zs[0].device.type, enabled=False):
         z = _directions(zs)
         other = None if ref is None else _directions(ref)

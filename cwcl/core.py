@@ -196,6 +196,10 @@ class NetRecipe(DataRecipe):
 @dataclass(frozen=True)
 class BeyondRecipe(NetRecipe):
     "What the paper does not do; all of it is off by default"
+    paste: Probability = 0. # That a labelled frame gets the rare structures of another one (lesson 83)
+    # Positives share all structures, or nearly all of them and count by their overlap (lesson 85)
+    alike: Literal['equal', 'overlap'] = 'equal'
+    regions: Weight = 0.    # Weight of the contrast of class means in the decoder (lesson 85)
 
 # %% ../nbs/00_core.ipynb #bfbf54aa
 @dataclass(frozen=True)
@@ -333,7 +337,7 @@ def method_recipe(
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
 # Fields that came after the first published runs, which were computed as the defaults say
-LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile'
+LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'paste', 'alike', 'regions'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -1,6 +1,7 @@
 "Pasted structures against literal loops, and a batch whose frames, masks and labels still belong together"
 import pytest, torch
 from dataclasses import replace
+from types import SimpleNamespace
 from torch._subclasses.fake_tensor import FakeTensorMode
 from fastai.callback.core import Callback
 from cwcl.beyond.paste import PasteRare, paste_rare, rare_classes, rare_pixels
@@ -14,7 +15,8 @@ SEEDS = range(6)
 def literal(x, mask, rare, u, p, min_pixels):
     "Pixel by pixel, frame by frame"
     n,h,w = mask.shape
-    x,old,new,frames = x.clone(),mask.clone(),mask.clone(),x.clone()
+    old,new = mask.clone(),mask.clone()
+    frames,x = x.clone(),x.clone()
     got = torch.zeros(n, len(rare), dtype=torch.bool)
     def gives(i): return [c for c in range(len(rare)) if rare[c] and (old[i] == c).sum() >= max(min_pixels, 1)]
     for i in range(n):
@@ -86,10 +88,10 @@ class Before(Callback):
 
 class After(Before): order = -3.5
 
-def watched(table, r, epochs=1, seed=0):
-    set_seed(0, 1)
+def watched(table, r, seed=0):
+    set_seed(seed, 1)
     learn = cwcl_learner(cwcl_dls(table, r, device='cpu'), r.method, r, cbs=[Before(), After()])
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-3)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     return learn
 
 @pytest.fixture(scope='module')
@@ -114,12 +116,10 @@ def test_labels_follow_the_paste(pasted):
         changed += (before != after).sum()
     assert changed > 0
 
-def test_the_same_again_and_another_step_another_paste(table, pasted):
-    again = watched(table, pasted.model.recipe)
+def test_the_same_again_after_other_random_numbers(table, pasted):
+    again = watched(table, pasted.model.recipe, seed=1)
     for a,b in zip(pasted.after.seen, again.after.seen):
         for o,p in zip(a, b): assert torch.equal(o, p)
-    u = [torch.equal(a[1], b[1]) for a,b in zip(pasted.before.seen, pasted.after.seen)]
-    assert not all(u)
 
 def test_presence_of_the_crop_is_counted_again(table, smoke):
     learn = watched(table, replace(smoke, batch=12, labelled=6, paste=1., presence_from='crop'))
@@ -130,7 +130,23 @@ def test_presence_of_the_crop_is_counted_again(table, smoke):
 
 SIMCLR = dict(method='simclr', views=2, scales=1, projection='mlp_bn')
 
-@pytest.mark.parametrize('change', [dict(method='random'), SIMCLR, dict(views=2), dict(chunks=2), dict(precision='bf16', channels_last=True), dict(class_set=13)], ids=str)
+@pytest.mark.parametrize('source,want', [('crop', [0, 0, 1]), ('image', [1, 1, 1])])
+def test_what_is_covered_is_gone_from_a_crop_only(smoke, source, want):
+    mask = torch.full((2, 8, 8), 2)
+    mask[0] = 0
+    mask[0,:4] = 1
+    r = replace(smoke, paste=1., presence_from=source)
+    cb = PasteRare(r)
+    cb.rare = torch.tensor([False, False, True])
+    yb = mask, torch.tensor([[1., 1, 0], [0, 0, 1]]), torch.zeros(2, 3)
+    net,loader = SimpleNamespace(recipe=r),SimpleNamespace(epoch=0)
+    cb.learn = SimpleNamespace(xb=(torch.rand(2, 3, 8, 8),), yb=yb, training=True, iter=0, model=net,
+        dls=SimpleNamespace(train=loader))
+    cb.before_batch()
+    assert (cb.learn.yb[0] == 2).all() and cb.learn.yb[1].tolist() == [want, [0, 0, 1]]
+
+@pytest.mark.parametrize('change', [dict(method='random'), SIMCLR, dict(views=2), dict(chunks=2),
+    dict(precision='bf16', channels_last=True), dict(class_set=13)], ids=str)
 def test_it_trains_with_the_other_options(table, smoke, change):
     r = replace(smoke, batch=8, labelled=4, paste=.5, **change)
     learn = watched(table, r)

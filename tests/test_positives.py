@@ -7,6 +7,7 @@ from cwcl.beyond.positives import region_vectors, weighted_contrast
 from cwcl.core import InputError, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.distrib import check_ranks
+from cwcl.methods import METHODS, Method
 from cwcl.multitask import cwcl_learner
 from cwcl.pairs import label_set_ids
 from cwcl.tasks import CWCLLoss, CWCLNet, dcl_term, excluded_group
@@ -150,12 +151,12 @@ def outputs(r, seed=0):
 @pytest.mark.parametrize('exclude', ['none', 'clip', 'video'])
 @pytest.mark.parametrize('reduction,lonely', [('mean', 'skip'), ('mean', 'zero'), ('sum', 'skip')])
 def test_terms_follow_the_recipe(exclude, reduction, lonely):
-    r = recipe('smoke', regions=.2, alike='overlap', exclude=exclude, reduction=reduction, lonely=lonely, min_pixels=30)
+    r = recipe('smoke', regions=.2, alike='overlap', exclude=exclude, reduction=reduction, lonely=lonely, min_pixels=60)
     net,out,(mask,presence,ids),_ = outputs(r)
     terms = CWCLLoss(r).weighted_terms(out, mask, presence, ids)
     group = excluded_group(ids, exclude)
     loss,found = overlap_contrast(out[2], presence, ids[:,0], r.temp, group)
-    v,there = region_vectors(out[3], mask, 8, 30)
+    v,there = region_vectors(out[3], mask, 8, 60)
     total,n = region_contrast(v, there, r.temp, None if group is None else group[:3])
     by = [1, 1] if reduction == 'sum' else [6, there.sum()] if lonely == 'zero' else [found, n]
     torch.testing.assert_close(terms['dcl'][1], loss/by[0])
@@ -198,6 +199,7 @@ def test_half_precision_is_raised():
     for (a,n),(b,m) in zip(got, want):
         assert a.dtype == torch.float32 and n == m
         assert a.item() == pytest.approx(b.item(), rel=.05)
+    assert region_vectors(maps.bfloat16(), mask, 4)[0].dtype == torch.float32
 
 def test_both_on_a_pretended_gpu():
     with FakeTensorMode(), torch.device('cuda'):
@@ -226,3 +228,12 @@ def test_parts_of_a_batch_are_refused(smoke):
 def test_a_row_of_weights_is_symmetric_and_has_no_self():
     w = overlap_weights(torch.rand(12, 8) < .7)
     assert torch.equal(w, w.T) and (w.diag() == 0).all() and ((w == 0) | (w >= .8 - 1e-6)).all() and (w <= 1).all()
+
+def test_a_loss_of_its_own_sees_three_outputs(monkeypatch):
+    def own(r, out, mask, presence, ids):
+        logits,seen,zs = out
+        return zs[0].var() + logits.var()
+    monkeypatch.setitem(METHODS, 'own', Method('own', 'own', ('own',), loss=own))
+    r = recipe('smoke', method='own', regions=.2)
+    _,out,labels,_ = outputs(r)
+    assert set(CWCLLoss(r).weighted_terms(out, *labels)) == {'gdl', 'focal', 'regions', 'own'}

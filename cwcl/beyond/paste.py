@@ -61,7 +61,7 @@ def paste_rare(
     pasted = torch.where(on[:,None], given(x[:n]), x[:n])
     return torch.cat([pasted, x[n:]]), torch.where(on, given(mask), mask), gives[donor] & takes[:,None]
 
-# %% ../../nbs/83_beyond.paste.ipynb #c10a0e3d
+# %% ../../nbs/83_beyond.paste.ipynb #0c4dd407
 class PasteRare(Callback):
     "Paste rare structures between the labelled frames of a training batch, and correct its class labels"
     order = -4 # After `LabelledPart`

@@ -40,6 +40,8 @@ PUBLIC = { # Module to the names that come from it
     'baselines.byol': 'byol_loss byol_learner byol_recipe',
     'beyond.choose': 'cover_frames typical_frames frame_features unsure_frames own_choice',
     'beyond.bank': 'LabelBank BankContrast bank_term',
+    'beyond.paste': 'paste_rare rare_classes',
+    'beyond.positives': 'overlap_weights overlap_contrast region_vectors region_contrast',
     'study.grid': 'Run grid run_all',
     'study.tables': 'table1 table2',
     'study.verdicts': 'verdicts',

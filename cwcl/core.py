@@ -197,7 +197,11 @@ class NetRecipe(DataRecipe):
 @dataclass(frozen=True)
 class BeyondRecipe(NetRecipe):
     "What the paper does not do; all of it is off by default"
-    bank: Index = 0         # Lesson 84: former frames that each anchor is compared with beside its batch
+    paste: Probability = 0. # That a labelled frame gets the rare structures of another one (lesson 83)
+    bank: Index = 0         # Former frames that each anchor is compared with beside its batch (lesson 84)
+    # Positives share all structures, or nearly all of them and count by their overlap (lesson 85)
+    alike: Literal['equal', 'overlap'] = 'equal'
+    regions: Weight = 0.    # Weight of the contrast of class means in the decoder (lesson 85)
 
 # %% ../nbs/00_core.ipynb #bfbf54aa
 @dataclass(frozen=True)
@@ -344,7 +348,8 @@ def method_recipe(
 
 # %% ../nbs/00_core.ipynb #ba3ae1fc
 # Fields that came after the first published runs, which were computed as the defaults say
-LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn', 'choose', 'bank'
+LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn', 'choose', 'bank', 'paste', \
+    'alike', 'regions'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

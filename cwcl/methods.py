@@ -74,7 +74,8 @@ OUR_METHODS = {o.name: o for o in (
 METHODS.update({k: o for k,o in OUR_METHODS.items() if k not in METHODS})
 
 # %% ../nbs/03_methods.ipynb #09050394
-OPTIONS = dict(bank='cwcl.beyond.bank:BankContrast') # Field of a recipe to `module:Callback`
+OPTIONS = dict( # Field of a recipe to `module:Callback`
+    paste='cwcl.beyond.paste:PasteRare', bank='cwcl.beyond.bank:BankContrast')
 
 def option_callbacks(
     r, # `Recipe`

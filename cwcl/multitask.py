@@ -52,6 +52,7 @@ class LossTerms(Callback):
     def columns(self, r):
         task = dict(self.task)
         if find_method(r.method).loss: task[r.method] = r.method
+        if r.regions: task['regions'] = 'seg'
         return [ValueMetric(partial(self.mean, k), k) for k,t in task.items() if t in goals(r)]
 
 # %% ../nbs/30a_multitask.ipynb #d9be1805

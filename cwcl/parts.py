@@ -58,6 +58,9 @@ def check_parts(r:Recipe):
     if find_method(r.method).loss:
         raise InputError(f'method={r.method!r}: has a loss of its own, which may compare any frames of a batch; '
             'train the batch whole, in one process')
+    if r.regions and 'seg' in goals(r):
+        raise InputError(f'regions={r.regions}: compares all labelled frames of a batch; '
+            'train the batch whole, in one process')
 
 def part_terms(
     loss, # `CWCLLoss`, or one that has `frame_terms` as well

@@ -7,6 +7,7 @@ __all__ = ['CWCLNet', 'excluded_group', 'plain_dcl_term', 'dcl_term', 'CWCLLoss'
 
 # %% ../nbs/28_tasks.ipynb #2c194e69
 import copy, torch
+from importlib import import_module
 from torch import nn, Tensor
 from fastcore.basics import patch
 from .core import InputError, Recipe, find_method, goals, loss_weights
@@ -65,14 +66,18 @@ def unreached(self:CWCLNet)->list: # Modules
 def outputs(self:CWCLNet,
     x:Tensor, # Normalized frames, `(B,3,H,W)`, the labelled ones first
     n:int, # How many are labelled, N
-)->tuple: # (logits `(N,C,H,W)`, presence logits `(B,C)`, L embeddings `(B,D)`)
+)->tuple: # (logits `(N,C,H,W)`, presence logits `(B,C)`, L embeddings `(B,D)`), and with `regions` the decoder's map
     "Compute what the three tasks need of a batch"
     trained = goals(self.recipe)
     feats = self.encode(x[:n] if trained == {'seg'} else x, n)
-    logits = self.decoder([f[:n] for f in feats], x.shape[-2:]) if 'seg' in trained else None
-    if trained == {'seg'}: return logits, None, []
+    logits,*maps = self.decoded([f[:n] for f in feats], x.shape[-2:]) if 'seg' in trained else [None]
+    if trained == {'seg'}: return logits, None, [], *maps
     zs = self.msph([f[self.apart(n):] for f in feats[self.levels]])
-    return logits, self.presence_head(zs), zs
+    return logits, self.presence_head(zs), zs, *maps
+
+@patch
+def decoded(self:CWCLNet, feats, size):
+    return self.decoder(feats, size, with_map=True) if self.recipe.regions else [self.decoder(feats, size)]
 
 @patch
 def apart(self:CWCLNet, n): return n if 'simclr' in goals(self.recipe) and self.recipe.strong else 0
@@ -90,12 +95,14 @@ def outputs_in_chunks(self:CWCLNet,
     if k > most: raise InputError(f'chunks={k}: a chunk needs a masked frame, and a batch has {most}; lower chunks')
     dealt = [range(i, len(x), k) for i in range(k)]
     def chunk(i): return self.outputs(x[i::k], len(range(i, n, k)))
-    logits,presence,zs = zip(*in_chunks(chunk, k, self))
+    logits,presence,zs,*maps = zip(*in_chunks(chunk, k, self))
     first = self.apart(n)
     shown = [[j - first for j in o if j >= first] for o in dealt]
-    logits = None if logits[0] is None else undealt(logits, [range(i, n, k) for i in range(k)])
-    if presence[0] is None: return logits, None, []
-    return logits, undealt(presence, shown), [undealt(z, shown) for z in zip(*zs)]
+    masked = [range(i, n, k) for i in range(k)]
+    logits = None if logits[0] is None else undealt(logits, masked)
+    maps = [undealt(o, masked) for o in maps]
+    if presence[0] is None: return logits, None, [], *maps
+    return logits, undealt(presence, shown), [undealt(z, shown) for z in zip(*zs)], *maps
 
 # %% ../nbs/28_tasks.ipynb #ff38bd25
 @patch
@@ -210,8 +217,10 @@ def contrast_terms(self:CWCLLoss,
     if 'simclr' in goals(r):
         twins = _twin_ids(zs[0], len(presence)*(2 if r.strong else 1))
         return dict(nt_xent=(self.beta, self.dcl(zs, twins, None, r.temp, r.reduction)[0]))
-    sets = label_set_ids(presence > 0.5, ids[:,0] if r.use_phase else None)
-    loss,lonely = self.dcl(zs, sets, excluded_group(ids, r.exclude), r.temp, r.reduction, r.lonely)
+    if r.alike == 'overlap': loss,lonely = import_module('cwcl.beyond.positives').overlap_term(r, zs, presence, ids)
+    else:
+        sets = label_set_ids(presence > 0.5, ids[:,0] if r.use_phase else None)
+        loss,lonely = self.dcl(zs, sets, excluded_group(ids, r.exclude), r.temp, r.reduction, r.lonely)
     return dict(dcl=(self.beta, loss), lonely=(0., lonely))
 
 # %% ../nbs/28_tasks.ipynb #ae9688db
@@ -222,7 +231,7 @@ def frame_terms(self:CWCLLoss,
     presence:Tensor, # `(B,C)`
 )->dict: # Name to (weight, value)
     "Compute the terms of eq. 8 that look at one frame at a time: segmentation and presence"
-    logits,presence_logits,_ = out
+    logits,presence_logits,*_ = out
     terms = {} if logits is None else self.segmentation(logits, mask)
     if not self.alpha: return terms
     weight = self.pos_weight if self.pos_weight is None else self.pos_weight.to(presence.device)
@@ -241,8 +250,11 @@ def weighted_terms(self:CWCLLoss,
     r = self.recipe
     terms = self.frame_terms(out, mask, presence)
     if self.beta: terms.update(self.contrast_terms(out[2], presence, ids))
+    if r.regions and out[0] is not None:
+        region_term = import_module('cwcl.beyond.positives').region_term
+        terms['regions'] = (r.regions, region_term(r, out[0].shape[1], out[3], mask, ids))
     own = find_method(r.method)
-    if own.loss and own.name in goals(r): terms[own.name] = (r.beta, own.loss(r, out, mask, presence, ids))
+    if own.loss and own.name in goals(r): terms[own.name] = (r.beta, own.loss(r, out[:3], mask, presence, ids))
     return terms
 
 # %% ../nbs/28_tasks.ipynb #405ea228

@@ -13,6 +13,7 @@ from cwcl.baselines.byol import BYOLNet
 from cwcl.baselines.simclr import nt_xent_loss
 from cwcl.beyond.choose import cover_frames
 from cwcl.beyond.bank import BankContrast
+from cwcl.beyond.positives import overlap_contrast, region_contrast, region_vectors
 from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
 from cwcl.cost import _sample
 from cwcl.data.augment import SegAugment, blur_frames, draw_factors, take_crops
@@ -29,6 +30,7 @@ from cwcl.memory import _lighter, advice, step_bytes
 from cwcl.multitask import KeepBest, Precision, cwcl_learner, wired_learner
 from cwcl.own import own_split
 from cwcl.pairs import label_set_ids, positive_mask
+from cwcl.parts import check_parts
 from cwcl.ready import check_phases, run_remarks, split_table
 from cwcl.stages import pretrain_run, stages_run
 from cwcl.tasks import CWCLLoss, CWCLNet
@@ -422,6 +424,34 @@ def a_bank_of_former_frames_is_kept(w):
     cb.before_fit()
     assert cb.bank.keys.shape == (BASE.scales, 7, BASE.dim) and cb.contrast.dcl == cb.term
     assert not [o for o in w.learner().cbs if isinstance(o, BankContrast)]
+# Beyond the paper
+
+@row('paste')
+def rare_structures_are_pasted(w):
+    learn = w.learner(paste=.5)
+    assert learn.paste_rare.p == .5 and not hasattr(w.learner(), 'paste_rare')
+
+@row('alike')
+def positives_can_overlap(w):
+    (_,_,zs),_,shown,ids = outputs()
+    shown[:4,3] = shown[1,4] = 1
+    got = CWCLLoss(changed(alike='overlap')).contrast_terms(zs, shown, ids)
+    loss,found = overlap_contrast(zs, shown, ids[:,0], BASE.temp)
+    near(got['dcl'][1], loss/found)
+    assert abs(got['dcl'][1] - CWCLLoss(BASE).contrast_terms(zs, shown, ids)['dcl'][1]) > 1e-3
+
+@row('regions')
+def classes_are_contrasted_in_the_decoder(w):
+    n,x = net(regions=.3)
+    out = n(x)
+    (mask,*labels) = outputs()[1:]
+    mask = mask.repeat(1, 2, 2)
+    weight,got = CWCLLoss(changed(regions=.3)).weighted_terms(out, mask, *labels)['regions']
+    loss,found = region_contrast(*region_vectors(out[3], mask, 8, BASE.min_pixels), BASE.temp)
+    near(got, loss/found)
+    assert weight == .3 and out[3].shape == (2, 4, 32, 32) and len(net()[0](x)) == 3
+    assert 'regions' in [o.name for o in w.learner(regions=.3).metrics]
+    with pytest.raises(InputError, match='regions=0.3: compares all'): check_parts(changed(regions=.3))
 
 # The training
 

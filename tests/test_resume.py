@@ -16,10 +16,10 @@ RUNS = dict(last=dict(), best=dict(select='best'), bf16=dict(precision='bf16'), 
     waiting=dict(PLATEAU, patience=2, select='best'), sinking=dict(PLATEAU, **PRE) | dict(lr=1e-20),
     views=dict(views=2),
     channels_last=dict(channels_last=True), pk=dict(sampler='pk', pk_frames=2), random=dict(method='random'),
-    bank=dict(bank=20, precision='bf16'))
-SHORT = [('last', 1), ('last', 2), ('best', 1), ('best', 2), ('bf16', 2), ('plateau', 1), ('plateau', 2),
-    ('waiting', 2),
-    ('channels_last', 2), ('pk', 1), ('views', 1), ('random', 2), ('pretrain', 1), ('sinking', 2), ('bank', 1), ('bank', 2)]
+    bank=dict(bank=20, precision='bf16'), paste=dict(paste=.5), positives=dict(alike='overlap', regions=.1))
+SHORT = [('last', 1), ('last', 2), ('best', 1), ('best', 2), ('bf16', 2), ('plateau', 1), ('plateau', 2), ('waiting', 2),
+    ('channels_last', 2), ('pk', 1), ('views', 1), ('random', 2), ('pretrain', 1), ('sinking', 2),
+    ('bank', 1), ('bank', 2), ('paste', 1), ('positives', 2)]
 
 class PowerCut(Callback):
     "The power fails after a step, when the weights have moved beyond the file"

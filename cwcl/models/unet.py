@@ -150,13 +150,15 @@ class UNetDecoder(nn.Module):
         self,
         feats:list, # Maps of the encoder, fine to coarse
         size:tuple|None=None, # Height and width of the frames; the finest map's if `None`
-    )->Tensor: # Logits, `(N,C,*size)`
+        with_map:bool=False, # Return the map that the logits are made of too?
+    )->Tensor: # Logits, `(N,C,*size)`; with the map a tuple, the second `(N,widths[0],*size)`
         *skips,x = _check_maps(feats, self.widths)
         for i,skip in enumerate(reversed(skips)): x = self.run(self.level, i, skip, x)
         finest = tuple(x.shape[-2:])
         h,w = size or finest
         if h > finest[0] or w > finest[1]: raise ValueError(f'size {(h, w)}: larger than the finest map, {finest}')
-        return self.head(x)[..., :h, :w]
+        logits = self.head(x)[..., :h, :w]
+        return (logits, x[..., :h, :w]) if with_map else logits
 
     def level(self, i, skip, x): return self.blocks[i](torch.cat([skip, self.ups[i](x)], 1))
     def run(self, level, *args): return level(*args)

@@ -63,11 +63,11 @@ def recomputed(
 def _level_again(level, *args): return recomputed(level, *args, net=level.__self__)
 
 def recompute_levels(
-    net:nn.Module, # With a `UNetEncoder`, or a `UNetDecoder`, or several; changed in place
+    net:nn.Module, # With a `UNetEncoder`, or a `UNetDecoder`, or others that have `run`; changed in place
 )->nn.Module: # The same
     "Keep what passes between the levels of a U-Net, and compute their inside again in the backward pass"
     for part in net.modules():
-        if isinstance(part, (UNetEncoder, UNetDecoder)): part.run = _level_again
+        if callable(getattr(type(part), 'run', None)): part.run = _level_again
     return net
 
 # %% ../nbs/27_recompute.ipynb #26465b75

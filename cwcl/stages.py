@@ -9,7 +9,7 @@ __all__ = ['pretrain_run', 'ready_encoder', 'stages_run']
 import json, shutil, time
 from dataclasses import replace
 from pathlib import Path
-from .checkpoint import save_model
+from .checkpoint import fill_body, save_model
 from .core import InputError, Recipe, find_method, rank0_first
 from .data.cholec import frame_table
 from .learner import check_precision
@@ -19,10 +19,14 @@ from .train import run_facts, train_learner, train_run, write_text
 
 # %% ../nbs/42_stages.ipynb #27f56056
 def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENCES`, from `run_facts`, when the stage began
-    "Write the encoder, and then the facts"
+    "Write what was pre-trained, and then the facts"
     net = CWCLNet(r, *learn.dls.stats)
     net.encoder.load_state_dict(learn.model.encoder.state_dict())
-    note = 'A pre-trained encoder; the decoder is untrained. ' + phase_note(r)
+    what = 'encoder; the decoder'
+    if find_method(r.method).whole:
+        fill_body(net.decoder, learn.model.decoder.state_dict())
+        what = 'U-Net; its last layer'
+    note = f'A pre-trained {what} is untrained. {phase_note(r)}'
     save_model(out/'model.safetensors', net, data, note=note)
     facts['seconds'] = round(time.time() - start, 2)
     write_text(out/'metrics.json', json.dumps(facts, indent=1))

@@ -1,0 +1,1 @@
+"Beyond the paper: what else few masks, many labels and more film allow."

@@ -77,7 +77,8 @@ OUR_METHODS = {o.name: o for o in (
 METHODS.update({k: o for k,o in OUR_METHODS.items() if k not in METHODS})
 
 # %% ../nbs/03_methods.ipynb #09050394
-OPTIONS = {} # Field of a recipe to `module:Callback`
+OPTIONS = dict( # Field of a recipe to `module:Callback`
+    encoder_weights='cwcl.beyond.encoders:StartWeights')
 
 def option_callbacks(
     r, # `Recipe`

@@ -38,6 +38,8 @@ PUBLIC = { # Module to the names that come from it
     'stages': 'stages_run',
     'baselines.simclr': 'nt_xent_loss simclr_learner simclr_recipe',
     'baselines.byol': 'byol_loss byol_learner byol_recipe',
+    'beyond.masked': 'draw_hidden masked_loss masked_learner',
+    'beyond.encoders': 'TimmEncoder start_from',
     'study.grid': 'Run grid run_all',
     'study.tables': 'table1 table2',
     'study.verdicts': 'verdicts',

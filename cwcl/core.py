@@ -306,7 +306,8 @@ def _check_masked(r):
     "Raise `InputError` if the network of masked reconstruction cannot have these fields"
     if r.method != 'masked': return
     allowed = dict(encoder=('unet', "only the U-Net's own encoder can hide cells on every level"), views=(1, 'each frame is '
-        'rebuilt once'), norm=('batch', 'a group norm would average over hidden cells'))
+        'rebuilt once'), norm=('batch', 'a group norm would average over hidden cells'),
+        sync_bn=(False, 'its batch norm counts the visible cells of one process'))
     for k,(v,why) in allowed.items():
         found = getattr(r, k)
         if found != v: raise InputError(f"{k}={found!r} with method='masked': {why}; choose {k}={v!r}")

@@ -34,8 +34,8 @@ def _created(name, **kwargs):
         net = timm.create_model(name, pretrained=False, **kwargs)
     return _pretended(net) if pretending else net
 
-# %% ../../nbs/87_beyond.encoders.ipynb #df3f21eb
-_ANY_SIZE = dict(dynamic_img_size=True),dict(strict_img_size=False),{}
+# %% ../../nbs/87_beyond.encoders.ipynb #b76b9d5f
+_ANY_SIZE = dict(strict_img_size=False),dict(dynamic_img_size=True),{}
 
 def timm_pyramid(
     name:str, # In timm's list, such as `resnet18`

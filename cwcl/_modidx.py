@@ -59,6 +59,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'cwcl/beyond/encoders.py'),
                                       'cwcl.beyond.encoders.TimmEncoder.run': ( 'beyond.encoders.html#timmencoder.run',
                                                                                 'cwcl/beyond/encoders.py'),
+                                      'cwcl.beyond.encoders._check_layers': ( 'beyond.encoders.html#_check_layers',
+                                                                              'cwcl/beyond/encoders.py'),
                                       'cwcl.beyond.encoders._created': ('beyond.encoders.html#_created', 'cwcl/beyond/encoders.py'),
                                       'cwcl.beyond.encoders._fitting': ('beyond.encoders.html#_fitting', 'cwcl/beyond/encoders.py'),
                                       'cwcl.beyond.encoders._map_places': ('beyond.encoders.html#_map_places', 'cwcl/beyond/encoders.py'),

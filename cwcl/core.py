@@ -276,7 +276,8 @@ def check_recipe(r): # `Recipe`
         raise InputError(f'batch={r.batch} is smaller than labelled={r.labelled}: '
             'raise batch or lower labelled')
     top = len(r.widths) - r.skip
-    if r.encoder == 'unet' and r.scales > top: raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {top}')
+    if r.encoder == 'unet' and r.scales > top: raise InputError(f'scales={r.scales}, skip={r.skip}: '
+        f'choose scales from 1 to {top}')
     if r.sync_bn and r.norm != 'batch': raise InputError(f'sync_bn=True with norm={r.norm!r}: which has no '
         'statistics of a batch; leave it out')
     _check_chunks(r)
@@ -292,21 +293,21 @@ def check_recipe(r): # `Recipe`
 # %% ../nbs/00_core.ipynb #49603d91
 def _check_encoder(r):
     "Raise `InputError` if an encoder has no name, or not with these fields"
+    given = f'encoder={r.encoder!r}'
     if r.encoder == 'unet':
-        if r.encoder_weights: raise InputError(f"encoder_weights={r.encoder_weights!r} with encoder='unet': they are for "
+        if r.encoder_weights: raise InputError(f'encoder_weights={r.encoder_weights!r} with {given}: they are for '
             "encoders of timm; give encoder='timm:NAME', or leave them out")
         return
     kind,_,name = r.encoder.partition(':')
-    if kind != 'timm' or not name:
-        raise InputError(f"encoder={r.encoder!r}: give 'unet' or 'timm:NAME', such as timm:resnet18")
-    if r.sync_bn: raise InputError(f'sync_bn=True with encoder={r.encoder!r}: some batch norms of timm hold their ReLU, '
+    if kind != 'timm' or not name: raise InputError(f"{given}: give 'unet' or 'timm:NAME', such as timm:resnet18")
+    if r.sync_bn: raise InputError(f'sync_bn=True with {given}: some batch norms of timm hold their ReLU, '
         'which PyTorch would drop; leave sync_bn out')
 
 def _check_masked(r):
     "Raise `InputError` if the network of masked reconstruction cannot have these fields"
     if r.method != 'masked': return
-    allowed = dict(encoder=('unet', "only the U-Net's own encoder can hide cells on every level"), views=(1, 'each frame is '
-        'rebuilt once'), norm=('batch', 'a group norm would average over hidden cells'),
+    allowed = dict(views=(1, 'each frame is rebuilt once'), norm=('batch', 'a group norm would count hidden cells'),
+        encoder=('unet', "only the U-Net's own encoder can hide cells on every level"),
         sync_bn=(False, 'its batch norm counts the visible cells of one process'))
     for k,(v,why) in allowed.items():
         found = getattr(r, k)

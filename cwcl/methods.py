@@ -72,8 +72,8 @@ OUR_METHODS = {o.name: o for o in (
     Method('dcl+cls', 'DCL+cls', ('dcl', 'cls'), color='#D55E00', marker='P', dashes=(1, 0), hatch=''),
     Method('byol', 'BYOL', ('byol',), dict(views=2, stage='pretrain'), stages=_STAGES[1:], color='#CC79A7', marker='v',
         dashes=(2, 1), hatch='xxx', learner='cwcl.baselines.byol:byol_learner'),
-    Method('masked', 'Masked', ('masked',), dict(stage='pretrain'), ('unfrozen', 'pretrain'), whole=True, color='#F0E442',
-        marker='d', dashes=(6, 2, 2, 2), hatch='oo', learner='cwcl.beyond.masked:masked_learner'))}
+    Method('masked', 'Masked', ('masked',), dict(stage='pretrain'), ('unfrozen', 'pretrain'), whole=True,
+        color='#F0E442', marker='d', dashes=(6, 2, 2, 2), hatch='oo', learner='cwcl.beyond.masked:masked_learner'))}
 METHODS.update({k: o for k,o in OUR_METHODS.items() if k not in METHODS})
 
 # %% ../nbs/03_methods.ipynb #09050394

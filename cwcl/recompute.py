@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from itertools import count
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
-from .models.unet import UNetDecoder, UNetEncoder
 
 # %% ../nbs/27_recompute.ipynb #2c6b4079
 def _batch_norms(net): return [o for o in net.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]

@@ -314,9 +314,9 @@ def an_encoder_can_be_of_another_family(w):
 @row('encoder_weights')
 def an_encoder_can_start_from_a_file(w):
     r = dict(encoder='timm:any', scales=1, encoder_weights='there/mine.pth')
-    with patch('cwcl.beyond.encoders.timm_pyramid', Pyramid), patch('cwcl.beyond.encoders.start_from') as started:
-        learn = w.learner(**r)
-    assert started.call_args.args[:2] == (learn.model.encoder, 'there/mine.pth')
+    home = 'cwcl.beyond.encoders'
+    with patch(f'{home}.timm_pyramid', Pyramid), patch(f'{home}.start_from') as started: learn = w.learner(**r)
+    assert started.called and started.call_args.args[:2] == (learn.model.encoder, 'there/mine.pth')
     assert 'mine.pth' in model_card(changed(**r), ('bed',))
 
 @row('norm')

@@ -62,7 +62,8 @@ def _map_places(name, strides): # Model, strides of its maps -> indices of the m
     last = {s: i for i,s in enumerate(strides)}
     first = next(iter(last))
     if list(last) != [first << i for i in range(len(last))] or first & (first - 1):
-        raise InputError(f"encoder='timm:{name}': maps at strides {strides}, and a U-Net needs each twice the one before")
+        raise InputError(f"encoder='timm:{name}': maps at strides {strides}, and a U-Net needs each twice the one "
+            'before; choose another, such as resnet18')
     return list(last.values())
 
 def _no_chance(net):
@@ -81,11 +82,11 @@ class TimmEncoder(nn.Module):
         self.name = name
         self.pyramid = _no_chance(timm_pyramid(name))
         info = self.pyramid.feature_info
-        strides,channels = info.reduction(),info.channels()
+        strides = info.reduction()
         self.places = _map_places(name, strides)
         self.fine = strides[self.places[0]].bit_length() - 1 # Levels that the decoder must make
         self.stride = strides[-1]
-        self.widths = (3, *(channels[i] for i in self.places))
+        self.widths = (3, *(info.channels()[i] for i in self.places))
         self.channels_last = getattr(self.pyramid, 'output_fmt', None) == 'NHWC'
         self.register_buffer('gain', torch.ones(3))
         self.register_buffer('shift', torch.zeros(3))
@@ -134,8 +135,8 @@ def timm_encoder(r:Recipe)->TimmEncoder:
     n = len(encoder.widths) - 1
     if r.scales + r.skip > n: raise InputError(f'scales={r.scales}, skip={r.skip} with encoder={r.encoder!r}, which '
         f'gives {n} scale{"s" if n > 1 else ""}; choose scales and skip that add up to at most {n}')
-    if encoder.fine > len(r.widths): raise InputError(f'widths={r.widths} with encoder={r.encoder!r}: give a width for each '
-        f'of the {encoder.fine} levels finer than its maps')
+    if encoder.fine > len(r.widths): raise InputError(f'widths={r.widths} with encoder={r.encoder!r}: give a width for '
+        f'each of the {encoder.fine} levels finer than its maps')
     return encoder
 
 def stem_decoder(
@@ -147,15 +148,22 @@ def stem_decoder(
     fine = encoder.fine
     return StemDecoder((*r.widths[:fine], *encoder.widths[1:]), n_classes, r.up, r.norm, fine)
 
-# %% ../../nbs/87_beyond.encoders.ipynb #4273a222
+# %% ../../nbs/87_beyond.encoders.ipynb #c85da6a5
 def _read(path): # -> name to tensor
     "Read a file of weights, and nothing that could run code"
     path = Path(path)
-    if not path.is_file(): raise InputError(f'encoder_weights={str(path)!r}: no such file; give a .safetensors or .pth of yours')
+    cure = 'give a .safetensors or .pth that holds weights alone'
+    if not path.is_file(): raise InputError(f'encoder_weights={str(path)!r}: no such file; {cure}')
     try: return timm.models.load_state_dict(str(path), device='cpu', weights_only=True)
-    except Exception as e:
-        raise InputError(f'{path}: not a file of weights alone ({type(e).__name__}); give a .safetensors or .pth') from None
+    except Exception as e: raise InputError(f'{path}: not a file of weights ({type(e).__name__}); {cure}') from None
 
+def _check_layers(whole, state, path, name): # Tensors of the whole model, of the file, ...
+    "Raise `InputError` if a file has layers that a model lacks, in a part that it has"
+    parts = {k.partition('.')[0] for k in whole}
+    more = [k for k in state if k not in whole and k.partition('.')[0] in parts]
+    if more: raise InputError(f'{path}: does not fit timm:{name}, which has no {more[0]}; {len(more)} tensors are too many')
+
+# %% ../../nbs/87_beyond.encoders.ipynb #bbc7a6c1
 def _plain_name(k): return k.removeprefix('model.').replace('_', '.')
 
 def _fitting(own, state, path, name): # Tensors of the pyramid, of the file, ... -> name to tensor
@@ -171,7 +179,7 @@ def _fitting(own, state, path, name): # Tensors of the pyramid, of the file, ...
             f'{k} is {tuple(own[k].shape)}, {found}')
     return {k: given[_plain_name(k)] for k in own}
 
-# %% ../../nbs/87_beyond.encoders.ipynb #d789ba09
+# %% ../../nbs/87_beyond.encoders.ipynb #10a91fd3
 def start_from(
     encoder:TimmEncoder, # Changed in place
     path, # File of weights, .safetensors or .pth
@@ -185,6 +193,7 @@ def start_from(
     translate = getattr(sys.modules[type(whole).__module__], 'checkpoint_filter_fn', None)
     try: state = translate(state, whole) if translate else state
     except Exception: pass # Then the names will not fit, and that is what we say
+    _check_layers(whole.state_dict(), state, path, name)
     encoder.pyramid.load_state_dict(_fitting(encoder.pyramid.state_dict(), state, path, name))
     m,s = (torch.tensor(whole.pretrained_cfg[k]).to(mean) for k in ('mean', 'std'))
     encoder.gain.copy_(std/s)

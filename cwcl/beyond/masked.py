@@ -175,7 +175,8 @@ class HideBlocks(Callback):
     order = -5
     def before_batch(self):
         if not self.training: return
-        net,dl = bare(self.model),self.dls.train
+        net = bare(self.model)
+        dl = self.dls.train
         part,parts = dl.part
         hidden = net.draw(dl.whole, self.x.shape[-2:], step_rng(self.learn, 86))
         net.hidden = hidden[part::parts].to(self.x.device)

@@ -161,7 +161,8 @@ def _check_layers(whole, state, path, name): # Tensors of the whole model, of th
     "Raise `InputError` if a file has layers that a model lacks, in a part that it has"
     parts = {k.partition('.')[0] for k in whole}
     more = [k for k in state if k not in whole and k.partition('.')[0] in parts]
-    if more: raise InputError(f'{path}: does not fit timm:{name}, which has no {more[0]}; {len(more)} tensors are too many')
+    said = f'{path}: does not fit timm:{name}'
+    if more: raise InputError(f'{said}, which has no {more[0]}; {len(more)} tensors are too many')
 
 # %% ../../nbs/87_beyond.encoders.ipynb #bbc7a6c1
 def _plain_name(k): return k.removeprefix('model.').replace('_', '.')

@@ -42,6 +42,8 @@ PUBLIC = { # Module to the names that come from it
     'beyond.bank': 'LabelBank BankContrast bank_term',
     'beyond.paste': 'paste_rare rare_classes',
     'beyond.positives': 'overlap_weights overlap_contrast region_vectors region_contrast',
+    'beyond.masked': 'draw_hidden masked_loss masked_learner',
+    'beyond.encoders': 'TimmEncoder start_from',
     'study.grid': 'Run grid run_all',
     'study.tables': 'table1 table2',
     'study.verdicts': 'verdicts',

@@ -202,6 +202,8 @@ class BeyondRecipe(NetRecipe):
     # Positives share all structures, or nearly all of them and count by their overlap (lesson 85)
     alike: Literal['equal', 'overlap'] = 'equal'
     regions: Weight = 0.    # Weight of the contrast of class means in the decoder (lesson 85)
+    encoder: str = 'unet'   # Or `timm:NAME`, an encoder of another family (lesson 87)
+    encoder_weights: str = '' # File with weights that it starts from
 
 # %% ../nbs/00_core.ipynb #bfbf54aa
 @dataclass(frozen=True)
@@ -267,11 +269,20 @@ def find_method(name:str): # `Method`
 # %% ../nbs/00_core.ipynb #6bade13a
 def _check_chunks(r):
     "Raise `InputError` if a batch cannot be computed in as many chunks"
-    if r.chunks > 1 and 'byol' in goals(r):
+    if r.chunks > 1 and goals(r) & {'byol', 'masked'}:
         raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; "
             "choose chunks=1, and recompute=True or precision='bf16' where memory is short")
     most,what = (r.labelled, 'labelled') if 'seg' in goals(r) else (r.batch, 'batch')
     if r.chunks > most: raise InputError(f'chunks={r.chunks} with {what}={most}: choose chunks from 1 to {most}')
+
+def _check_options(r, own): # Recipe, its `Method`
+    "Raise `InputError` if something from beyond the paper does not go with the rest"
+    if r.choose != 'chance' and r.budget_unit != 'frame':
+        raise InputError(f'choose={r.choose!r} with budget_unit={r.budget_unit!r}: it chooses single frames; '
+            "choose budget_unit='frame', or choose='chance'")
+    if r.bank and ('dcl' not in own.goals or 'simclr' in own.goals):
+        raise InputError(f'bank={r.bank} with method={r.method!r}: it compares no frames by their label sets; choose '
+            "bank=0, or a method that does, such as 'dcl+cls'")
 
 def check_recipe(r): # `Recipe`
     "Raise `InputError` if a field is out of range or does not go with the others"
@@ -281,22 +292,43 @@ def check_recipe(r): # `Recipe`
         raise InputError(f'batch={r.batch} is smaller than labelled={r.labelled}: '
             'raise batch or lower labelled')
     top = len(r.widths) - r.skip
-    if r.scales > top: raise InputError(f'scales={r.scales}, skip={r.skip}: choose scales from 1 to {top}')
+    if r.encoder == 'unet' and r.scales > top: raise InputError(f'scales={r.scales}, skip={r.skip}: '
+        f'choose scales from 1 to {top}')
     if r.sync_bn and r.norm != 'batch': raise InputError(f'sync_bn=True with norm={r.norm!r}: which has no '
         'statistics of a batch; leave it out')
     _check_chunks(r)
-    if r.choose != 'chance' and r.budget_unit != 'frame':
-        raise InputError(f'choose={r.choose!r} with budget_unit={r.budget_unit!r}: it chooses single frames; '
-            "choose budget_unit='frame', or choose='chance'")
-    if r.bank and ('dcl' not in own.goals or 'simclr' in own.goals):
-        raise InputError(f'bank={r.bank} with method={r.method!r}: it compares no frames by their label sets; choose '
-            "bank=0, or a method that does, such as 'dcl+cls'")
+    _check_options(r, own)
+    _check_encoder(r)
+    _check_masked(r)
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')
     if r.views < own.fields.get('views', 1):
         raise InputError(f'method={r.method!r} with views={r.views}: it compares two views; choose views=2 '
             '(method_recipe sets this and the rest)')
+
+# %% ../nbs/00_core.ipynb #49603d91
+def _check_encoder(r):
+    "Raise `InputError` if an encoder has no name, or not with these fields"
+    given = f'encoder={r.encoder!r}'
+    if r.encoder == 'unet':
+        if r.encoder_weights: raise InputError(f'encoder_weights={r.encoder_weights!r} with {given}: they are for '
+            "encoders of timm; give encoder='timm:NAME', or leave them out")
+        return
+    kind,_,name = r.encoder.partition(':')
+    if kind != 'timm' or not name: raise InputError(f"{given}: give 'unet' or 'timm:NAME', such as timm:resnet18")
+    if r.sync_bn: raise InputError(f'sync_bn=True with {given}: some batch norms of timm hold their ReLU, '
+        'which PyTorch would drop; leave sync_bn out')
+
+def _check_masked(r):
+    "Raise `InputError` if the network of masked reconstruction cannot have these fields"
+    if r.method != 'masked': return
+    allowed = dict(views=(1, 'each frame is rebuilt once'), norm=('batch', 'a group norm would count hidden cells'),
+        encoder=('unet', "only the U-Net's own encoder can hide cells on every level"),
+        sync_bn=(False, 'its batch norm counts the visible cells of one process'))
+    for k,(v,why) in allowed.items():
+        found = getattr(r, k)
+        if found != v: raise InputError(f"{k}={found!r} with method='masked': {why}; choose {k}={v!r}")
 
 # %% ../nbs/00_core.ipynb #cf23b9d3
 def goals(r:Recipe)->set: # Of seg, dcl, cls, simclr and byol, or the name of a method that brings a loss of its own
@@ -349,7 +381,7 @@ def method_recipe(
 # %% ../nbs/00_core.ipynb #ba3ae1fc
 # Fields that came after the first published runs, which were computed as the defaults say
 LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn', 'choose', 'bank', 'paste', \
-    'alike', 'regions'
+    'alike', 'regions', 'encoder', 'encoder_weights'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

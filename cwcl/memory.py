@@ -7,7 +7,7 @@ __all__ = ['GiB', 'batch_rows', 'random_batch', 'one_step', 'same_random_state',
            'PeakBytes', 'step_bytes', 'memory_table', 'advice', 'check_memory']
 
 # %% ../nbs/31a_memory.ipynb #ed162632
-import numpy as np, psutil, random, torch, weakref
+import importlib, numpy as np, psutil, random, torch, weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -51,6 +51,10 @@ def _half(r, device): # -> context
     kind = torch.device(device).type
     return torch.autocast(kind, torch.float16 if r.precision == 'fp16' and kind == 'cuda' else torch.bfloat16)
 
+def _parts(r): # -> (network, loss)
+    if goals(r) == {'masked'}: return importlib.import_module('cwcl.beyond.masked').masked_parts(r)
+    return CWCLNet(r).train(), CWCLLoss(r)
+
 def one_step(
     r:Recipe,
     device, # Where it is done
@@ -60,9 +64,7 @@ def one_step(
     if goals(r) == {'byol'}:
         r = replace(r, method='simclr', scales=1)
         factor = 4/3
-    with torch.device(device):
-        net = CWCLNet(r).train()
-        loss = CWCLLoss(r)
+    with torch.device(device): net,loss = _parts(r)
     x,mask,presence,ids = random_batch(r, device)
     net.n_labelled = len(mask)
     def forward():

@@ -39,7 +39,8 @@ class LabelledPart(Callback):
 class LossTerms(Callback):
     "Average each loss term over an epoch of training, for columns of the recorder"
     order = 5
-    task = dict(gdl='seg', focal='seg', presence='cls', dcl='dcl', lonely='dcl', nt_xent='simclr', byol='byol')
+    task = dict(gdl='seg', focal='seg', presence='cls', dcl='dcl', lonely='dcl', nt_xent='simclr', byol='byol',
+        masked='masked')
     def before_fit(self):
         self.sums = {}
         self.n = 0

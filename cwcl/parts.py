@@ -48,7 +48,7 @@ def part_counts(
     return torch.stack([weighed, areas.sum(), weighed.new_tensor(len(presence))])
 
 # %% ../nbs/29a_parts.ipynb #c3220a8a
-_GROUPS = dict(gdl=0, focal=1, presence=2, byol=2) # Term to its place in `part_counts`
+_GROUPS = dict(gdl=0, focal=1, presence=2, byol=2, masked=2) # Term to its place in `part_counts`
 
 def check_parts(r:Recipe):
     "Raise `InputError` if the loss of a recipe cannot be computed from parts of a batch"

@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from itertools import count
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
-from .models.unet import UNetDecoder, UNetEncoder
 
 # %% ../nbs/27_recompute.ipynb #2c6b4079
 def _batch_norms(net): return [o for o in net.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
@@ -63,11 +62,11 @@ def recomputed(
 def _level_again(level, *args): return recomputed(level, *args, net=level.__self__)
 
 def recompute_levels(
-    net:nn.Module, # With a `UNetEncoder`, or a `UNetDecoder`, or several; changed in place
+    net:nn.Module, # With a `UNetEncoder`, or a `UNetDecoder`, or others that have `run`; changed in place
 )->nn.Module: # The same
     "Keep what passes between the levels of a U-Net, and compute their inside again in the backward pass"
     for part in net.modules():
-        if isinstance(part, (UNetEncoder, UNetDecoder)): part.run = _level_again
+        if callable(getattr(type(part), 'run', None)): part.run = _level_again
     return net
 
 # %% ../nbs/27_recompute.ipynb #26465b75

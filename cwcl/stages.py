@@ -12,7 +12,7 @@ from itertools import count, islice
 from pathlib import Path
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from .checkpoint import save_model
+from .checkpoint import fill_body, save_model
 from .core import InputError, Recipe, find_method, rank0_first
 from .data.augment import SegAugment
 from .data.cholec import frame_table
@@ -36,10 +36,14 @@ def refresh_averages(
 
 # %% ../nbs/42_stages.ipynb #27f56056
 def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENCES`, from `run_facts`, when the stage began
-    "Write the encoder, and then the facts"
+    "Write what was pre-trained, and then the facts"
     net = CWCLNet(r, *learn.dls.stats)
     net.encoder.load_state_dict(learn.model.encoder.state_dict())
-    note = 'A pre-trained encoder; the decoder is untrained. ' + phase_note(r)
+    what = 'encoder; the decoder'
+    if find_method(r.method).whole:
+        fill_body(net.decoder, learn.model.decoder.state_dict())
+        what = 'U-Net; its last layer'
+    note = f'A pre-trained {what} is untrained. {phase_note(r)}'
     save_model(out/'model.safetensors', net, data, note=note)
     facts['seconds'] = round(time.time() - start, 2)
     write_text(out/'metrics.json', json.dumps(facts, indent=1))

@@ -132,7 +132,8 @@ def test_the_time_of_a_run_is_that_of_its_steps_and_frames():
 def test_the_command_prints_every_method_in_a_fresh_process():
     call = [sys.executable, '-m', 'cwcl.cost', '--preset', 'smoke']
     out = subprocess.run(call, cwd=root, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r'^\| ([\w+]+) \| [\d.]+ \|', out, re.M) == ['random', 'simclr', 'dcl', 'cls', 'dcl+cls', 'byol']
+    assert re.findall(r'^\| ([\w+]+) \| [\d.]+ \|', out, re.M) == ['random', 'simclr', 'dcl', 'cls', 'dcl+cls', 'byol',
+        'masked']
 
 @pytest.mark.parametrize('method', ['random', 'simclr', 'dcl+cls'])
 def test_the_table_of_the_readme_is_what_the_command_prints(method):

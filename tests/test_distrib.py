@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
 from fastcore.script import CliError
-from cwcl.baselines.byol import byol_learner
-from cwcl.core import InputError, default_device, method_recipe, ranks, recipe, set_seed
+from cwcl.core import InputError, default_device, find_method, method_recipe, ranks, recipe, set_seed
 from cwcl.cost import step_seconds
 from cwcl.data.cholec import frame_table
 from cwcl.data.files import usable_cores
@@ -21,7 +20,6 @@ from cwcl.data.streams import cwcl_dls, has_strong_views
 from cwcl.distrib import GatheredLoss, check_ranks, join_ranks, joined, synced
 from cwcl.memory import one_step
 from cwcl.methods import register_method
-from cwcl.multitask import cwcl_learner
 from cwcl.parts import part_of
 from cwcl.resume import ResumeCallback
 from cwcl.study.command import cwcl_table
@@ -166,8 +164,7 @@ class PowerCut(Callback):
 
 def learner(table, r, **kwargs):
     dls = loaders(table, r)
-    make = byol_learner if r.method == 'byol' else cwcl_learner
-    learn = make(dls, r.method, r, cbs=Double(), **kwargs)
+    learn = find_method(r.method).make(dls, r.method, r, cbs=Double(), **kwargs)
     learn.model.double()
     return learn
 
@@ -179,7 +176,7 @@ def trained(table, r, folder=None, stop=None):
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx():
         try: learn.fit_recipe(cbs=cbs)
         except KeyError: return
-    assert type(learn.model).__name__ in ('CWCLNet', 'BYOLNet')
+    assert type(learn.model).__name__ in ('CWCLNet', 'BYOLNet', 'MaskedNet')
     state = {k: v.numpy() for k,v in learn.model.state_dict().items()}
     log = [[float(v) if v is not None else 0. for v in row] for row in learn.recorder.values]
     seen = learn.recorder
@@ -205,15 +202,16 @@ def test_a_training_on_several_processes_is_that_of_one(tiny, alone, world):
         same(o, alone)
         assert (o.log, o.losses) == (found[0].log, found[0].losses)
 
-@pytest.mark.parametrize('kind', ['dcl', 'simclr', 'random', 'byol'])
+@pytest.mark.parametrize('kind', ['dcl', 'simclr', 'random', 'byol', 'masked'])
 def test_every_method_trains_on_two_processes(tiny, kind):
-    "`dcl` has a presence head that nothing trains; BYOL and SimCLR have batch norm in their heads"
+    "`dcl` has a presence head that nothing trains; BYOL, SimCLR and Masked have batch norm of their own"
     changes = dict(strong=False) if kind == 'byol' else dict(strong=False, projection='linear')
+    if kind == 'masked': changes = dict(norm='batch')
     r = method_recipe(replace(TINY, epochs=1, valid_step=8), kind, **changes)
     a,b = on_ranks(trained, 2, tiny, r)
     assert a.steps == 6
     for k,v in a.state.items(): assert (v == b.state[k]).all(), k
-    if kind != 'byol': same(a, trained(tiny, r))
+    if kind not in ('byol', 'masked'): same(a, trained(tiny, r))
 
 def test_running_averages_are_the_same_on_all_processes(tiny):
     r = replace(TINY, norm='batch', epochs=1, valid_step=8)

@@ -14,6 +14,7 @@ from cwcl.baselines.simclr import nt_xent_loss
 from cwcl.beyond.choose import cover_frames
 from cwcl.beyond.bank import BankContrast
 from cwcl.beyond.positives import overlap_contrast, region_contrast, region_vectors
+from cwcl.checkpoint import model_card
 from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
 from cwcl.cost import _sample
 from cwcl.data.augment import SegAugment, blur_frames, draw_factors, take_crops
@@ -317,6 +318,31 @@ def levels_have_their_widths(w):
     one = byol(widths=(4, 8, 12, 16, 20))
     assert one.encoder.widths[-1] == one.projector[0].in_features == 20 and one.predictor[0].out_features == 40
     assert w.learner(widths=(8, 8, 8, 16, 16)).model.encoder.widths == (8, 8, 8, 16, 16)
+
+class Pyramid(nn.Module):
+    "Stands in for a model of timm, with one map"
+    def __init__(self, name):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 2, stride=2)
+        self.feature_info = SimpleNamespace(reduction=lambda: [2], channels=lambda: [6])
+    def forward(self, x): return [self.conv(x)]
+
+@row('encoder')
+def an_encoder_can_be_of_another_family(w):
+    with patch('cwcl.beyond.encoders.timm_pyramid', side_effect=Pyramid) as made:
+        n,x = net(encoder='timm:any', scales=1)
+        assert made.call_args.args == ('any',) and n.decoder.widths == (4, 6) and len(n(x)[2]) == 1
+        assert byol(encoder='timm:any', scales=1).projector[0].in_features == 6
+    card = model_card(changed(encoder='timm:any', scales=1), ('bed',))
+    assert 'encoder timm:any' in card
+
+@row('encoder_weights')
+def an_encoder_can_start_from_a_file(w):
+    r = dict(encoder='timm:any', scales=1, encoder_weights='there/mine.pth')
+    home = 'cwcl.beyond.encoders'
+    with patch(f'{home}.timm_pyramid', Pyramid), patch(f'{home}.start_from') as started: learn = w.learner(**r)
+    assert started.called and started.call_args.args[:2] == (learn.model.encoder, 'there/mine.pth')
+    assert 'mine.pth' in model_card(changed(**r), ('bed',))
 
 @row('norm')
 def a_norm_is_that_of_encoder_and_decoder(w):

@@ -5,9 +5,9 @@ from fastai.callback.core import Callback
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.amp import GradScaler
-from cwcl.core import InputError, set_seed
+from cwcl.core import InputError, find_method, set_seed
 from cwcl.data.streams import cwcl_dls
-from cwcl.multitask import MeanIoU, cwcl_learner
+from cwcl.multitask import MeanIoU
 from cwcl.resume import ResumeCallback, pack, read_checkpoint, unpack
 
 PLATEAU = dict(schedule='plateau', patience=1, lr=1e-2)
@@ -16,10 +16,11 @@ RUNS = dict(last=dict(), best=dict(select='best'), bf16=dict(precision='bf16'), 
     waiting=dict(PLATEAU, patience=2, select='best'), sinking=dict(PLATEAU, **PRE) | dict(lr=1e-20),
     views=dict(views=2),
     channels_last=dict(channels_last=True), pk=dict(sampler='pk', pk_frames=2), random=dict(method='random'),
-    bank=dict(bank=20, precision='bf16'), paste=dict(paste=.5), positives=dict(alike='overlap', regions=.1))
+    bank=dict(bank=20, precision='bf16'), paste=dict(paste=.5), positives=dict(alike='overlap', regions=.1),
+    masked=dict(method='masked', stage='pretrain'))
 SHORT = [('last', 1), ('last', 2), ('best', 1), ('best', 2), ('bf16', 2), ('plateau', 1), ('plateau', 2), ('waiting', 2),
     ('channels_last', 2), ('pk', 1), ('views', 1), ('random', 2), ('pretrain', 1), ('sinking', 2),
-    ('bank', 1), ('bank', 2), ('paste', 1), ('positives', 2)]
+    ('bank', 1), ('bank', 2), ('paste', 1), ('positives', 2), ('masked', 2)]
 
 class PowerCut(Callback):
     "The power fails after a step, when the weights have moved beyond the file"
@@ -45,7 +46,7 @@ def small(smoke): return replace(smoke, batch=16, labelled=4, epochs=4)
 
 def learner(table, r, seed=0):
     set_seed(seed, r.threads)
-    return cwcl_learner(cwcl_dls(table, r, device='cpu'), r.method, r)
+    return find_method(r.method).make(cwcl_dls(table, r, device='cpu'), r.method, r)
 
 def quiet(learn, f):
     with learn.no_bar(), learn.no_logging(): f(learn)

@@ -18,9 +18,9 @@ from ..data.labels import class_set
 from ..learner import bare
 from ..losses.contrastive import normalise
 from ..models.heads import mlp_bn
-from ..models.unet import UNetEncoder
 from ..multitask import wired_learner
 from ..recompute import recompute_levels
+from ..tasks import make_encoder
 
 # %% ../../nbs/41_baselines.byol.ipynb #648c388f
 def byol_loss(
@@ -82,8 +82,8 @@ class BYOLNet(nn.Module):
         self.recipe = r
         self.classes = class_set(r.class_set, r.left_out)
         self.n_labelled = None
-        width = r.widths[-1]
-        self.encoder = UNetEncoder(r.widths, norm=r.norm)
+        self.encoder = make_encoder(r)
+        width = self.encoder.widths[-1]
         self.projector = mlp_bn(width, 2*width, r.dim)
         self.predictor = mlp_bn(r.dim, 2*width, r.dim)
         followed = nn.ModuleDict(dict(encoder=self.encoder, projector=self.projector))

@@ -38,6 +38,8 @@ PUBLIC = { # Module to the names that come from it
     'stages': 'stages_run',
     'baselines.simclr': 'nt_xent_loss simclr_learner simclr_recipe',
     'baselines.byol': 'byol_loss byol_learner byol_recipe',
+    'beyond.average': 'average_decay move_mean draw_recolor recolor',
+    'beyond.teacher': 'allowed_classes teacher_masks teacher_loss absent_loss',
     'study.grid': 'Run grid run_all',
     'study.tables': 'table1 table2',
     'study.verdicts': 'verdicts',

@@ -83,11 +83,11 @@ def after_train(self:MeanWeights):
 @patch
 def after_fit(self:MeanWeights):
     "Leave the average in the network"
-    if nested_attr(self.learn, 'keep_best.state') is None: self.trained.load_state_dict(self.mean)
+    if nested_attr(self.learn, 'keep_best.state') is None: self.trained.load_state_dict(self.average)
     self.net = self.pairs = None
 
-def _load_mean(self, state): self.net.load_state_dict(state)
-MeanWeights.mean = property(lambda self: self.net.state_dict(), _load_mean)
+def _load(self, state): self.net.load_state_dict(state)
+MeanWeights.average = property(lambda self: self.net.state_dict(), _load)
 
 # %% ../../nbs/81_beyond.average.ipynb #f72a4db2
 def draw_recolor(

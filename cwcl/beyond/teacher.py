@@ -145,7 +145,7 @@ def teach(self:ClassTeacher,
     logits:Tensor, # Of the student, `(n,C,H,W)`
 )->dict: # Name to (weight, value)
     "Compare the student's view with the teacher's masks"
-    if not self.weight: return {k: (0., logits.new_zeros(())) for k in ('teacher', 'sure')}
+    if not self.weight: return {k: (0., torch.zeros((), device=logits.device)) for k in ('teacher', 'sure')}
     o,k = self.seen,len(self.seen.mask)
     with torch.no_grad(): logits_seen = self.learn.mean_weights.net.segment(o.frames[k:])
     masks = teacher_masks(logits_seen, o.allowed[k:] if self.r.allowed else None, self.r.sure)

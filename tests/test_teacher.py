@@ -1,17 +1,16 @@
 "The class-constrained teacher against literal loops over pixels and boxes, and the step that it is part of"
 import pytest, torch, torch.nn.functional as F
 from dataclasses import replace
-from math import log, sqrt
+from math import sqrt
 from fastai.callback.core import Callback
 from torch._subclasses.fake_tensor import FakeTensorMode
 from cwcl.beyond.teacher import ClassTeacher, absent_loss, allowed_classes, draw_boxes, in_boxes, pasted, ramp_up
 from cwcl.beyond.teacher import teacher_loss, teacher_masks
-from cwcl.core import InputError, method_recipe, recipe, set_seed
+from cwcl.core import InputError, method_recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.learner import bare
 from cwcl.multitask import cwcl_learner
 from cwcl.recompute import frozen_running_stats
-from cwcl.tasks import CWCLLoss
 
 def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=tol, atol=tol)
 
@@ -23,7 +22,7 @@ def case(seed, n=4, c=5, h=6, w=7):
     return 3*torch.randn(n, c, h, w, generator=g), presence
 
 def literal_masks(logits, presence, sure):
-    "Target of each pixel from the classes of its frame; every class where there is no presence"
+    "Target of each pixel from the classes of its frame; every class without a presence"
     n,c,h,w = logits.shape
     y = torch.zeros(n, h, w, dtype=torch.long)
     for k in range(n):
@@ -97,14 +96,16 @@ def test_losses_are_the_literal_loops():
     for got,want in ((teacher_loss(logits, target), teacher/(n*h*w)), (absent_loss(logits, allowed), absent/(n*h*w))):
         close(got, want)
         close(*[torch.autograd.grad(o, logits, retain_graph=True)[0] for o in (got, want)])
-    close(teacher_loss(logits, target)*target.numel(), F.cross_entropy(logits, target, ignore_index=255, reduction='sum'))
+    peer = F.cross_entropy(logits, target, ignore_index=255, reduction='sum')
+    close(teacher_loss(logits, target)*target.numel(), peer)
     small = logits[:,:,:2,:2].detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda o: teacher_loss(o, target[:,:2,:2]), small)
     assert torch.autograd.gradcheck(lambda o: absent_loss(o, allowed), small)
 
 def test_half_precision_is_computed_in_single():
     logits,presence = case(1)
-    target,allowed = teacher_masks(logits),allowed_classes(presence)[:,:,None,None]
+    target = teacher_masks(logits)
+    allowed = allowed_classes(presence)[:,:,None,None]
     half = (30*logits).bfloat16()
     with torch.autocast('cpu', dtype=torch.bfloat16):
         for f,o in ((teacher_loss, target), (absent_loss, allowed)):
@@ -153,7 +154,9 @@ class Oracle(Callback):
     def before_fit(self): self.rows = []
     def after_loss(self):
         if not self.training or self.iter not in (0, 2, self.n_iter-1): return
-        cb,net,r = self.learn.class_teacher,bare(self.model),self.learn.class_teacher.r
+        cb = self.learn.class_teacher
+        net = bare(self.model)
+        r = cb.r
         done = (self.epoch*self.n_iter + self.iter)/(self.n_epoch*self.n_iter)
         weight = r.teacher*min(max((done - .15)/.15, 0), 1)
         o,(x,) = cb.seen,self.xb
@@ -164,7 +167,8 @@ class Oracle(Callback):
             seen = self.learn.mean_weights.net.segment(o.frames[n:]).float()
             with frozen_running_stats(net): logits = net.segment(o.view).float()
         own = literal_masks(seen, presence[n:] if r.allowed else None, r.sure)
-        target,there = own.clone(),presence[n:,:,None,None].expand(-1, -1, *own.shape[1:]).clone()
+        target = own.clone()
+        there = presence[n:,:,None,None].expand(-1, -1, *own.shape[1:]).clone()
         for k,(top,bottom,left,right,source) in enumerate(boxes.tolist()):
             other = self.yb[0][source] if source < n else own[source-n]
             target[k,top:bottom,left:right] = torch.as_tensor(other)[top:bottom,left:right]
@@ -259,13 +263,15 @@ def test_a_first_stage_has_nothing_to_teach(table, small):
 
 def test_the_rate_finder_and_validation_are_left_out(table, small):
     learn = learner(table, small)
-    with learn.no_bar(): learn.lr_find(num_it=3, show_plot=False)
+    with learn.no_bar(): learn.lr_find(num_it=3, show_plot=False, suggest_funcs=None)
     with learn.no_bar(): learn.validate()
     assert 'teacher' not in learn.loss_func.terms and learn.class_teacher.seen is None
 
-@pytest.mark.parametrize('change,says', [(dict(average=0.), 'teacher=1.0 with average=0.0: the teacher is the averaged'),
+@pytest.mark.parametrize('change,says', [
+    (dict(average=0.), 'teacher=1.0 with average=0.0: the teacher is the averaged'),
     (dict(batch=4), 'teacher=1.0 with batch=4, labelled=4'), (dict(teacher=0., batch=4), 'absent=0.3 with batch=4'),
-    (dict(views=2), 'teacher=1.0 with views=2'), (dict(chunks=2), 'teacher=1.0 with chunks=2'), (dict(sure=2.), 'sure=2'),
+    (dict(views=2), 'teacher=1.0 with views=2'), (dict(chunks=2), 'teacher=1.0 with chunks=2'),
+    (dict(sure=2.), 'sure=2'),
     (dict(method='simclr', views=2), 'views=2: it takes each frame once'), (dict(boxes=-.1), 'boxes=-0.1')], ids=str)
 def test_what_does_not_go_together_is_one_line(small, change, says):
     with pytest.raises(InputError, match=says) as e: replace(small, **change)
@@ -287,4 +293,5 @@ def test_a_pretended_gpu():
         inside = in_boxes(boxes, (16, 16))
         masks = pasted(torch.cat([torch.zeros(2, 16, 16).long(), teacher_masks(logits, allowed)]), boxes, inside)
         assert masks.device.type == inside.device.type == 'cuda'
-        for o in (teacher_loss(logits, masks), absent_loss(logits, allowed[:,:,None,None])): assert o.device.type == 'cuda'
+        assert teacher_loss(logits, masks).device.type == 'cuda'
+        assert absent_loss(logits, allowed[:,:,None,None]).device.type == 'cuda'

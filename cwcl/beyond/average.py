@@ -25,7 +25,7 @@ def average_decay(
     "Return the decay of an average that begins as a plain mean"
     return min(1 - 1/(step+1), decay)
 
-# %% ../../nbs/81_beyond.average.ipynb #5b6e0621
+# %% ../../nbs/81_beyond.average.ipynb #ca5455c1
 def paired(
     mean:nn.Module, # Average
     net:nn.Module, # What is averaged, of the same shape
@@ -47,7 +47,7 @@ def move_mean(
     torch._foreach_lerp_(*floats, 1 - decay)
     if integers[0]: torch._foreach_copy_(*integers)
 
-# %% ../../nbs/81_beyond.average.ipynb #117d9477
+# %% ../../nbs/81_beyond.average.ipynb #f65e76b2
 class MeanWeights(Callback):
     "Average a network over the steps; the average is validated, selected and left behind"
     order = 70 # After KeepBest, which keeps the average; before ResumeCallback, which keeps both
@@ -72,7 +72,7 @@ class MeanWeights(Callback):
     def after_epoch(self): self.learn.model = self.trained
     def after_cancel_fit(self): self.after_epoch()
 
-# %% ../../nbs/81_beyond.average.ipynb #345df7d7
+# %% ../../nbs/81_beyond.average.ipynb #f4ed2f06
 @patch
 def after_train(self:MeanWeights):
     "Give the averages of all processes the same running averages"
@@ -89,7 +89,7 @@ def after_fit(self:MeanWeights):
 def _load(self, state): self.net.load_state_dict(state)
 MeanWeights.average = property(lambda self: self.net.state_dict(), _load)
 
-# %% ../../nbs/81_beyond.average.ipynb #f72a4db2
+# %% ../../nbs/81_beyond.average.ipynb #515331b0
 def draw_recolor(
     n:int, # Frames, `N`
     strength:float=0.5, # Of the changes, 0 for none; colors of the strong views of others are about 0.5
@@ -104,7 +104,7 @@ def draw_recolor(
     same = torch.tensor([1., 0, 1, 1, 1, 0, 0], device='cpu')
     return torch.where(u[:,7:] < p, torch.cat(drawn, 1), same)
 
-# %% ../../nbs/81_beyond.average.ipynb #c3affedf
+# %% ../../nbs/81_beyond.average.ipynb #3e26e31a
 def recolor(
     x:Tensor, # Normalized frames, `(N,3,H,W)`
     d:Tensor, # From `draw_recolor`, `(N,7)`
@@ -119,7 +119,7 @@ def recolor(
     y = torch.baddbmm(shift, mix*(contrast*gain)[:,None], x.flatten(2)).view_as(x)
     return y.lerp(F.avg_pool2d(y, 3, 1, 1, count_include_pad=False), soft[...,None,None])
 
-# %% ../../nbs/81_beyond.average.ipynb #d63deb84
+# %% ../../nbs/81_beyond.average.ipynb #80e7e1fd
 def recolored(
     learn, # `Learner` with a training batch
     strength:float, # As in `draw_recolor`
@@ -127,7 +127,8 @@ def recolored(
     p:float=0.5, # Probability that a frame is changed
 )->Tensor: # `(B,3,S,S)`
     "Change the colors of a training batch"
-    x,net = plain(learn.xb[0]),bare(learn.model)
+    x = plain(learn.xb[0])
+    net = bare(learn.model)
     part,parts = learn.dls.train.part
     d = draw_recolor(len(x)*parts, strength, p, rng)[part::parts]
     return recolor(x, d, -net.mean/net.std)

@@ -132,7 +132,8 @@ class ClassTeacher(Callback):
 def look(self:ClassTeacher)->SimpleNamespace:
     "Keep the frames as they are, and make the student's view of the class-only ones"
     frames,mask,presence = map(plain, (*self.xb, *self.yb[:2]))
-    rng,size = step_rng(self.learn, 82),frames.shape[2:]
+    rng = step_rng(self.learn, 82)
+    size = frames.shape[2:]
     strong = recolored(self.learn, self.r.colors, rng, p=1.) if self.r.colors else frames
     boxes = draw_boxes(len(frames)-len(mask), len(frames), size, self.r.boxes, rng).to(frames.device)
     inside = in_boxes(boxes, size)
@@ -146,7 +147,8 @@ def teach(self:ClassTeacher,
 )->dict: # Name to (weight, value)
     "Compare the student's view with the teacher's masks"
     if not self.weight: return {k: (0., torch.zeros((), device=logits.device)) for k in ('teacher', 'sure')}
-    o,k = self.seen,len(self.seen.mask)
+    o = self.seen
+    k = len(o.mask)
     with torch.no_grad(): logits_seen = self.learn.mean_weights.net.segment(o.frames[k:])
     masks = teacher_masks(logits_seen, o.allowed[k:] if self.r.allowed else None, self.r.sure)
     target = pasted(torch.cat([o.mask.long(), masks]), *o.cut)
@@ -155,8 +157,9 @@ def teach(self:ClassTeacher,
 @patch
 def after_loss(self:ClassTeacher):
     "Add what the class-only frames teach to the loss of the step"
-    o,net = self.seen,bare(self.model)
+    o = self.seen
     if o is None: return
+    net = bare(self.model)
     with frozen_running_stats(net): logits = net.segment(o.view)
     terms = self.teach(logits) if self.r.teacher else {}
     if self.r.absent:

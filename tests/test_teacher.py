@@ -4,12 +4,13 @@ from dataclasses import replace
 from math import sqrt
 from fastai.callback.core import Callback
 from torch._subclasses.fake_tensor import FakeTensorMode
+from cwcl.beyond.average import draw_recolor, recolor
 from cwcl.beyond.teacher import ClassTeacher, absent_loss, allowed_classes, draw_boxes, in_boxes, pasted, ramp_up
 from cwcl.beyond.teacher import teacher_loss, teacher_masks
 from cwcl.core import InputError, method_recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.learner import bare
-from cwcl.multitask import cwcl_learner
+from cwcl.multitask import cwcl_learner, step_rng
 from cwcl.recompute import frozen_running_stats
 
 def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=tol, atol=tol)
@@ -143,6 +144,7 @@ class Before(Callback):
     "The loss of a step before the class-only frames have taught, and the running averages"
     order = -4
     def before_fit(self): self.losses,self.norms = [],[]
+    def before_batch(self): self.given = torch.Tensor(self.xb[0]).clone()
     def after_loss(self):
         if not self.training: return
         self.losses.append(self.loss_grad.detach())
@@ -159,9 +161,10 @@ class Oracle(Callback):
         r = cb.r
         done = (self.epoch*self.n_iter + self.iter)/(self.n_epoch*self.n_iter)
         weight = r.teacher*min(max((done - .15)/.15, 0), 1)
-        o,(x,) = cb.seen,self.xb
+        o = cb.seen
         n = len(self.yb[0])
         boxes,inside = o.cut
+        self.check_view(o, boxes.tolist(), n, r)
         presence = torch.Tensor(self.yb[1])
         with torch.no_grad(), torch.autocast('cpu', enabled=r.precision == 'bf16', dtype=torch.bfloat16):
             seen = self.learn.mean_weights.net.segment(o.frames[n:]).float()
@@ -178,6 +181,20 @@ class Oracle(Callback):
         added = self.learn.loss_grad.detach() - self.learn.before.losses[-1]
         want = weight*teacher + r.absent*absent
         self.rows.append((weight, added, want, (own != 255).float().mean(), dict(self.loss_func.terms)))
+
+    def check_view(self, o, boxes, n, r):
+        "The batch as it was given, with other colors on every frame, and boxes"
+        assert torch.equal(o.frames, self.learn.before.given)
+        net = self.model
+        rng = step_rng(self.learn, 82)
+        strong = o.frames
+        if r.colors: strong = recolor(strong, draw_recolor(len(strong), r.colors, 1., rng), -net.mean/net.std)
+        assert draw_boxes(len(strong)-n, len(strong), strong.shape[2:], r.boxes, rng).tolist() == boxes
+        view = strong[n:].clone()
+        for k,(top,bottom,left,right,source) in enumerate(boxes):
+            view[k,:,top:bottom,left:right] = strong[source,:,top:bottom,left:right]
+        close(o.view, view)
+        assert not r.colors or (view != o.frames[n:]).flatten(1).any(1).all()
 
 @pytest.mark.parametrize('change', [{}, dict(allowed=False, boxes=1., method='dcl+cls'), dict(boxes=0., colors=0.),
     dict(precision='bf16'), dict(stage='frozen', method='cls', sure=0.)], ids=str)
@@ -220,12 +237,12 @@ def grads(table, r):
         def after_loss(self):
             if not self.training or not self.learn.class_teacher.weight: return
             weights = [p for p in self.model.parameters() if p.requires_grad]
-            loss = self.learn.loss_grad - self.first
+            loss = self.learn.loss_grad - self.plain
             found.append([o is not None and bool(o.abs().sum()) for o in
                 torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)])
     class First(Callback):
         order = -3.5
-        def after_loss(self): self.learn.look.first = self.learn.loss_grad
+        def after_loss(self): self.learn.look.plain = self.learn.loss_grad
     quiet(learner(table, r, First(), Look()))
     return found
 

@@ -39,7 +39,7 @@ def teacher_masks(
     p,mask = logits.softmax(1).max(1)
     return mask.where(p >= sure, IGNORE)
 
-# %% ../../nbs/82_beyond.teacher.ipynb #dc353063
+# %% ../../nbs/82_beyond.teacher.ipynb #5e6ba3ef
 def draw_boxes(
     n:int, # Class-only frames, the last of the batch
     batch:int, # Frames of the batch, B
@@ -60,7 +60,7 @@ def draw_boxes(
     source = (own + 1 + (u[4]*(batch-1)).floor()) % batch
     return torch.stack([top, bottom.where(u[5] < p, top), left, right, source], 1).long()
 
-# %% ../../nbs/82_beyond.teacher.ipynb #3e1478d6
+# %% ../../nbs/82_beyond.teacher.ipynb #0ed698ae
 def in_boxes(
     boxes:Tensor, # From `draw_boxes`, on the device of the frames, `(n,5)`
     size:tuple, # Height and width, pixels
@@ -80,7 +80,7 @@ def pasted(
     own = every[len(every)-len(boxes):]
     return every[boxes[:,4]].where(inside if own.ndim == 3 else inside[:,None], own)
 
-# %% ../../nbs/82_beyond.teacher.ipynb #e4f7e275
+# %% ../../nbs/82_beyond.teacher.ipynb #18cb1b91
 @full_precision
 def teacher_loss(
     logits:Tensor, # Of the student, `(N,C,H,W)`
@@ -99,7 +99,7 @@ def absent_loss(
     "Compute minus the log of the probability of all allowed classes together, averaged over pixels"
     return (logits.logsumexp(1) - logits.masked_fill(~allowed, -torch.inf).logsumexp(1)).mean()
 
-# %% ../../nbs/82_beyond.teacher.ipynb #60746a0c
+# %% ../../nbs/82_beyond.teacher.ipynb #799187ca
 def ramp_up(
     done:float, # Share of the steps that have been made
     start:float=0.15, # ... before the teacher is heard
@@ -108,7 +108,7 @@ def ramp_up(
     "Return the share of its weight that the teacher has"
     return min(max((done - start)/length, 0.), 1.)
 
-# %% ../../nbs/82_beyond.teacher.ipynb #0f12f271
+# %% ../../nbs/82_beyond.teacher.ipynb #59077a64
 class ClassTeacher(Callback):
     "Let class-only frames learn from the averaged network's masks, and from the classes that they lack"
     order = -3 # Before StrongColors changes the batch; after the loss, but before LossTerms, and within autocast
@@ -140,7 +140,7 @@ def look(self:ClassTeacher)->SimpleNamespace:
     view = pasted(strong, boxes, inside)
     return SimpleNamespace(frames=frames, mask=mask, allowed=allowed_classes(presence), cut=(boxes, inside), view=view)
 
-# %% ../../nbs/82_beyond.teacher.ipynb #be578268
+# %% ../../nbs/82_beyond.teacher.ipynb #255f525b
 @patch
 def teach(self:ClassTeacher,
     logits:Tensor, # Of the student, `(n,C,H,W)`

@@ -44,6 +44,8 @@ PUBLIC = { # Module to the names that come from it
     'beyond.positives': 'overlap_weights overlap_contrast region_vectors region_contrast',
     'beyond.masked': 'draw_hidden masked_loss masked_learner',
     'beyond.encoders': 'TimmEncoder start_from',
+    'beyond.average': 'average_decay move_mean draw_recolor recolor',
+    'beyond.teacher': 'allowed_classes teacher_masks teacher_loss absent_loss',
     'study.grid': 'Run grid run_all',
     'study.tables': 'table1 table2',
     'study.verdicts': 'verdicts',

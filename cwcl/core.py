@@ -197,13 +197,20 @@ class NetRecipe(DataRecipe):
 @dataclass(frozen=True)
 class BeyondRecipe(NetRecipe):
     "What the paper does not do; all of it is off by default"
-    paste: Probability = 0. # That a labelled frame gets the rare structures of another one (lesson 83)
-    bank: Index = 0         # Former frames that each anchor is compared with beside its batch (lesson 84)
-    # Positives share all structures, or nearly all of them and count by their overlap (lesson 85)
+    average: Fraction = 0.  # Lesson 81: share of itself that the average of the weights keeps in a step
+    colors: Weight = 0.     # Lesson 81: strength of the changes of colors on training frames
+    teacher: Weight = 0.    # Lesson 82: weight of the masks that the averaged network draws on class-only frames
+    sure: Probability = 0.7 # ... of pixels where it gives a class at least this probability
+    allowed: bool = True    # ... and has only the classes that a frame shows to choose from
+    boxes: Probability = 0.5 # ... on frames with a box from another frame, with this probability
+    absent: Weight = 0.     # Lesson 82: weight of the loss of absent classes on class-only frames
+    paste: Probability = 0. # Lesson 83: that a labelled frame gets the rare structures of another one
+    bank: Index = 0         # Lesson 84: former frames that each anchor is compared with beside its batch
+    # Lesson 85: positives share all structures, or nearly all of them and count by their overlap
     alike: Literal['equal', 'overlap'] = 'equal'
-    regions: Weight = 0.    # Weight of the contrast of class means in the decoder (lesson 85)
-    encoder: str = 'unet'   # Or `timm:NAME`, an encoder of another family (lesson 87)
-    encoder_weights: str = '' # File with weights that it starts from
+    regions: Weight = 0.    # Lesson 85: weight of the contrast of class means in the decoder
+    encoder: str = 'unet'   # Lesson 87: or `timm:NAME`, an encoder of another family
+    encoder_weights: str = '' # Lesson 87: file with weights that it starts from
 
 # %% ../nbs/00_core.ipynb #bfbf54aa
 @dataclass(frozen=True)
@@ -284,6 +291,20 @@ def _check_options(r, own): # Recipe, its `Method`
         raise InputError(f'bank={r.bank} with method={r.method!r}: it compares no frames by their label sets; choose '
             "bank=0, or a method that does, such as 'dcl+cls'")
 
+def _check_teacher(r):
+    "Raise `InputError` if class-only frames cannot teach the decoder"
+    if r.teacher and not r.average: raise InputError(f'teacher={r.teacher} with average={r.average}: '
+        'the teacher is the averaged network; choose average=0.99')
+    field = 'teacher' if r.teacher else 'absent'
+    value = getattr(r, field)
+    if not value: return
+    if r.batch == r.labelled: raise InputError(f'{field}={value} with batch={r.batch}, labelled={r.labelled}: '
+        'no frame of a batch is without a mask; raise batch')
+    if r.views == 2 and r.stage == 'joint': raise InputError(f'{field}={value} with views=2: '
+        'it takes each frame once; choose views=1, or a method that does not compare views')
+    if r.chunks > 1: raise InputError(f'{field}={value} with chunks={r.chunks}: it takes the class-only frames whole; '
+        "choose chunks=1, and recompute=True or precision='bf16' where memory is short")
+
 def check_recipe(r): # `Recipe`
     "Raise `InputError` if a field is out of range or does not go with the others"
     for f in fields(r): _check_field(f.name, getattr(r, f.name), f.default)
@@ -300,6 +321,7 @@ def check_recipe(r): # `Recipe`
     _check_options(r, own)
     _check_encoder(r)
     _check_masked(r)
+    _check_teacher(r)
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')
@@ -381,7 +403,8 @@ def method_recipe(
 # %% ../nbs/00_core.ipynb #ba3ae1fc
 # Fields that came after the first published runs, which were computed as the defaults say
 LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn', 'choose', 'bank', 'paste', \
-    'alike', 'regions', 'encoder', 'encoder_weights'
+    'alike', 'regions', 'encoder', 'encoder_weights', 'average', 'colors', 'teacher', 'sure', 'allowed', 'boxes', \
+    'absent'
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -18,7 +18,7 @@ from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.torch_core import to_detach, trainable_params
+from fastai.torch_core import apply, to_detach, to_float, trainable_params
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -38,6 +38,8 @@ def check_precision(
     if precision == 'fp16' and kind != 'cuda':
         raise InputError(f"precision='fp16' on {kind}: fp16 needs CUDA; choose precision='bf16' or 'fp32'")
 
+def _single(o): return None if o is None else to_float(o) # Outputs that a method does not have are None
+
 class Precision(MixedPrecision):
     "Train in mixed precision on the device of the data: bf16 anywhere, fp16 on CUDA"
     name = 'mixed_precision'
@@ -51,6 +53,7 @@ class Precision(MixedPrecision):
         self.learn.scaler = GradScaler(device, **{**self.kwargs, 'enabled': half == torch.float16})
         self.scales = L()
     def before_batch(self): self.held.enter_context(self.autocast)
+    def after_pred(self): self.learn.pred = apply(_single, self.pred)
     def after_loss(self): self.held.close()
 
 # %% ../nbs/30_learner.ipynb #e89fb49b

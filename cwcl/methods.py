@@ -78,17 +78,19 @@ METHODS.update({k: o for k,o in OUR_METHODS.items() if k not in METHODS})
 
 # %% ../nbs/03_methods.ipynb #09050394
 OPTIONS = dict( # Field of a recipe to `module:Callback`
+    average='cwcl.beyond.average:MeanWeights', colors='cwcl.beyond.average:StrongColors',
+    teacher='cwcl.beyond.teacher:ClassTeacher', absent='cwcl.beyond.teacher:ClassTeacher',
     paste='cwcl.beyond.paste:PasteRare', bank='cwcl.beyond.bank:BankContrast',
     encoder_weights='cwcl.beyond.encoders:StartWeights')
 
 def option_callbacks(
     r, # `Recipe`
 )->list: # Callbacks
-    "Make the callbacks of the options that a recipe sets"
+    "Make the callbacks of the options that a recipe sets, one of each kind"
     def found(where):
         module,_,name = where.partition(':')
         return getattr(importlib.import_module(module), name)
-    return [found(where)(r) for k,where in OPTIONS.items() if getattr(r, k)]
+    return [found(where)(r) for where in dict.fromkeys(v for k,v in OPTIONS.items() if getattr(r, k))]
 
 # %% ../nbs/03_methods.ipynb #4503dbe2
 def load_methods(

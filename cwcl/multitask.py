@@ -50,11 +50,12 @@ class LossTerms(Callback):
         for k,v in self.loss_func.terms.items(): self.sums[k] = self.sums.get(k, 0) + v
         self.n += 1
     def mean(self, name): return float(self.sums[name])/self.n if name in self.sums else None
-    def columns(self, r):
+    def columns(self, r, cbs=()): # Recipe, callbacks with `columns` of their own
         task = dict(self.task)
         if find_method(r.method).loss: task[r.method] = r.method
         if r.regions: task['regions'] = 'seg'
-        return [ValueMetric(partial(self.mean, k), k) for k,t in task.items() if t in goals(r)]
+        names = [k for k,t in task.items() if t in goals(r)] + [k for o in cbs for k in getattr(o, 'columns', ())]
+        return [ValueMetric(partial(self.mean, k), k) for k in names]
 
 # %% ../nbs/30a_multitask.ipynb #d9be1805
 def snapshot(
@@ -190,7 +191,8 @@ def wired_learner(
     ours = [LabelledPart(), terms, LossGuard()]
     if not score: ours.append(NoValidation())
     if score and r.select == 'best': ours.append(KeepBest())
-    ours += option_callbacks(r)
+    options = option_callbacks(r)
+    ours += options
     if r.channels_last: ours.append(ChannelsLast())
     if r.precision in ('bf16', 'fp16'): ours.append(Precision(r.precision))
     if r.compile:
@@ -198,7 +200,7 @@ def wired_learner(
         net.compile()
     adamw = partial(ForeachAdam, mom=0.9, sqr_mom=0.999, eps=1e-8)
     return FrameLearner(dls, net.to(dls.device), loss_func, opt_func=adamw, lr=r.lr, wd=r.wd, splitter=splitter,
-        metrics=terms.columns(r) + score + L(metrics), cbs=ours + L(cbs), **kwargs)
+        metrics=terms.columns(r, options) + score + L(metrics), cbs=ours + L(cbs), **kwargs)
 
 # %% ../nbs/30a_multitask.ipynb #19a094d5
 @delegates(wired_learner, but=['net', 'loss_func'])

@@ -51,7 +51,7 @@ def unpack(
 # %% ../nbs/33a_resume.ipynb #10f44f53
 LOADER_STATE = {'dls.train': 'epoch', 'recorder': 'values losses lrs iters', 'recorder.smooth_loss': 'count val',
     'param_scheduler': 'hps', 'keep_best': 'best state', 'reduce_lr_on_plateau': 'best wait',
-    'bank_contrast.bank': 'state'}
+    'mean_weights': 'average steps', 'bank_contrast.bank': 'state'}
 
 def learner_state(
     learn:Learner, # Between two epochs of its training

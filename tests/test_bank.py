@@ -291,8 +291,8 @@ class AverageWeights(Callback):
 
 def test_averaged_weights_make_the_keys(table, small):
     learn = fitted(table, replace(small, epochs=1), [AverageWeights()])
-    net = learn.average_weights.net
-    want = net.msph(net.encoder(learn.average_weights.x)[net.levels])
+    net = learn.mean_weights.net
+    want = net.msph(net.encoder(learn.mean_weights.x)[net.levels])
     close(learn.bank_contrast.bank.keys[:,:12], normalise(torch.stack(want)), 1e-6)
     assert not torch.allclose(learn.bank_contrast.bank.keys[:,:12], normalise(torch.stack(learn.note.zs[-1])), atol=.01)
 

@@ -219,6 +219,15 @@ def test_running_averages_are_the_same_on_all_processes(tiny):
     for k,v in a.state.items(): assert (v == b.state[k]).all(), k
     assert a.log == b.log
 
+@pytest.mark.parametrize('norm', ['group', 'batch'])
+def test_averaged_weights_and_strong_colors_on_two_processes(tiny, norm):
+    "With group norm they are those of one process; with batch norm, the running averages of both are equal"
+    r = replace(TINY, norm=norm, epochs=1, valid_step=8, average=.8, colors=.5)
+    a,b = on_ranks(trained, 2, tiny, r)
+    for k,v in a.state.items(): assert (v == b.state[k]).all(), k
+    assert a.log == b.log
+    if norm == 'group': same(a, trained(tiny, r), 1e-4)
+
 @pytest.mark.parametrize('first, then', [(2, 1), (1, 3)])
 def test_a_training_resumes_on_another_number_of_processes(tiny, alone, tmp_path, first, then):
     def go(world, *args): return on_ranks(trained, world, *args) if world > 1 else [trained(*args)]

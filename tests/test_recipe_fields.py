@@ -601,6 +601,57 @@ def some_frames_of_a_clip_are_validated_on(w):
 @row('select')
 def the_best_weights_can_be_kept(w): assert any(isinstance(o, KeepBest) for o in w.learner(select='best').cbs)
 
+# What goes beyond the paper
+
+@row('average', 'colors')
+def weights_are_averaged_and_colors_change(w):
+    learn = w.learner(average=.9, colors=.3)
+    assert (learn.mean_weights.decay, learn.strong_colors.strength) == (.9, .3)
+    assert not hasattr(w.learner(), 'mean_weights') and not hasattr(w.learner(), 'strong_colors')
+
+def taught(w, **changes):
+    "A Learner in the middle of its training, after what class-only frames add to the loss of a batch"
+    learn = w.learner(method='random', **changes)
+    image,*labels = learn.dls.train.one_batch()
+    place = dict(iter=0, n_iter=1, epoch=1, n_epoch=2, training=True)
+    for k,v in dict(place, xb=(image,), yb=labels, loss_grad=torch.zeros(())).items(): setattr(learn, k, v)
+    if 'average' in changes: learn.mean_weights.net = learn.model.eval()
+    learn.class_teacher.before_batch()
+    seen = learn.class_teacher.seen
+    learn.class_teacher.after_loss()
+    return learn, seen, learn.loss_func.terms
+
+@row('teacher', 'absent')
+def class_only_frames_have_their_losses(w):
+    learn,seen,got = taught(w, average=.9, teacher=.5, absent=.2, sure=0.)
+    assert learn.class_teacher.columns == ['teacher', 'sure', 'absent'] == list(got) and len(seen.frames) == 6
+    near(learn.loss_grad.detach(), .5*got['teacher'] + .2*got['absent'])
+    learn,seen,got = taught(w, absent=.2)
+    near(learn.loss_grad.detach(), .2*got['absent'])
+    assert len(seen.frames) == 6 and len(w.learner(method='random').dls.train.one_batch()[0]) == 3
+
+@row('sure')
+def a_teacher_is_heard_where_it_is_sure(w):
+    for sure,kept in ((0., 1), (1., 0)): assert taught(w, average=.9, teacher=1., sure=sure)[2]['sure'] == kept
+
+@row('allowed')
+def a_teacher_may_be_bound_by_the_classes(w):
+    with patch('cwcl.beyond.teacher.teacher_masks', side_effect=Stop) as seen:
+        for allowed in (True, False):
+            with pytest.raises(Stop): taught(w, average=.9, teacher=1., allowed=allowed)
+            assert (seen.call_args.args[1] is not None) == allowed
+
+@row('boxes')
+def frames_have_boxes(w):
+    for p in (0., 1.):
+        top,bottom = taught(w, average=.9, teacher=1., sure=0., boxes=p)[1].cut[0][:,:2].T
+        assert ((bottom > top) == bool(p)).all()
+
+@row('colors')
+def a_view_of_the_student_has_colors(w):
+    plain,strong = (taught(w, average=.9, teacher=1., boxes=0., colors=s)[1] for s in (0., .5))
+    assert torch.equal(plain.view, plain.frames[3:]) and not torch.equal(strong.view, plain.view)
+
 # What runs them
 
 @pytest.fixture(scope='module')

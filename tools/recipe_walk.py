@@ -11,7 +11,7 @@ from cwcl.data.synth import write_scenes
 from test_recipe_fields import BASE, ROWS, World, check
 
 # Functions whose business is the field itself; so is that of the methods that a dataclass is given
-CHECKS = {'check_recipe', '_check_chunks', '__post_init__'}
+CHECKS = {'check_recipe', '_check_chunks', '_check_teacher', '__post_init__'}
 
 @contextmanager
 def without(

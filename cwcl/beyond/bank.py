@@ -126,7 +126,7 @@ def before_train(self:BankContrast):
 def after_pred(self:BankContrast):
     if not self.training: return
     self.now = self.frames[self.iter]
-    self.averaged = self.averaged_keys(nested_attr(self.learn, 'average_weights.net'))
+    self.averaged = self.averaged_keys(nested_attr(self.learn, 'mean_weights.net'))
 
 # %% ../../nbs/84_beyond.bank.ipynb #01775861
 @patch

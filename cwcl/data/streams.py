@@ -42,7 +42,7 @@ class TwoStreamDL(FrameDL):
         self.epoch = epoch
         self.part = part
         self.n_labelled = _n_masks(r, len(self.labelled)) if n_labelled is None else n_labelled
-        self.whole = self.n_labelled if goals(r) == {'seg'} else r.batch
+        self.whole = self.n_labelled if goals(r) == {'seg'} and not (r.teacher or r.absent) else r.batch
         kwargs.update(bs=len(self.own(range(self.whole))))
         self.steps = max(1, len(dataset)//r.batch) if len(dataset) else 0
         super().__init__(dataset, n=self.steps*kwargs['bs'], **kwargs)

@@ -155,7 +155,7 @@ def memory_table(
     preset:str='paper', # Preset of the recipe
     precisions=('fp32', 'bf16'),
     **changes, # Of the recipe
-)->dict: # Method to a list of GiB, one for each precision; BYOL pre-trains, the others have all their tasks
+)->dict: # Method to a list of GiB, one for each precision; BYOL and Masked pre-train, the others have all their tasks
     "Count the GiB of a training step, by method and precision"
     def need(m, p): return round(step_bytes(recipe(preset, method=m, precision=p, **changes))/GiB, 1)
     return {m: [need(m, p) for p in precisions] for m in METHODS}

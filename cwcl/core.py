@@ -290,6 +290,8 @@ def _check_options(r, own): # Recipe, its `Method`
     if r.bank and ('dcl' not in own.goals or 'simclr' in own.goals):
         raise InputError(f'bank={r.bank} with method={r.method!r}: it compares no frames by their label sets; choose '
             "bank=0, or a method that does, such as 'dcl+cls'")
+    if r.bank and r.alike != 'equal': raise InputError(f'bank={r.bank} with alike={r.alike!r}: its pairs are of equal '
+        "label sets; choose alike='equal', or bank=0")
 
 def _check_teacher(r):
     "Raise `InputError` if class-only frames cannot teach the decoder"

@@ -283,18 +283,21 @@ def test_chunks_are_the_same_training(table, small):
     whole,parts = (fitted(table, replace(r, chunks=k)).note.losses for k in (1, 2))
     assert parts == pytest.approx(whole, rel=1e-3)
 
-class AverageWeights(Callback):
+class MeanWeights(Callback):
     "Stands for the callback of that name: a network whose weights are never those in training"
     def before_fit(self): self.net = copy.deepcopy(self.model).eval().requires_grad_(False)
     def after_pred(self):
         if self.training: self.x = self.xb[0].as_subclass(torch.Tensor)
 
 def test_averaged_weights_make_the_keys(table, small):
-    learn = fitted(table, replace(small, epochs=1), [AverageWeights()])
+    learn = fitted(table, replace(small, epochs=1), [MeanWeights()])
     net = learn.mean_weights.net
     want = net.msph(net.encoder(learn.mean_weights.x)[net.levels])
     close(learn.bank_contrast.bank.keys[:,:12], normalise(torch.stack(want)), 1e-6)
     assert not torch.allclose(learn.bank_contrast.bank.keys[:,:12], normalise(torch.stack(learn.note.zs[-1])), atol=.01)
+
+def test_a_bank_knows_equal_label_sets_only(small):
+    with pytest.raises(InputError, match="bank=20 with alike='overlap'"): replace(small, alike='overlap')
 
 def test_a_stage_without_contrast_has_no_bank(table, small):
     r = replace(small, method='dcl', stage='frozen', epochs=1)

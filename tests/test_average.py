@@ -223,6 +223,12 @@ def test_recolor_is_the_literal_loop():
     d[:,6] = 0
     for got,o,row in zip(recolor(x, d, black), x, d): close(got, literal_recolor(o, row, black))
 
+def test_colors_are_computed_in_single_under_autocast():
+    x = torch.randn(4, 3, 6, 6)
+    d = draw_recolor(4, .5, 1., torch.Generator().manual_seed(0))
+    with torch.autocast('cpu', dtype=torch.bfloat16): got = recolor(x, d, torch.zeros(3, dtype=torch.float64))
+    assert got.dtype == torch.float32 and torch.equal(got, recolor(x, d, torch.zeros(3)))
+
 def test_draws_have_their_shares_and_ranges():
     d = draw_recolor(4000, .5, .5, torch.Generator().manual_seed(0))
     changed = (d != STILL).any(1)

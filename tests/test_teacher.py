@@ -192,7 +192,8 @@ class Oracle(Callback):
         assert draw_boxes(len(strong)-n, len(strong), strong.shape[2:], r.boxes, rng).tolist() == boxes
         view = strong[n:].clone()
         for k,(top,bottom,left,right,source) in enumerate(boxes):
-            view[k,:,top:bottom,left:right] = strong[source,:,top:bottom,left:right]
+            place = slice(None), slice(top, bottom), slice(left, right)
+            view[k][place] = strong[source][place]
         close(o.view, view)
         assert not r.colors or (view != o.frames[n:]).flatten(1).any(1).all()
 

@@ -14,7 +14,7 @@ from fastcore.basics import nested_attr, patch
 from ..core import ranks
 from ..distrib import average_statistics
 from ..learner import bare
-from ..losses.segmentation import plain
+from ..losses.segmentation import full_precision, plain
 from ..multitask import step_rng
 
 # %% ../../nbs/81_beyond.average.ipynb #48ff807f
@@ -105,6 +105,7 @@ def draw_recolor(
     return torch.where(u[:,7:] < p, torch.cat(drawn, 1), same)
 
 # %% ../../nbs/81_beyond.average.ipynb #3e26e31a
+@full_precision
 def recolor(
     x:Tensor, # Normalized frames, `(N,3,H,W)`
     d:Tensor, # From `draw_recolor`, `(N,7)`
@@ -112,6 +113,7 @@ def recolor(
 )->Tensor: # `(N,3,H,W)`
     "Change the colors of each frame: an affine map of its channels, and perhaps a mean of nine pixels"
     contrast,brightness,gain,gray,soft = d.to(x).split([1, 1, 3, 1, 1], 1)
+    black = black.to(x)
     mean = x.mean((1, 2, 3))[:,None]
     eye = torch.eye(3, device=x.device, dtype=x.dtype)
     mix = eye + gray[:,:,None]*(1/3 - eye)

@@ -241,10 +241,10 @@ def grads(table, r):
             loss = self.learn.loss_grad - self.plain
             found.append([o is not None and bool(o.abs().sum()) for o in
                 torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)])
-    class First(Callback):
+    class Earlier(Callback):
         order = -3.5
         def after_loss(self): self.learn.look.plain = self.learn.loss_grad
-    quiet(learner(table, r, First(), Look()))
+    quiet(learner(table, r, Earlier(), Look()))
     return found
 
 def test_encoder_and_decoder_learn_from_class_only_frames(table, small):

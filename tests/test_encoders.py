@@ -263,7 +263,7 @@ def test_nothing_asks_a_hub(monkeypatch, tmp_path):
 
 @needs_timm
 def test_a_loss_falls(table, smoke):
-    r = replace(smoke, encoder='timm:test_convnext', crop=32, lr=3e-3, epochs=2, precision='bf16')
+    r = replace(smoke, encoder='timm:convnext_atto', crop=32, lr=3e-3, epochs=2, precision='bf16')
     set_seed(0, 1)
     learn = quiet(cwcl_learner(cwcl_dls(table, r, device='cpu'), recipe=r), lambda o: o.fit_recipe())
     losses = torch.stack(list(learn.recorder.losses))
@@ -273,7 +273,7 @@ def test_a_loss_falls(table, smoke):
 def test_an_export_is_that_of_pytorch(smoke, tmp_path):
     pytest.importorskip('onnxruntime')
     set_seed(0, 1)
-    net = CWCLNet(replace(smoke, encoder='timm:test_resnet', height=40, width=50, window=32)).eval()
+    net = CWCLNet(replace(smoke, encoder='timm:resnet18', height=40, width=50, window=32)).eval()
     save_model(tmp_path/'model.safetensors', net)
     assert export_model(tmp_path/'model.safetensors', tmp_path/'a.onnx')['difference'] < 1e-5
 

@@ -63,6 +63,13 @@ def test_the_decoder_makes_what_the_pyramid_lacks(stand_in, small):
     assert [tuple(f.shape[1:]) for f in feats] == [(3, 48, 64), (5, 12, 16), (6, 6, 8), (7, 3, 4)]
     assert torch.equal(feats[0][..., :40, :50], x) and not any(o.p for o in net.modules() if isinstance(o, nn.Dropout))
 
+def test_gain_and_shift_are_applied_to_what_the_pyramid_sees(stand_in, small):
+    a,b = (TimmEncoder('any') for _ in range(2))
+    b.load_state_dict({**a.state_dict(), 'gain': torch.full((3,), 2.), 'shift': torch.arange(3.)})
+    x = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(b(x)[1:], a(2*x + torch.arange(3.)[:,None,None])[1:])
+    assert torch.equal(b(x)[0], x)
+
 def test_the_stem_looks_at_the_frames_with_masks_alone(stand_in, small):
     net = CWCLNet(small).train()
     seen = []
@@ -256,7 +263,7 @@ def test_nothing_asks_a_hub(monkeypatch, tmp_path):
 
 @needs_timm
 def test_a_loss_falls(table, smoke):
-    r = replace(smoke, encoder='timm:test_convnext', crop=32, lr=3e-3, epochs=2, precision='bf16')
+    r = replace(smoke, encoder='timm:convnext_atto', crop=32, lr=3e-3, epochs=2, precision='bf16')
     set_seed(0, 1)
     learn = quiet(cwcl_learner(cwcl_dls(table, r, device='cpu'), recipe=r), lambda o: o.fit_recipe())
     losses = torch.stack(list(learn.recorder.losses))
@@ -266,7 +273,7 @@ def test_a_loss_falls(table, smoke):
 def test_an_export_is_that_of_pytorch(smoke, tmp_path):
     pytest.importorskip('onnxruntime')
     set_seed(0, 1)
-    net = CWCLNet(replace(smoke, encoder='timm:test_resnet', height=40, width=50, window=32)).eval()
+    net = CWCLNet(replace(smoke, encoder='timm:resnet18', height=40, width=50, window=32)).eval()
     save_model(tmp_path/'model.safetensors', net)
     assert export_model(tmp_path/'model.safetensors', tmp_path/'a.onnx')['difference'] < 1e-5
 

@@ -60,7 +60,7 @@ def open_video(path): # Video file -> context whose value is (open PyAV containe
     "Open a video; raise `InputError` if it cannot be read"
     if not Path(path).is_file(): raise InputError(f'{path}: no such file; give an image, a folder of images or a video')
     _quiet_ffmpeg()
-    lenient = dict(metadata_errors='replace') if int(av.about.__version__.split('.')[0]) < 19 else {} # Always so from 19 on
+    lenient = {} if int(av.about.__version__.split('.')[0]) >= 19 else dict(metadata_errors='replace')
     try:
         with av.open(str(path), **lenient) as c:
             films = [s for s in c.streams.video if not s.disposition & av.stream.Disposition.attached_pic]

@@ -94,7 +94,8 @@ def test_every_claim_belongs_to_one_table():
 
 def test_scenes_are_drawn_once(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr('cwcl.study.kit.write_scenes', lambda path, frames_per_clip, sets: drawn.append((frames_per_clip, sets)))
+    def draw(path, frames_per_clip, sets): drawn.append((frames_per_clip, sets))
+    monkeypatch.setattr('cwcl.study.kit.write_scenes', draw)
     embedded_frames('smoke', tmp_path)
     (tmp_path/'scenes-2').mkdir()
     (tmp_path/'scenes-2'/'scenes.json').write_text('{"frames_per_clip": 2}')

@@ -14,7 +14,7 @@ from cwcl.study.command import cwcl_table
 from cwcl.study.crossed import crossed_interval, crossed_studies, mean_squares, needed_gain
 from cwcl.study.grid import _small
 from cwcl.study.measures import BUDGETS, NAMES
-from cwcl.study.trial import (ROWS, STEPS, TRIAL_CLAIMS, invented_trial, paired, patient_values, trial_chance,
+from cwcl.study.trial import (ROWS, STEPS, TRIAL_CLAIMS, differences, invented_trial, patient_values, trial_chance,
     trial_interval, trial_runs, trial_table, trial_verdicts)
 
 def squares(d):
@@ -82,7 +82,8 @@ def result(method, replicate, budget, rng, gain=0., clips=True):
         if v == 'video101': cm[5] = 0
         cms[v] = cm
     test = dict(class_iou=dict.fromkeys(NAMES, .5), confusion=sum(cms.values()).tolist(), mean_iou=.5)
-    if clips: test['clips'] = {f'{v}_{k:05d}': (cm//2 if k else cm - cm//2).tolist() for v,cm in cms.items() for k in (0, 1)}
+    halves = {v: (cm//2, cm - cm//2) for v,cm in cms.items()}
+    if clips: test['clips'] = {f'{v}_{k:05d}': o[k].tolist() for v,o in halves.items() for k in (0, 1)}
     else: test['videos'] = {v: cm.tolist() for v,cm in cms.items()}
     return dict(recipe=dict(method=method, budget=budget, fold=replicate, seed=10*replicate), test=test, log=[])
 
@@ -122,7 +123,7 @@ def test_verdicts_find_what_was_put_in():
 
 def test_pairs_are_by_replicate_and_patient():
     values = invented_trial({'a': .1, 'b': 0}, spreads=(0, 0, 0), shape=(3, 4))
-    np.testing.assert_allclose(paired(values, Part('mean IoU', 5, 'a', 'b')), np.full((3, 4), .1))
+    np.testing.assert_allclose(differences(values, Part('mean IoU', 5, 'a', 'b')), np.full((3, 4), .1))
     got = trial_interval(values.sample(frac=1, random_state=0), Part('mean IoU', 5, 'a', 'b'))
     assert abs(got['low'] - .1) < 1e-9 and '3 pairs of runs, 4 patients' in got['note']
 

@@ -172,12 +172,13 @@ def _check_table(
     folds:str|None, # As in `--folds`
 )->tuple: # (name of the table, preset, folds)
     "Check which table is wanted, and fill in what follows from it"
-    if table not in TABLES: raise InputError(f'--table {table}: choose one of {", ".join(TABLES)}; the paper has Tables 1 and 2')
+    if table not in TABLES:
+        raise InputError(f'--table {table}: choose one of {", ".join(TABLES)}; the paper has Tables 1 and 2')
     trial = TABLES[table].startswith('trial')
     if not trial: return 'ablate' if ablate else TABLES[table],preset,folds or '0,1,2'
     if ablate: raise InputError(f'--ablate with --table {table}: the ablation belongs to the study; leave one out')
-    if preset not in ('study', 'trial'): raise InputError(f'--preset {preset} with --table {table}: the trial has its own '
-        'preset; leave it out, and name fields with --change')
+    if preset not in ('study', 'trial'): raise InputError(f'--preset {preset} with --table {table}: '
+        'the trial has its own preset; leave it out, and name fields with --change')
     return TABLES[table],'trial',folds or ','.join(map(str, range(REPLICATES)))
 
 # %% ../../nbs/53a_study.command.ipynb #793f1d8b

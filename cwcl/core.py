@@ -273,15 +273,7 @@ def find_method(name:str): # `Method`
     if name not in known: raise InputError(f'method={name!r}: choose one of {", ".join(known)}')
     return known[name]
 
-# %% ../nbs/00_core.ipynb #6bade13a
-def _check_chunks(r):
-    "Raise `InputError` if a batch cannot be computed in as many chunks"
-    if r.chunks > 1 and goals(r) & {'byol', 'masked'}:
-        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; "
-            "choose chunks=1, and recompute=True or precision='bf16' where memory is short")
-    most,what = (r.labelled, 'labelled') if 'seg' in goals(r) else (r.batch, 'batch')
-    if r.chunks > most: raise InputError(f'chunks={r.chunks} with {what}={most}: choose chunks from 1 to {most}')
-
+# %% ../nbs/00_core.ipynb #0f600ff7
 def _check_options(r, own): # Recipe, its `Method`
     "Raise `InputError` if something from beyond the paper does not go with the rest"
     if r.choose != 'chance' and r.budget_unit != 'frame':
@@ -306,6 +298,15 @@ def _check_teacher(r):
         'it takes each frame once; choose views=1, or a method that does not compare views')
     if r.chunks > 1: raise InputError(f'{field}={value} with chunks={r.chunks}: it takes the class-only frames whole; '
         "choose chunks=1, and recompute=True or precision='bf16' where memory is short")
+
+# %% ../nbs/00_core.ipynb #6bade13a
+def _check_chunks(r):
+    "Raise `InputError` if a batch cannot be computed in as many chunks"
+    if r.chunks > 1 and goals(r) & {'byol', 'masked'}:
+        raise InputError(f"chunks={r.chunks} with method={r.method!r}: its network takes a batch whole; "
+            "choose chunks=1, and recompute=True or precision='bf16' where memory is short")
+    most,what = (r.labelled, 'labelled') if 'seg' in goals(r) else (r.batch, 'batch')
+    if r.chunks > most: raise InputError(f'chunks={r.chunks} with {what}={most}: choose chunks from 1 to {most}')
 
 def check_recipe(r): # `Recipe`
     "Raise `InputError` if a field is out of range or does not go with the others"

@@ -172,8 +172,8 @@ def _check_table(
     folds:str|None, # As in `--folds`
 )->tuple: # (name of the table, preset, folds)
     "Check which table is wanted, and fill in what follows from it"
-    if table not in TABLES:
-        raise InputError(f'--table {table}: choose one of {", ".join(TABLES)}; the paper has Tables 1 and 2')
+    if table not in TABLES: raise InputError(f'--table {table}: choose one of {", ".join(TABLES)}; '
+        'the paper has Tables 1 and 2')
     trial = TABLES[table].startswith('trial')
     if not trial: return 'ablate' if ablate else TABLES[table],preset,folds or '0,1,2'
     if ablate: raise InputError(f'--ablate with --table {table}: the ablation belongs to the study; leave one out')

@@ -327,7 +327,7 @@ def test_only_a_recipe_that_asks_has_the_callback(table, small, size):
 def banked(table, r, averaged=False):
     "Train; return the weights, and what the bank holds"
     learn = double_learner(table, r)
-    if averaged: learn.add_cb(AverageWeights())
+    if averaged: learn.add_cb(MeanWeights())
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(): learn.fit_recipe()
     bank = learn.bank_contrast.bank
     weights = torch.cat([p.detach().flatten() for p in learn.model.parameters()])

@@ -274,6 +274,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'cwcl.core.ranks': ('core.html#ranks', 'cwcl/core.py'),
                            'cwcl.core.recipe': ('core.html#recipe', 'cwcl/core.py'),
                            'cwcl.core.set_seed': ('core.html#set_seed', 'cwcl/core.py'),
+                           'cwcl.core.stored_fields': ('core.html#stored_fields', 'cwcl/core.py'),
                            'cwcl.core.usable_cores': ('core.html#usable_cores', 'cwcl/core.py')},
             'cwcl.cost': { 'cwcl.cost._clock': ('cost.html#_clock', 'cwcl/cost.py'),
                            'cwcl.cost._sample': ('cost.html#_sample', 'cwcl/cost.py'),

@@ -6,7 +6,7 @@
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
            'LATER', 'InputError', 'one_line_errors', 'MissingExtra', 'need', 'atomic_path', 'data_file', 'set_seed',
            'default_device', 'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe',
-           'Recipe', 'find_method', 'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe']
+           'Recipe', 'find_method', 'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe', 'stored_fields']
 
 # %% ../nbs/00_core.ipynb #af4f576d
 import functools, importlib, json, os, random, sys, time, torch, cwcl, numpy as np
@@ -408,6 +408,12 @@ def method_recipe(
 LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn', 'choose', 'bank', 'paste', \
     'alike', 'regions', 'encoder', 'encoder_weights', 'average', 'colors', 'teacher', 'sure', 'allowed', 'boxes', \
     'absent'
+
+def stored_fields(
+    d:dict, # Fields of a recipe, as a file has them
+)->dict: # With those that came later
+    "Fill in the defaults of fields that a file is too old for"
+    return {k: getattr(Recipe, k) for k in LATER} | d
 
 def _to_json(self:Recipe)->str: # JSON text with every field
     "Return all fields as JSON"

@@ -17,7 +17,7 @@ from fastcore.basics import nested_attr, patch
 from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from .core import InputError, atomic_path, ranks
+from .core import InputError, atomic_path, ranks, stored_fields
 from .learner import bare
 
 # %% ../nbs/33a_resume.ipynb #e3bd36b7
@@ -131,7 +131,7 @@ def read_checkpoint(
 # %% ../nbs/33a_resume.ipynb #0be574dd
 def _check_same(path, header, state, net, epochs):
     "Raise `InputError` if a file is of a training with another recipe, length or data set"
-    old = {**json.loads(header['recipe']), 'epochs to train': state['epochs']}
+    old = {**stored_fields(json.loads(header['recipe'])), 'epochs to train': state['epochs']}
     new = {**json.loads(net.recipe.to_json()), 'epochs to train': epochs}
     for k in {**new, **old}:
         if old.get(k) != new.get(k):

@@ -224,6 +224,18 @@ def test_another_training_is_refused(table, kept, tmp_path, change, epochs, says
     (tmp_path/'last.safetensors').write_bytes(kept[0])
     assert says in refusal(table, replace(kept[1], **change), tmp_path/'last.safetensors', epochs)
 
+def test_a_file_from_before_a_field_is_resumed(table, kept, tmp_path):
+    (tmp_path/'last.safetensors').write_bytes(kept[0])
+    with safe_open(tmp_path/'last.safetensors', framework='pt') as f:
+        header,tensors = f.metadata(),{k: f.get_tensor(k) for k in f.keys()}
+    old = {k: v for k,v in json.loads(header['recipe']).items() if k not in ('average', 'bank')}
+    save_file(tensors, tmp_path/'last.safetensors', metadata=header | dict(recipe=json.dumps(old)))
+    net = learner(table, kept[1]).model
+    assert read_checkpoint(tmp_path/'last.safetensors', net, 1)['epoch'] == 1
+    net.recipe = replace(kept[1], average=.9)
+    with pytest.raises(InputError, match='average=0.0, this one has average=0.9'):
+        read_checkpoint(tmp_path/'last.safetensors', net, 1)
+
 def test_other_frames_are_refused(table, kept, tmp_path):
     (tmp_path/'last.safetensors').write_bytes(kept[0])
     learn = learner(table, kept[1])

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import LATER, InputError, Recipe, atomic_path, method_recipe, ranks
+from ..core import InputError, Recipe, atomic_path, method_recipe, ranks, stored_fields
 from ..data.cholec import frame_table
 from ..data.splits import split_frames
 from ..ready import check_run
@@ -87,9 +87,8 @@ def result(self:Run,
     path = next((o for o in places if (o/'metrics.json').exists() or o.is_file()), None)
     if path is None: return
     found = read_result(path)
-    later = {k: getattr(Recipe(), k) for k in LATER}
     for k,v in asdict(self.recipe).items():
-        old = (later | found['recipe']).get(k)
+        old = stored_fields(found['recipe']).get(k)
         if (list(v) if k == 'widths' else v) != old:
             raise InputError(f'{path}: made with {k}={old!r}, this table wants {k}={v!r}; '
                 'choose another folder (--out), or the same settings')
@@ -104,7 +103,6 @@ class Watch(Callback):
         self.seen = seen
 
     def after_epoch(self):
-        if ranks()[0]: return
         if ranks()[0]: return
         values = self.recorder.values
         row = dict(zip(self.recorder.metric_names[1:], values[-1])) if len(values) else {}

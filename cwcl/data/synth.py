@@ -138,7 +138,7 @@ def _claim_scenes(
     with atomic_path(mark) as part: part.write_text(json.dumps(args))
 
 # %% ../../nbs/11_data.synth.ipynb #3b70b591
-NEW_FRAMES = 8 # Of a clip, at most: new patients are only tested on
+NEW_FRAMES = 4 # Of a clip, at most: new patients are only tested on
 
 def _aliases(
     video:str, # Such as `video12`, or one of its clips

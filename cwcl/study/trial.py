@@ -6,7 +6,7 @@
 __all__ = ['REPLICATES', 'STEPS', 'ROWS', 'TRIAL_CLAIMS', 'patient_values', 'trial_recipe', 'trial_runs', 'differences',
            'trial_interval', 'trial_verdicts', 'invented_trial', 'trial_chance', 'trial_table', 'report_trial']
 
-# %% ../../nbs/52d_study.trial.ipynb #7d694b8e
+# %% ../../nbs/52d_study.trial.ipynb #83f9ab4a
 import math, numpy as np, pandas as pd
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .stats import levels
 from .tables import frame_markdown
 from .verdicts import verdict_table
 
-# %% ../../nbs/52d_study.trial.ipynb #5a4c73a8
+# %% ../../nbs/52d_study.trial.ipynb #832e8663
 def patient_values(
     results:list, # Runs of the trial
     measure:str='mean IoU', # Of `MEASURES`
@@ -41,7 +41,7 @@ def patient_values(
         rows += [(*key, k, v) for k,v in found.items()]
     return pd.DataFrame(rows, columns=['method', 'budget', 'replicate', 'patient', 'value'])
 
-# %% ../../nbs/52d_study.trial.ipynb #7960076e
+# %% ../../nbs/52d_study.trial.ipynb #a16f0c3e
 REPLICATES,STEPS,ROWS = 6,4000,64
 
 def _pool()->int: # Frames with class labels: all but the test videos'
@@ -65,7 +65,7 @@ def trial_recipe(
     fields['epochs'] = changes.get('epochs') or round(STEPS/steps_per_epoch(r, (_pool(), 0)))
     return replace(r, **fields)
 
-# %% ../../nbs/52d_study.trial.ipynb #eb4eb52e
+# %% ../../nbs/52d_study.trial.ipynb #b0cd2834
 def trial_runs(
     table:str='trial1', # `trial1`: one stage, or `trial2`: two
     replicates=range(REPLICATES),
@@ -78,7 +78,7 @@ def trial_runs(
         cells += [(m, 1., 'joint') for m in ('random', 'dcl+cls')]
     return [Run(table, trial_recipe(*o, k, **changes)) for k in replicates for o in cells]
 
-# %% ../../nbs/52d_study.trial.ipynb #cb3e49c6
+# %% ../../nbs/52d_study.trial.ipynb #534aae64
 TRIAL_CLAIMS = tuple(c for c in CLAIMS if all(p.measure in MEASURES for p in c.parts))
 
 def differences(
@@ -119,7 +119,7 @@ def trial_verdicts(
     def where(p): return 'On new patients'
     return pd.DataFrame([o for c in claims for o in claim_rows(c, interval, ahead, where, alpha)])
 
-# %% ../../nbs/52d_study.trial.ipynb #3e484a0f
+# %% ../../nbs/52d_study.trial.ipynb #aad7bd7e
 def invented_trial(
     gains:dict, # Method to its gain over Random, IoU
     spreads:tuple=(.01, .025, .028), # Of a difference: between runs, between patients, of a cell
@@ -142,7 +142,7 @@ def invented_trial(
             cells.append(rows.assign(method=m, budget=round(100*b, 6)))
     return pd.concat(cells, ignore_index=True)
 
-# %% ../../nbs/52d_study.trial.ipynb #d5812e38
+# %% ../../nbs/52d_study.trial.ipynb #a84175da
 def _holds(part, gain, need, other): # A `Part`, the true difference, what each study needs to see it above and below
     "Find the studies in which a comparison with a known difference holds"
     above,below = gain - part.edge > need,part.edge - gain > other
@@ -168,7 +168,7 @@ def trial_chance(
         hits.append(_holds(p, gain, needed_gain(y, affirm), needed_gain(-y, affirm)))
     return float((np.sum(hits, axis=0) >= claim.needed).mean())
 
-# %% ../../nbs/52d_study.trial.ipynb #64f693b3
+# %% ../../nbs/52d_study.trial.ipynb #6237a82a
 def _two_videos(test): # Result of a test -> mean IoU over the classes of the paper's two videos
     "Score the paper's two videos together"
     videos = video_confusion(test)
@@ -186,7 +186,7 @@ def trial_table(
     cells = by_run.groupby(['method', 'budget'], sort=False)
     return cells.agg(patients='mean', spread='std', runs='count').assign(two_videos=two)
 
-# %% ../../nbs/52d_study.trial.ipynb #8adf6d0c
+# %% ../../nbs/52d_study.trial.ipynb #dbc4f8e7
 def report_trial(
     results:dict, # Key to result
     out, # Folder for the table and the verdicts, as CSV

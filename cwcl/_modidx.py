@@ -1249,6 +1249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'cwcl.train._report': ('train.html#_report', 'cwcl/train.py'),
                             'cwcl.train._write_results': ('train.html#_write_results', 'cwcl/train.py'),
                             'cwcl.train.cwcl_train': ('train.html#cwcl_train', 'cwcl/train.py'),
+                            'cwcl.train.kit_commit': ('train.html#kit_commit', 'cwcl/train.py'),
                             'cwcl.train.run_facts': ('train.html#run_facts', 'cwcl/train.py'),
                             'cwcl.train.train_learner': ('train.html#train_learner', 'cwcl/train.py'),
                             'cwcl.train.train_run': ('train.html#train_run', 'cwcl/train.py'),

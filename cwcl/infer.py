@@ -182,7 +182,7 @@ def predict_batch(
     logits = model((x - mean)/std)
     shapes = f'{tuple(x.shape)} into {tuple(logits.shape)}'
     if logits.shape[2:] != x.shape[2:]: raise ValueError(f'the network turned frames {shapes}')
-    return [resize(o[None].float(), full)[0].argmax(0).to(torch.uint8).cpu().numpy() for o in logits]
+    return [resize(o[None].float(), full)[0].max(0).indices.to(torch.uint8).cpu().numpy() for o in logits]
 
 def _device(model): # `torch.device`, or `None` for a function
     return next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None

@@ -98,8 +98,9 @@ def native_confusion(
 )->torch.Tensor: # `(C,C)`
     "Compute the confusion matrix at the size of the mask on disk, from enlarged logits"
     truth = torch.from_numpy(classes.read(read_mask(path))).to(logits.device)
-    big = F.interpolate(logits[None], size=truth.shape, mode='bilinear', align_corners=False).argmax(1)
-    return confusion_matrix(big, truth[None].long(), len(classes))
+    big = F.interpolate(logits[None], size=truth.shape, mode='bilinear', align_corners=False)
+    won = big.max(1).indices # On a CPU, some six times faster than `argmax`
+    return confusion_matrix(won, truth[None].long(), len(classes))
 
 # %% ../nbs/31_results.ipynb #543ff08a
 def plot_curves(

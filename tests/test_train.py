@@ -1,7 +1,8 @@
 "One run and its command: what it leaves behind, what it repeats, and every bad input that a user can give"
-import json, os, pytest, shutil, torch
+import cwcl, json, os, pytest, shutil, subprocess, torch
 import numpy as np
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from PIL import Image
 from fastcore.script import CliError
@@ -15,7 +16,7 @@ from cwcl.options import parse_changes, run_key
 from cwcl.ready import check_phases, run_remarks, split_table
 from commands import run_command
 from cwcl.results import evaluate, truth_iou
-from cwcl.train import StepTime, cwcl_train, train_run
+from cwcl.train import StepTime, cwcl_train, kit_commit, train_run
 
 FILES = {'recipe.json', 'metrics.json', 'model.safetensors', 'model.md', 'curves.png', 'iou.png', 'segmentation.png'}
 
@@ -262,3 +263,19 @@ def test_step_time_goes_from_batch_to_batch_and_leaves_validation_out(monkeypatc
 
 def test_a_result_says_which_arithmetic_made_it(run):
     assert run[1]['arithmetic'] == dict(training='fp32', evaluation='fp32', losses='fp32', deterministic=True)
+
+def test_a_run_names_the_code_behind_it(monkeypatch, tmp_path):
+    kit_commit.cache_clear()
+    said = subprocess.run(['git', '-C', Path(__file__).parent, 'rev-parse', 'HEAD'], capture_output=True, text=True)
+    if said.returncode: pytest.skip('not a clone of the kit')
+    assert kit_commit().rstrip('+') == said.stdout.strip()
+    kit_commit.cache_clear()
+    monkeypatch.setattr(cwcl, '__file__', str(tmp_path/'cwcl'/'__init__.py'))
+    assert kit_commit() is None
+    kit_commit.cache_clear()
+    (tmp_path/'.git').mkdir()
+    assert kit_commit() is None, 'a broken clone'
+    monkeypatch.setenv('PATH', '')
+    kit_commit.cache_clear()
+    assert kit_commit() is None, 'no git'
+    kit_commit.cache_clear()

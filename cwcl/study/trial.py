@@ -42,7 +42,7 @@ def patient_values(
     return pd.DataFrame(rows, columns=['method', 'budget', 'replicate', 'patient', 'value'])
 
 # %% ../../nbs/52d_study.trial.ipynb #a16f0c3e
-REPLICATES,STEPS,ROWS = 6,4000,64
+REPLICATES,STEPS,ROWS = 6,3000,64
 
 def _pool()->int: # Frames with class labels: all but the test videos'
     return FRAMES_PER_CLIP['trial']*int((~is_test(CLIPS.video)).sum())

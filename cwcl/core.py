@@ -150,6 +150,10 @@ class DataRecipe:
     budget: Share = 0.05    # 3.2.3: share of frames whose mask is used
     budget_unit: Literal['frame', 'clip', 'video'] = 'frame' # What is drawn: frames, whole clips or whole videos
     choose: Literal['chance', 'cover'] = 'chance' # Frames are drawn evenly, or cover classes and videos: lesson 80
+    # Lesson 13d, controls: label sets are permuted between clips; a class that no label names; masks for whole clips
+    label_sets: Literal['own', 'permuted'] = 'own'
+    withheld: str = ''
+    masks_of: Literal['frame', 'clip'] = 'frame'
     budget_of: Literal['fold', 'train', 'all'] = 'fold' # Of what the share is taken
     fold: Index = 0         # 3.2.3: which of the three validation sets
     # Video 01 always trains; a strict partition; seeds alone; six folds, and video 01 always trains
@@ -408,7 +412,7 @@ def method_recipe(
 # Fields that came after the first published runs, which were computed as the defaults say
 LATER = 'sync_bn', 'recompute', 'chunks', 'deterministic', 'compile', 'refresh_bn', 'choose', 'bank', 'paste', \
     'alike', 'regions', 'encoder', 'encoder_weights', 'average', 'colors', 'teacher', 'sure', 'allowed', 'boxes', \
-    'absent'
+    'absent', 'label_sets', 'withheld', 'masks_of'
 
 def stored_fields(
     d:dict, # Fields of a recipe, as a file has them

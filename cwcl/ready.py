@@ -10,6 +10,7 @@ import shutil, pandas as pd
 from dataclasses import replace
 from pathlib import Path
 from .core import InputError, Recipe, data_file, goals
+from .data.controls import controlled
 from .data.folders import data_root
 from .data.labels import class_set
 from .data.own import own_remarks, own_split
@@ -28,7 +29,7 @@ def split_table(
     if split == 'fold' and 'part' in table: return table,r
     if split == 'fold':
         by_video = own_split if 'source' in table else split_frames
-        return by_video(table, r),r
+        return controlled(by_video(table, r), r),r
     masked = table[table['mask'] != '']
     if not len(masked): raise InputError(f'none of {len(table)} frames has a mask: nothing to overfit')
     n = len(masked)

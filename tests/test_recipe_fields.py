@@ -1,5 +1,5 @@
 "Every field of a recipe does what it says; `make mutants` takes each effect away and asks for a red row"
-import os, pytest, torch
+import os, pandas as pd, pytest, torch
 from dataclasses import fields, replace
 from itertools import islice
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
 from cwcl.cost import _sample
 from cwcl.data.augment import SegAugment, blur_frames, draw_factors, take_crops
 from cwcl.data.cholec import frame_table
+from cwcl.data.controls import permuted_labels, whole_clips, withheld_label
 from cwcl.data.labels import class_set
 from cwcl.data.order import label_groups, two_streams
 from cwcl.data.splits import coverage_warnings, label_budget, split_frames, video_folds
@@ -239,6 +240,19 @@ def masks_can_be_chosen(w):
             pool = t[(t.part == 'train') & (t['mask'] != '')]
             want = cover_frames(pool, names, round(r.budget*len(pool)), r.seed)
             assert set(t.index[t.labelled]) == set(want)
+
+@row('label_sets', 'withheld', 'masks_of', 'seed')
+def labels_lie_as_a_control_says(w):
+    frames = w.frames.assign(clip=w.frames.video)
+    lies = dict(label_sets='permuted'), dict(label_sets='permuted', seed=5), dict(withheld='grasper')
+    for changes in (*lies, dict(masks_of='clip', budget=.2)):
+        r = changed(**changes)
+        t = split_table(frames, r)[0]
+        plain = split_frames(frames, r)
+        want = permuted_labels(plain, r.seed) if r.label_sets == 'permuted' else plain
+        if r.withheld: want = withheld_label(want, r.withheld)
+        pd.testing.assert_frame_equal(t, whole_clips(want) if r.masks_of == 'clip' else want)
+        assert not t.equals(plain)
 
 @row('fold', 'fold_scheme')
 def a_fold_validates_its_videos(w):

@@ -1,0 +1,67 @@
+"Controls for class labels: label sets of other clips, a class that no label names, masks for whole clips"
+import numpy as np, pandas as pd, pytest
+from fastcore.script import CliError
+from cwcl.core import InputError, recipe
+from cwcl.data.controls import controlled, other_rows, permuted_labels, whole_clips, withheld_label
+from cwcl.data.labels import CLASSES
+from cwcl.data.splits import split_frames
+from cwcl.train import cwcl_train
+
+NAMES = list(CLASSES.name)
+
+@pytest.mark.parametrize('seed', range(6))
+def test_each_clip_takes_from_one_other_clip_in_order(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 7, 8)
+    clip = np.repeat([f'c{i}' for i in rng.permutation(8)], sizes)
+    rows = other_rows(clip, seed)
+    sources = []
+    for name in dict.fromkeys(clip):
+        own,of = np.flatnonzero(clip == name),clip[rows[clip == name]]
+        assert set(of) != {name} and len(set(of)) == 1
+        there = np.flatnonzero(clip == of[0])
+        assert [there[k*len(there)//len(own)] for k in range(len(own))] == rows[own].tolist()
+        sources.append(of[0])
+    assert len(set(sources)) == 8
+    assert (other_rows(clip, seed) == rows).all() and (other_rows(clip, seed+1) != rows).any()
+
+def test_one_clip_cannot_swap():
+    with pytest.raises(InputError, match='at least two'): other_rows(np.array(['a', 'a']))
+
+@pytest.fixture
+def parts(table):
+    "Frames with their parts"
+    return split_frames(table, recipe('smoke', budget=.2))
+
+def test_permuted_labels_move_together_and_the_test_keeps_its_own(parts):
+    t = parts.assign(phase=np.arange(len(parts)))
+    got = permuted_labels(t, 3)
+    kept = [k for k in t if k not in (*NAMES, 'phase')]
+    pd.testing.assert_frame_equal(got[kept], t[kept])
+    source = t.set_index('phase').loc[got.phase]
+    assert (source[NAMES].to_numpy() == got[NAMES].to_numpy()).all()
+    test = t.part == 'test'
+    assert (got.phase == t.phase)[test].all() and (source['clip'].to_numpy() != t['clip'])[~test].all()
+    assert set(source.part) == set(t.part) and not (source.part.to_numpy() == 'test')[~test].any()
+    assert (got.dtypes == t.dtypes).all() and not got.equals(permuted_labels(t, 4))
+
+def test_a_withheld_class_is_gone_and_nothing_else(parts):
+    got = withheld_label(parts, 'liver')
+    test = parts.part == 'test'
+    assert not got.liver[~test].any() and got.liver[test].equals(parts.liver[test])
+    assert got.drop(columns='liver').equals(parts.drop(columns='liver'))
+    for name in ('spleen', 'labelled', 'video'):
+        with pytest.raises(InputError, match='no such class'): withheld_label(parts, name)
+
+def test_whole_clips_hold_what_was_drawn(parts):
+    parts.loc[parts.index[0], 'mask'] = ''
+    got = whole_clips(parts)
+    with_mask = {c for c,on in zip(parts['clip'], parts.labelled) if on}
+    want = [c in with_mask and p == 'train' and m != '' for c,p,m in zip(parts['clip'], parts.part, parts['mask'])]
+    assert got.labelled.tolist() == want
+    assert controlled(parts, recipe('smoke')) is parts
+
+def test_a_wrong_class_stops_before_the_first_step(scenes, tmp_path):
+    call = dict(data=str(scenes), preset='smoke', out=str(tmp_path/'o'), device='cpu')
+    with pytest.raises(CliError, match="withheld='spleen'"): cwcl_train(**call, change='withheld=spleen')
+    with pytest.raises(CliError, match='label_sets'): cwcl_train(**call, change='label_sets=none')

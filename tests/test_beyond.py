@@ -1,16 +1,23 @@
 "What goes beyond the paper, as a study: its runs, what each is measured against, masks saved, aims"
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
+from dataclasses import replace
 from fastcore.script import CliError
+from cwcl.checkpoint import load_model
 from cwcl.core import InputError
 from cwcl.cost import steps_per_epoch
+from cwcl.data.cholec import frame_table
+from cwcl.data.splits import split_frames
+from cwcl.data.streams import cwcl_dls
+from cwcl.metrics import confusion_matrix
 from cwcl.study.beyond import BEYOND_ROWS, CONTROL, base_runs, beyond_aims, beyond_runs, beyond_table, gain
 from cwcl.study.beyond import masks_needed, masks_saved, named_results
 from cwcl.study.command import cwcl_table
 from cwcl.study.crossed import crossed_interval
-from cwcl.study.grid import TABLE_METHODS
+from cwcl.study.grid import TABLE_METHODS, Run, do_run
 from cwcl.study.measures import NAMES
+from cwcl.study.records import read_result
 from cwcl.study.trial import STEPS, class_pool, trial_runs
-from cwcl.study.why import WHY_ROWS, report_why, why_runs, why_table
+from cwcl.study.why import WHY_ROWS, publish_filtered, report_why, why_runs, why_table
 
 SILENT = dict(random=0., control=.03, sum=.10, teacher=.06, simclr=.01, dcl=.01, cls=.02)
 
@@ -145,3 +152,27 @@ def test_the_table_of_experiments(tmp_path, capsys):
     assert list(t.row) == ['permuted'] and t.gain[0] > .1 and t.vs_random[0] == pytest.approx(t.gain[0])
     report_why(runs, done, tmp_path)
     assert 'permuted' in capsys.readouterr().out and len(pd.read_csv(tmp_path/'why-table.csv')) == 1
+
+def test_a_filter_of_true_classes_by_loops(scenes, smoke, tmp_path, monkeypatch):
+    run = Run('trial1', smoke)
+    do_run(run, tmp_path/'runs', scenes, device='cpu')
+    found = replace(run, table='why', reading='random-filtered')
+    monkeypatch.setattr('cwcl.study.why.filter_runs', lambda replicates: {found: run})
+    def told(rows, classes): return np.random.default_rng(0).random((len(rows), 8)) < .4
+    monkeypatch.setattr('cwcl.study.why.presence', told)
+    file, = publish_filtered(tmp_path/'runs', scenes, tmp_path)
+    got = read_result(file)['test']['videos']
+    assert publish_filtered(tmp_path/'runs', scenes, tmp_path) == []
+    t = split_frames(frame_table(scenes), smoke)
+    rows = t[t.part == 'test']
+    dls = cwcl_dls(t, smoke, device='cpu')
+    net = load_model(tmp_path/'runs'/run.key/'model.safetensors', 'cpu')
+    want,plain = ({v: torch.zeros(8, 8, dtype=torch.int64) for v in got} for _ in range(2))
+    pairs = [(x[None], m) for xs,ms in dls.test_dl(rows) for x,m in zip(xs, torch.as_tensor(ms))]
+    for (x,m),row,shown in zip(pairs, rows.itertuples(), told(rows, None)):
+        with torch.no_grad(): logits = net(x)[0]
+        plain[row.video] += confusion_matrix(logits.argmax(0), m, 8)
+        for c in np.flatnonzero(~shown): logits[c] = -torch.inf
+        want[row.video] += confusion_matrix(logits.argmax(0), m, 8)
+    assert {k: v.tolist() for k,v in want.items()} == got
+    assert any((a != b).any() for a,b in zip(plain.values(), want.values()))

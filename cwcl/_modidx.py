@@ -1102,6 +1102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cwcl.study.grid.Watch': ('study.grid.html#watch', 'cwcl/study/grid.py'),
                                  'cwcl.study.grid.Watch.__init__': ('study.grid.html#watch.__init__', 'cwcl/study/grid.py'),
                                  'cwcl.study.grid.Watch.after_epoch': ('study.grid.html#watch.after_epoch', 'cwcl/study/grid.py'),
+                                 'cwcl.study.grid._short_log': ('study.grid.html#_short_log', 'cwcl/study/grid.py'),
                                  'cwcl.study.grid._small': ('study.grid.html#_small', 'cwcl/study/grid.py'),
                                  'cwcl.study.grid.check_runs': ('study.grid.html#check_runs', 'cwcl/study/grid.py'),
                                  'cwcl.study.grid.do_run': ('study.grid.html#do_run', 'cwcl/study/grid.py'),

@@ -176,13 +176,20 @@ def run_all(
 # %% ../../nbs/50a_study.grid.ipynb #79ec11ff
 MANY_CLIPS = 50
 
+def _short_log(found): # A result, or that of its first stage
+    "Keep five digits in a log"
+    def short(v): return float(f'{v:.5g}') if isinstance(v, float) else v
+    return found | dict(log=[{k: short(v) for k,v in row.items()} for row in found['log']])
+
 def _small(found): # A result
-    "Leave out of a result what no table needs; of many test videos, keep a matrix per video, not per clip"
+    "Leave out of a result what no table needs; of many test videos, keep a matrix per video, and five digits in the log"
     test = found.get('test') or {}
     if len(test.get('clips', ())) > MANY_CLIPS:
         by_video = {k: v for k,v in test.items() if k != 'clips'} | dict(videos=video_confusion(test))
         found = found | dict(test=by_video)
     drop = dict(valid={'clips', 'class_dice'}, test={'native', 'class_dice'})
+    found = _short_log(found)
+    if 'pretrain' in found: found['pretrain'] = _short_log(found['pretrain'])
     def kept(k, v): return {a: b for a,b in v.items() if a not in drop.get(k, ())} if isinstance(v, dict) else v
     return {k: kept(k, v) for k,v in found.items()}
 

@@ -8,6 +8,7 @@ from cwcl.cost import steps_per_epoch
 from cwcl.data.cholec import frame_table
 from cwcl.data.splits import split_frames
 from cwcl.data.streams import cwcl_dls
+from cwcl.data.synth import write_scenes
 from cwcl.metrics import confusion_matrix
 from cwcl.study.beyond import BEYOND_ROWS, CONTROL, base_runs, beyond_aims, beyond_runs, beyond_table, gain
 from cwcl.study.beyond import masks_needed, masks_saved, named_results
@@ -17,7 +18,8 @@ from cwcl.study.grid import TABLE_METHODS, Run, do_run
 from cwcl.study.measures import NAMES
 from cwcl.study.records import read_result
 from cwcl.study.trial import STEPS, class_pool, trial_runs
-from cwcl.study.why import WHY_ROWS, publish_filtered, report_why, why_runs, why_table
+from cwcl.study.why import MORE, WHY_ROWS, publish_filtered, report_why, second_plan, second_runs, tissue_table
+from cwcl.study.why import why_runs, why_table
 
 SILENT = dict(random=0., control=.03, sum=.10, teacher=.06, simclr=.01, dcl=.01, cls=.02)
 
@@ -176,3 +178,21 @@ def test_a_filter_of_true_classes_by_loops(scenes, smoke, tmp_path, monkeypatch)
         want[row.video] += confusion_matrix(logits.argmax(0), m, 8)
     assert {k: v.tolist() for k,v in want.items()} == got
     assert any((a != b).any() for a,b in zip(plain.values(), want.values()))
+
+def test_a_second_plan_keeps_the_number_of_frames_and_the_test(tmp_path):
+    base = frame_table(write_scenes(tmp_path/'a', 1, (64, 36), sets=2, progress=False), False)
+    more = frame_table(write_scenes(tmp_path/'b', 1, (64, 36), videos=MORE, progress=False), False)
+    t = second_plan(base, more)
+    assert len(t) == len(base)
+    run = second_runs((2,), height=36, width=64)[0]
+    a,b = split_frames(base, run.recipe),split_frames(t, run.recipe)
+    assert set(a.image[a.part == 'test']) == set(b.image[b.part == 'test'])
+    for s,n in (a, 1),(b, 4): assert s[(s.part != 'test') & s['connective tissue']].video.nunique() == n
+    assert t['clip'].str.startswith(tuple(t.video.unique())).all() and t.image.is_unique
+    assert len({o.key for o in second_runs() + why_runs()}) == 12 + len(why_runs())
+
+def test_tissue_is_compared_in_both_plans():
+    runs = why_runs((0, 1)) + second_runs((0, 1))
+    done = {o.key: result(o, .7 if o.reading == 'tissue-dcl+cls' else .6) for o in runs}
+    t = tissue_table(runs, done).set_index('row')
+    assert t.gain['tissue-dcl+cls'] > .1 and abs(t.gain['dcl+cls']) < 1e-9 and (t.runs == 2).all()

@@ -100,6 +100,8 @@ def test_the_measure_and_the_table(clips):
     assert len(iou) == 7 and abs(np.mean(iou) - o.value) < 1e-6
     tissue = patient_values(runs, 'connective tissue')
     assert tissue.value.isna().sum() == 3
+    real = dict(runs[0], test=dict(class_iou=dict.fromkeys(NAMES), videos={k: [[1]*8]*8 for k in TEST_VIDEOS}))
+    assert set(patient_values([real]).patient) == set(TEST_VIDEOS), 'no new patients'
     t = trial_table(runs)
     assert t.loc[('random', 10), 'runs'] == 3 and abs(t.patients.iloc[0] - values.value.mean()) < 1e-9
 

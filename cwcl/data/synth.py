@@ -152,22 +152,32 @@ def _missing_frames(
     root:Path, # Folder of the scenes
     frames_per_clip:int,
     sets:int=1, # Of 17 patients
+    videos=None, # Those to write instead
 )->list: # (folder, clip, frame numbers) of each clip that lacks some
     "List what is still to be written"
     jobs = []
     for plan,row in CLIPS.iterrows():
-        for clip in _aliases(plan, sets):
+        own = [plan.replace(row.video, v) for v in videos or () if plan_of(v) == row.video]
+        for clip in own if videos else _aliases(plan, sets):
             folder = root/clip.split('_')[0]/clip
             there = set(os.listdir(folder)) if folder.is_dir() else set()
             for part in there:
                 if part.startswith('.') and part.endswith('.png'): (folder/part).unlink(missing_ok=True)
-            n = frames_per_clip if clip == plan else min(frames_per_clip, NEW_FRAMES)
+            n = frames_per_clip if videos or clip == plan else min(frames_per_clip, NEW_FRAMES)
             frames = [int(row.start) + o for o in clip_frames(n)]
             todo = [f for f in frames if f'frame_{f}_endo.png' not in there]
             if todo: jobs.append((folder, clip, todo))
     return jobs
 
 # %% ../../nbs/11_data.synth.ipynb #fd7b0ec3
+def _processes(
+    workers:int|None, # As for `write_scenes`
+)->int:
+    "Return how many processes to use, one for each processor that we may run on if `None`"
+    if workers is None: return usable_cores()
+    if workers < 1: raise InputError(f'workers={workers}: give 1 or more')
+    return workers
+
 def _draw_clips(
     jobs:list, # Arguments of `write_clip`
     workers:int, # Processes
@@ -178,14 +188,6 @@ def _draw_clips(
         with ProcessPoolExecutor(min(workers, len(jobs))) as pool: yield from pool.map(write_clip, *zip(*jobs))
 
 # %% ../../nbs/11_data.synth.ipynb #934f789d
-def _processes(
-    workers:int|None, # As for `write_scenes`
-)->int:
-    "Return how many processes to use, one for each processor that we may run on if `None`"
-    if workers is None: return usable_cores()
-    if workers < 1: raise InputError(f'workers={workers}: give 1 or more')
-    return workers
-
 def write_scenes(
     root, # A new folder, or one that an earlier call has begun
     frames_per_clip:int=8, # 8 for a demo, 20 for a study, 80 for all 8080 frames
@@ -194,6 +196,7 @@ def write_scenes(
     sets:int=1, # Of 17 patients; those of all but the first are new, and only tested on
     workers:int|None=None, # Processes; one per processor if `None`
     progress:bool=True, # Show frames done and time left
+    videos:tuple|None=None, # Only these patients, such as `('video301',)`, with all their frames
 )->Path: # `root`
     "Write drawn scenes in the layout of CholecSeg8k"
     root = Path(root)
@@ -202,14 +205,19 @@ def write_scenes(
     if len(size) != 2 or min(size) < 32: raise InputError(f'size={size}: give (width, height) of at least 32 pixels')
     if seed < 0: raise InputError(f'seed={seed}: give 0 or more')
     if not 1 <= sets <= 9: raise InputError(f'sets={sets}: give 1 to 9 sets of 17 patients')
+    unknown = [v for v in videos or () if plan_of(v) not in COUNTS.index]
+    if unknown: raise InputError(f'videos={unknown[0]}: no plan for it; give names that end in the number of one of '
+        f'{", ".join(COUNTS.index)}')
     workers = _processes(workers)
     clip_frames(frames_per_clip)
     args = dict(scenes=1, frames_per_clip=frames_per_clip, size=list(size), seed=seed)
-    _claim_scenes(root, args if sets == 1 else args | dict(sets=sets))
-    for v in sum((_aliases(o, sets) for o in COUNTS.index), []):
+    if sets > 1: args['sets'] = sets
+    if videos: args['videos'] = list(videos)
+    _claim_scenes(root, args)
+    for v in videos or sum((_aliases(o, sets) for o in COUNTS.index), []):
         path = root/'phase_annotations'/f'{v}-phase.txt'
         if not path.exists(): write_phases(path, v, seed)
-    jobs = _missing_frames(root, frames_per_clip, sets)
+    jobs = _missing_frames(root, frames_per_clip, sets, videos)
     with tqdm(total=sum(len(j[2]) for j in jobs), unit='frame', disable=not progress or not jobs) as bar:
         for n in _draw_clips([(*j, size, seed) for j in jobs], workers): bar.update(n)
     return root

@@ -106,9 +106,10 @@ def table_cells(t:pd.DataFrame, style:str='text')->pd.DataFrame: # See `summary`
     return pd.concat([first, wide.iloc[:,4:]], axis=1)
 
 # %% ../../nbs/51_study.tables.ipynb #9aebadcc
-def frame_markdown(df:pd.DataFrame)->str: # Of strings
+def frame_markdown(df:pd.DataFrame)->str: # Of strings and numbers; NaN is left empty
     "Print a frame as a Markdown table, its first column to the left, the others to the right"
-    rows = [list(df), *df.astype(str).to_numpy().tolist()]
+    def text(v): return '' if pd.isna(v) else str(v)
+    rows = [list(df), *(list(map(text, o)) for o in df.itertuples(index=False))]
     width = [max(map(len, o)) for o in zip(*rows)]
     def line(row):
         cells = [o.rjust(w) if i else o.ljust(w) for i,(o,w) in enumerate(zip(row, width))]

@@ -31,13 +31,13 @@ def patient_values(
     results:list, # Runs of the trial
     measure:str='mean IoU', # Of `MEASURES`
 )->pd.DataFrame: # A row per run and new patient: method, budget (percent), replicate, patient, value
-    "Return a measure of every run on every new patient, over the classes that the patient shows"
+    "Return a measure of every run on every new patient, or test video where there is none, over the classes it shows"
     rows = []
     for o in results:
         r = o['recipe']
         videos = video_confusion(o['test'])
         new = {k: v for k,v in videos.items() if len(k) > len('video12')}
-        found = clip_values(dict(class_iou=o['test']['class_iou'], clips=new), measure)
+        found = clip_values(dict(class_iou=o['test']['class_iou'], clips=new or videos), measure)
         key = method_name(r),round(100*r['budget'], 6),r['fold']
         rows += [(*key, k, v) for k,v in found.items()]
     return pd.DataFrame(rows, columns=['method', 'budget', 'replicate', 'patient', 'value'])

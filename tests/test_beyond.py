@@ -137,8 +137,8 @@ def test_the_three_experiments():
     own,base = ([o for o in runs if (o.table == 'why') == mine] for mine in (True, False))
     there = {(o.recipe.method, o.recipe.budget) for o in base}
     recipes = {(o.recipe.method, o.recipe.budget, o.recipe.fold): vars(o.recipe) for o in base}
-    field = {'whole-clips': {'masks_of'}, 'permuted': {'label_sets'}, 'no-tissue': {'withheld'}, 'dose-x3': {'beta'},
-        'dose-x10': {'beta'}, 'place': {'regions'}}
+    field = {'whole-clips': {'masks_of'}, 'permuted': {'label_sets'}, 'no-tissue': {'withheld'}, 'dose-x2': {'beta'},
+        'dose-x6': {'beta'}, 'place': {'regions'}}
     rows = {o.name: o for o in WHY_ROWS}
     for o in own:
         row = rows[o.reading]

@@ -6,7 +6,7 @@
 __all__ = ['WHY_ROWS', 'FILTER_ROWS', 'MORE', 'AWAY', 'SECOND', 'why_runs', 'filtered_videos', 'filter_runs', 'publish_filtered',
            'second_plan', 'second_runs', 'tissue_table', 'why_table', 'report_why']
 
-# %% ../../nbs/52f_study.why.ipynb #dffd72a9
+# %% ../../nbs/52f_study.why.ipynb #92586c4d
 import json, pandas as pd, torch
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from .kit import find_results, kit_results
 from .tables import frame_markdown
 from .trial import REPLICATES, patient_values, trial_recipe
 
-# %% ../../nbs/52f_study.why.ipynb #9c03f866
+# %% ../../nbs/52f_study.why.ipynb #850a2d36
 _doses = tuple(BeyondRow(f'dose-x{k}', 'dcl+cls', 'dcl+cls', dict(beta=round(.03*k, 6)), (.1,)) for k in (2, 6))
 WHY_ROWS = (
     BeyondRow('whole-clips', 'random', 'random', dict(masks_of='clip')),
@@ -39,7 +39,7 @@ def why_runs(
     "List the runs of the three experiments"
     return base_runs(replicates, (.01, .1), **changes) + beyond_runs(replicates, WHY_ROWS, 'why', **changes)
 
-# %% ../../nbs/52f_study.why.ipynb #448bc355
+# %% ../../nbs/52f_study.why.ipynb #af90d50a
 @torch.no_grad()
 def filtered_videos(
     net, # `CWCLNet`
@@ -58,11 +58,11 @@ def filtered_videos(
         seen += len(x)
     return {k: v.tolist() for k,v in videos.items()}
 
-# %% ../../nbs/52f_study.why.ipynb #fd69f7b2
+# %% ../../nbs/52f_study.why.ipynb #af2eddf3
 FILTER_ROWS = (
     BeyondRow('random-filtered', 'random', 'random'),
     BeyondRow('dcl+cls-filtered', 'dcl+cls', 'dcl+cls'),
-    BeyondRow('sum-filtered', 'random', 'sum'))
+    BeyondRow('sum-filtered', 'cls', 'sum'))
 
 def filter_runs(
     replicates=range(REPLICATES),
@@ -94,7 +94,7 @@ def publish_filtered(
         files.append(file)
     return files
 
-# %% ../../nbs/52f_study.why.ipynb #fd6cd7b1
+# %% ../../nbs/52f_study.why.ipynb #d52db4d9
 MORE,AWAY = ('video301', 'video401', 'video501'),('video24', 'video37', 'video43')
 
 def second_plan(
@@ -117,7 +117,7 @@ def second_runs(
     cells = [(k, m) for k in replicates for m in ('random', 'dcl+cls')]
     return [Run('why', trial_recipe(m, .1, replicate=k, **changes), f'tissue-{m}') for k,m in cells]
 
-# %% ../../nbs/52f_study.why.ipynb #cf3b0833
+# %% ../../nbs/52f_study.why.ipynb #3076f4cc
 SECOND = BeyondRow('tissue-dcl+cls', 'dcl+cls', 'tissue-random', budgets=(.1,))
 
 def tissue_table(

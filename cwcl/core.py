@@ -150,8 +150,8 @@ class DataRecipe:
     budget: Share = 0.05    # 3.2.3: share of frames whose mask is used
     budget_unit: Literal['frame', 'clip', 'video'] = 'frame' # What is drawn: frames, whole clips or whole videos
     choose: Literal['chance', 'cover'] = 'chance' # Frames are drawn evenly, or cover classes and videos: lesson 80
-    # Lesson 13d, controls: label sets are permuted between clips; a class that no label names; masks for whole clips
-    label_sets: Literal['own', 'permuted'] = 'own'
+    # Lesson 13d, controls: label sets of other clips or frames; a class that no label names; masks for whole clips
+    label_sets: Literal['own', 'permuted', 'shuffled'] = 'own'
     withheld: str = ''
     masks_of: Literal['frame', 'clip'] = 'frame'
     budget_of: Literal['fold', 'train', 'all'] = 'fold' # Of what the share is taken

@@ -18,10 +18,11 @@ from cwcl.study.grid import TABLE_METHODS, Run, do_run
 from cwcl.study.measures import NAMES
 from cwcl.study.records import read_result
 from cwcl.study.trial import STEPS, class_pool, trial_runs
-from cwcl.study.why import MORE, WHY_ROWS, publish_filtered, report_why, second_plan, second_runs, tissue_table
+from cwcl.study.why import MORE, WHY_ROWS, report_why, run_tests, second_plan, second_runs, tissue_table, tissue_tests
 from cwcl.study.why import why_runs, why_table
 
-SILENT = dict(random=0., control=.03, sum=.10, teacher=.06, simclr=.01, dcl=.01, cls=.02)
+SILENT = {'random': 0., 'control': .03, 'control-x4': .03, 'sum': .10, 'teacher': .06, 'teacher-all-classes': .03,
+    'simclr': .01, 'dcl': .01, 'cls': .02}
 
 def values_of(gains, spread=0., replicates=6, patients=10, seed=0):
     "Scores of recipes whose truth is known: Random has .5, .6, .64 and .7 with 1, 5, 10 and 100 % of the masks"
@@ -46,8 +47,9 @@ def test_a_row_differs_from_its_base_in_its_own_fields_only():
     own = {'cover': {'choose'}, 'cover+control': {'choose'}, 'control': set(CONTROL), 'paste': {'paste'},
         'absent': {'absent', 'batch', 'epochs'}, 'teacher': teacher, 'teacher-all-classes': {'allowed'},
         'teacher-no-boxes': {'boxes'}, 'bank': {'bank'}, 'other-clips': {'exclude'}, 'overlap': {'alike'},
-        'regions': {'regions'}, 'masked': {'method', 'stage'}, 'sum': {*whole, 'method'}, 'sum-no-classes': {'method'},
-        'plateau': {'epochs'}, 'control-x4': {'epochs'}, 'sum-x4': {*whole, 'method'}}
+        'regions': {'regions'}, 'masked': {'method', 'stage', 'epochs'}, 'sum': {*whole, 'method'},
+        'sum-no-cls': {'method'},
+        'random-x2': {'epochs'}, 'control-x4': {'epochs'}, 'sum-x4': {*whole, 'method'}}
     for o in BEYOND_ROWS:
         for b in o.budgets:
             a,base = vars(runs[o.name, b]),vars(runs[o.base, b])
@@ -101,6 +103,7 @@ def test_aims():
     assert aims(sum=.145)[names[0]] == 'holds' and aims(sum=.11)[names[0]] == 'missed'
     assert aims(sum=.13, control=.07)[names[1]] == 'holds' and aims(sum=.11, control=.07)[names[1]] == 'missed'
     assert aims(sum=.11, cls=.08)[names[1]] == 'missed', 'the best of the others counts'
+    assert aims(sum=.13, **{'control-x4': .09})[names[1]] == 'missed', 'and the control at equal seconds'
     assert aims(teacher=.02)[names[2]] == 'missed' and aims(teacher=.0301)[names[2]] == 'open'
     few = values_of(SILENT)
     assert list(beyond_aims(few[few.method != 'dcl+cls']).verdict) == ['missed', 'runs are missing', 'holds']
@@ -135,14 +138,13 @@ def test_the_command_knows_the_rows(tmp_path):
 def test_the_three_experiments():
     runs = why_runs()
     own,base = ([o for o in runs if (o.table == 'why') == mine] for mine in (True, False))
-    there = {(o.recipe.method, o.recipe.budget) for o in base}
-    recipes = {(o.recipe.method, o.recipe.budget, o.recipe.fold): vars(o.recipe) for o in base}
-    field = {'whole-clips': {'masks_of'}, 'permuted': {'label_sets'}, 'no-tissue': {'withheld'}, 'dose-x2': {'beta'},
+    recipes = {(o.reading or o.recipe.method, o.recipe.budget, o.recipe.fold): vars(o.recipe) for o in base}
+    field = {'whole-clips': {'masks_of'}, 'whole-clips-control': {'masks_of'}, 'permuted': {'label_sets'},
+        'shuffled': {'label_sets'}, 'rows-only': {'method', 'alpha', 'beta'}, 'simclr-own-head': {'projection'}, 'no-tissue': {'withheld'}, 'dose-x2': {'beta'},
         'dose-x6': {'beta'}, 'place': {'regions'}}
     rows = {o.name: o for o in WHY_ROWS}
     for o in own:
         row = rows[o.reading]
-        assert (row.base, o.recipe.budget) in there
         base = recipes[row.base, o.recipe.budget, o.recipe.fold]
         assert {k for k,v in vars(o.recipe).items() if v != base[k]} == field[o.reading]
 
@@ -159,13 +161,14 @@ def test_a_filter_of_true_classes_by_loops(scenes, smoke, tmp_path, monkeypatch)
     run = Run('trial1', smoke)
     do_run(run, tmp_path/'runs', scenes, device='cpu')
     found = replace(run, table='why', reading='random-filtered')
-    monkeypatch.setattr('cwcl.study.why.filter_runs', lambda replicates: {found: run})
+    tests = {found: run}
+    t = frame_table(scenes)
     def told(rows, classes): return np.random.default_rng(0).random((len(rows), 8)) < .4
     monkeypatch.setattr('cwcl.study.why.presence', told)
-    file, = publish_filtered(tmp_path/'runs', scenes, tmp_path)
+    file, = run_tests(tests, tmp_path/'runs', t, tmp_path)
     got = read_result(file)['test']['videos']
-    assert publish_filtered(tmp_path/'runs', scenes, tmp_path) == []
-    t = split_frames(frame_table(scenes), smoke)
+    assert run_tests(tests, tmp_path/'runs', t, tmp_path) == []
+    t = split_frames(t, smoke)
     rows = t[t.part == 'test']
     dls = cwcl_dls(t, smoke, device='cpu')
     net = load_model(tmp_path/'runs'/run.key/'model.safetensors', 'cpu')
@@ -190,9 +193,22 @@ def test_a_second_plan_keeps_the_number_of_frames_and_the_test(tmp_path):
     for s,n in (a, 1),(b, 4): assert s[(s.part != 'test') & s['connective tissue']].video.nunique() == n
     assert t['clip'].str.startswith(tuple(t.video.unique())).all() and t.image.is_unique
     assert len({o.key for o in second_runs() + why_runs()}) == 12 + len(why_runs())
+    assert len({o.key for o in tissue_tests()}) == 30
 
 def test_tissue_is_compared_in_both_plans():
-    runs = why_runs((0, 1)) + second_runs((0, 1))
-    done = {o.key: result(o, .7 if o.reading == 'tissue-dcl+cls' else .6) for o in runs}
-    t = tissue_table(runs, done).set_index('row')
-    assert t.gain['tissue-dcl+cls'] > .1 and abs(t.gain['dcl+cls']) < 1e-9 and (t.runs == 2).all()
+    tests = tissue_tests((0, 1))
+    done = {o.key: result(o, .7 if o.reading == 'tissue-dcl+cls-13' else .6) for o in tests}
+    t = tissue_table(tests, done).set_index('gap')
+    assert t.gain['tissue-dcl+cls over tissue-random'] > .1 and abs(t.gain['dcl+cls over random']) < 1e-9
+    assert t.gain['second plan less first'] > .1 and (t.runs == 2).all()
+
+def test_more_frames_are_tested_too(scenes, smoke, tmp_path):
+    run = Run('trial1', smoke)
+    do_run(run, tmp_path/'runs', scenes, device='cpu')
+    more = frame_table(write_scenes(tmp_path/'more', 1, (107, 60), videos=('video309',), progress=False), False)
+    file, = run_tests({replace(run, table='why'): run}, tmp_path/'runs', frame_table(scenes), tmp_path, more)
+    own = run.result(tmp_path/'runs')['test']['clips']
+    got = read_result(file)['test']['videos']
+    assert set(got) == {'video12', 'video52', 'video309'}
+    def whole(v): return sum(np.array(cm) for k,cm in own.items() if k.startswith(v)).tolist()
+    assert all(got[v] == whole(v) for v in ('video12', 'video52'))

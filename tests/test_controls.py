@@ -45,6 +45,15 @@ def test_permuted_labels_move_together_and_the_test_keeps_its_own(parts):
     assert set(source.part) == set(t.part) and not (source.part.to_numpy() == 'test')[~test].any()
     assert (got.dtypes == t.dtypes).all() and not got.equals(permuted_labels(t, 4))
 
+def test_shuffled_labels_are_those_of_single_frames(parts):
+    t = parts.assign(phase=np.arange(len(parts)))
+    got = permuted_labels(t, 3, frames=True)
+    taught = t.part != 'test'
+    assert sorted(got.phase[taught]) == sorted(t.phase[taught]) and (got.phase[taught] != t.phase[taught]).mean() > .9
+    assert (got[NAMES].to_numpy() == t.set_index('phase').loc[got.phase, NAMES].to_numpy()).all()
+    r = recipe('smoke', label_sets='shuffled', seed=3)
+    pd.testing.assert_frame_equal(controlled(t, r), got)
+
 def test_a_withheld_class_is_gone_and_nothing_else(parts):
     got = withheld_label(parts, 'liver')
     test = parts.part == 'test'

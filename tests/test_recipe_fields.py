@@ -244,12 +244,13 @@ def masks_can_be_chosen(w):
 @row('label_sets', 'withheld', 'masks_of', 'seed')
 def labels_lie_as_a_control_says(w):
     frames = w.frames.assign(clip=w.frames.video)
-    lies = dict(label_sets='permuted'), dict(label_sets='permuted', seed=5), dict(withheld='grasper')
+    lies = dict(label_sets='permuted'), dict(label_sets='shuffled', seed=5), dict(withheld='grasper')
     for changes in (*lies, dict(masks_of='clip', budget=.2)):
         r = changed(**changes)
         t = split_table(frames, r)[0]
         plain = split_frames(frames, r)
-        want = permuted_labels(plain, r.seed) if r.label_sets == 'permuted' else plain
+        shuffled = r.label_sets == 'shuffled'
+        want = plain if r.label_sets == 'own' else permuted_labels(plain, r.seed, shuffled)
         if r.withheld: want = withheld_label(want, r.withheld)
         pd.testing.assert_frame_equal(t, whole_clips(want) if r.masks_of == 'clip' else want)
         assert not t.equals(plain)

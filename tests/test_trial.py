@@ -14,8 +14,8 @@ from cwcl.study.command import cwcl_table
 from cwcl.study.crossed import crossed_interval, crossed_studies, mean_squares, needed_gain
 from cwcl.study.grid import _small
 from cwcl.study.measures import BUDGETS, NAMES
-from cwcl.study.trial import (ROWS, STEPS, TRIAL_CLAIMS, differences, invented_trial, patient_values, trial_chance,
-    trial_interval, trial_runs, trial_table, trial_verdicts)
+from cwcl.study.trial import (ROWS, STEPS, TRIAL_CLAIMS, by_plan, deciding_table, differences, holm, invented_trial,
+    patient_values, trial_chance, trial_interval, trial_runs, trial_table, trial_verdicts)
 
 def squares(d):
     "Mean squares of a crossed table, sum by sum"
@@ -139,3 +139,32 @@ def test_a_claim_has_the_chance_that_its_effect_gives_it():
 def test_the_command_lists_the_trial(tmp_path):
     call = dict(table='trial1', out=str(tmp_path), show=True)
     with pytest.raises(CliError, match='its own'): cwcl_table(**call, preset='demo')
+
+@pytest.mark.parametrize('seed', range(4))
+def test_holm_by_its_steps(seed):
+    p = np.random.default_rng(seed).uniform(0, .1, 7)
+    want,worst = np.zeros(7),0
+    for k,i in enumerate(sorted(range(7), key=lambda i: p[i])):
+        worst = max(worst, min(1, (7-k)*p[i]))
+        want[i] = worst
+    np.testing.assert_allclose(holm(p), want)
+
+def test_what_decides():
+    values = invented_trial({'random': 0, 'simclr': .1, 'dcl+cls': .1}, spreads=(.002, .002, .005))
+    t = deciding_table(values)
+    assert list(t.reads) == ['above']*3 + ['under .02']*3
+    assert ((t.plan_low < t.gain) & (t.gain < t.plan_high)).all()
+    small = deciding_table(invented_trial({'random': .01, 'simclr': .1, 'dcl+cls': 0}, spreads=(.001, .001, .001)))
+    assert list(small.reads) == ['below, under .02']*3 + ['below']*3
+    few = deciding_table(values[values.replicate < 4])
+    assert set(few.reads) == {'runs are missing'}
+    none = deciding_table(values[values.method == 'random'])
+    assert set(none.reads) == {'runs are missing'} and (none.p == 1).all()
+
+def test_patients_of_a_plan_count_once():
+    v = invented_trial({'a': 0}, shape=(2, 3)).assign(patient=lambda t: t.patient.replace('video101', 'video200'))
+    got = by_plan(v)
+    assert set(got.patient) == {'video00', 'video02'}
+    one = got[(got.patient == 'video00') & (got.budget == 1) & (got.replicate == 1)].value.item()
+    at = v[(v.budget == 1) & (v.replicate == 1)].set_index('patient').value
+    assert abs(one - (at['video100'] + at['video200'])/2) < 1e-12

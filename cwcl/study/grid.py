@@ -182,7 +182,7 @@ def _short_log(found): # A result, or that of its first stage
     return found | dict(log=[{k: short(v) for k,v in row.items()} for row in found['log']])
 
 def _small(found): # A result
-    "Leave out of a result what no table needs; of many test videos, keep a matrix per video, and five digits in the log"
+    "Leave out of a result what no table needs; of many test videos, keep a matrix per video"
     test = found.get('test') or {}
     if len(test.get('clips', ())) > MANY_CLIPS:
         by_video = {k: v for k,v in test.items() if k != 'clips'} | dict(videos=video_confusion(test))

@@ -104,6 +104,7 @@ def claim_rows(
     clips, # Of a part: what `clips_ahead` says
     where, # Of a part: on what it was measured
     alpha:float=.05, # For a single comparison
+    place:str='on these two test videos', # As for `whole_row`
 )->list: # A dict for each part, and one for the whole where there are several
     "Judge each part of a claim, and the whole"
     k = len(claim.parts)
@@ -118,13 +119,14 @@ def claim_rows(
         row = dict(claim=claim.name, section=claim.section, comparison=str(p), whole=k == 1, **ends, level=got['level'])
         row.update(comparisons=k, clips=clips(p), verdict=verdict, reason=reason(p, got, verdict, where(p)))
         rows.append(row)
-    if k > 1: rows.append(whole_row(claim, rows))
+    if k > 1: rows.append(whole_row(claim, rows, place))
     return rows
 
 # %% ../../nbs/50b_study.judge.ipynb #00900088
 def whole_row(
     claim:Claim,
     rows:list, # Those of its parts
+    place:str='on these two test videos', # Where they were measured
 )->dict:
     "Judge a claim of several parts"
     k = len(rows)
@@ -138,4 +140,4 @@ def whole_row(
     if missing: told += f' ({missing} for want of runs)'
     return dict(claim=claim.name, section=claim.section, comparison=many, whole=True, estimate=math.nan,
         low=math.nan, high=math.nan, level=math.nan, comparisons=k, clips='', verdict=verdict,
-        reason=f'Of {k} comparisons on these two test videos, {told}; {many} must hold.')
+        reason=f'Of {k} comparisons {place}, {told}; {many} must hold.')

@@ -19,6 +19,13 @@ def test_nothing_is_fetched_from_elsewhere(pages):
     source = r'<(?:script|img|iframe)[^>]*src="?(?:https?:)?//'
     style = r'<link[^>]*rel="?stylesheet"?[^>]*href="?(?:https?:)?//'
     for name,text in pages.items(): assert not re.findall(f'{source}|{style}', text), name
+    for css in (root/'_docs').rglob('*.css'):
+        assert not re.search(r'@import[^;]*//|url\(["\']?https?:', css.read_text(encoding='utf-8')), css.name
+
+def test_the_board_is_live(pages):
+    with_it = [k for k,v in pages.items() if 'mount(new Page(' in v]
+    assert with_it == ['60d_widgets.board.html'] and len(pages[with_it[0]].encode()) < 600_000
+    assert not any('id="live-board"' in o for o in pages.values())
 
 def test_formulas_figures_and_signatures_are_there(pages):
     text = pages['23_losses.contrastive.html']

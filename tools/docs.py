@@ -1,4 +1,4 @@
-"Builds the site in _docs/: nbdev's pages, links mended, rendered by smalldocs, which stops at a dead one; no scripts."
+"Builds the site in _docs/: nbdev's pages, links mended, rendered by smalldocs, which stops at a dead one."
 import html, json, os, re, subprocess, sys
 from pathlib import Path
 from latex2mathml.converter import convert
@@ -38,6 +38,18 @@ def with_mathml(text):
     text = re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?', '', text)
     return re.sub(r'(?s)(?<=>)\\\((.+?)\\\)(?=</span>)|(?<=>)\\\[(.+?)\\\](?=</span>)', formula, text)
 
+def without_imports(css):
+    "Drop what a style sheet would fetch from elsewhere"
+    return re.sub(r'@import\s+url\(["\']?https?:[^)]*\);?', '', css)
+
+LIVE = '<div id="live-board"></div>'
+
+def with_board(text):
+    "Put the board of pairs where a page asks for it, with all that it needs"
+    if LIVE not in text: return text
+    from cwcl.widgets.board import PairBoard # The drawn frames take a while
+    return text.replace(LIVE, PairBoard().page())
+
 def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
     os.chdir(root)
     proc_nbs()
@@ -47,7 +59,8 @@ def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
     code = subprocess.run([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', '_proc']).returncode
     for file in (root/'_docs').glob('*.html'):
         page = file.read_text(encoding='utf-8')
-        file.write_text(with_mathml(page), encoding='utf-8')
+        file.write_text(with_board(with_mathml(page)), encoding='utf-8')
+    for file in (root/'_docs').rglob('*.css'): file.write_text(without_imports(file.read_text('utf-8')), 'utf-8')
     return code
 
 if __name__ == '__main__': sys.exit(main())

@@ -29,6 +29,7 @@ def main():
         home = Path(cwcl.__file__).parent
         out = Path(tmp)/'masks'
         assert (home/'py.typed').exists(), 'type checkers are not told of annotations'
+        assert all((home/'widgets'/o).exists() for o in ('board.js', 'board.css')), 'the board has no page'
         assert home in find_weights('demo').parents and find_weights('demo').with_suffix('.md').exists()
         cwcl_predict(str(next(data.glob('video12/*/*_endo.png'))), out=str(out), device='cpu')
         assert len(list(out.iterdir())) == 2

@@ -6,7 +6,7 @@
 __all__ = ['WHY_ROWS', 'FILTER_ROWS', 'MORE', 'AWAY', 'WITH_TISSUE', 'why_runs', 'tested_videos', 'filter_runs', 'run_tests',
            'second_plan', 'second_runs', 'tissue_tests', 'tissue_table', 'why_table', 'report_why']
 
-# %% ../../nbs/52f_study.why.ipynb #90dba556
+# %% ../../nbs/52f_study.why.ipynb #6175b957
 import json, numpy as np, pandas as pd, torch
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .measures import BUDGETS
 from .tables import frame_markdown
 from .trial import REPLICATES, cell_table, patient_values, trial_recipe
 
-# %% ../../nbs/52f_study.why.ipynb #e182a621
+# %% ../../nbs/52f_study.why.ipynb #a73104ee
 _doses = tuple(BeyondRow(f'dose-x{k}', 'dcl+cls', 'dcl+cls', dict(beta=round(.03*k, 6)), (.1,)) for k in (2, 6))
 WHY_ROWS = (
     BeyondRow('whole-clips', 'random', 'random', dict(masks_of='clip')),
@@ -46,7 +46,7 @@ def why_runs(
     control = [o for o in beyond_runs(replicates, BEYOND_ROWS[1:2], **changes) if o.recipe.budget == .01]
     return base_runs(replicates, BUDGETS, **changes) + control + beyond_runs(replicates, WHY_ROWS, 'why', **changes)
 
-# %% ../../nbs/52f_study.why.ipynb #7d203e29
+# %% ../../nbs/52f_study.why.ipynb #c1ddd1da
 @torch.no_grad()
 def tested_videos(
     net, # `CWCLNet`
@@ -67,7 +67,7 @@ def tested_videos(
         seen += len(x)
     return {k: v.tolist() for k,v in videos.items()}
 
-# %% ../../nbs/52f_study.why.ipynb #98d0a840
+# %% ../../nbs/52f_study.why.ipynb #ae49543f
 FILTER_ROWS = (
     BeyondRow('random-filtered', 'random', 'random'),
     BeyondRow('dcl+cls-filtered', 'dcl+cls', 'dcl+cls'),
@@ -107,7 +107,7 @@ def run_tests(
         files.append(file)
     return files
 
-# %% ../../nbs/52f_study.why.ipynb #1aff0cdf
+# %% ../../nbs/52f_study.why.ipynb #437e7c06
 MORE,AWAY = ('video301', 'video401', 'video501'),('video24', 'video37', 'video43')
 WITH_TISSUE = tuple(f'video{k}12' for k in range(3, 9)) + ('video601', 'video701', 'video801')
 
@@ -140,7 +140,7 @@ def tissue_tests(
     own = [(name, o) for name,o in named if name in wanted and o.recipe.budget == .1]
     return {replace(o, table='why', reading=f'{name}-13'): o for name,o in own}
 
-# %% ../../nbs/52f_study.why.ipynb #f3bf3aa7
+# %% ../../nbs/52f_study.why.ipynb #e2f1bfc6
 def tissue_table(
     runs, # Of `Run`, from `tissue_tests`
     results:dict, # Key to result

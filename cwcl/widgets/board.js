@@ -85,6 +85,7 @@ export function shows(d, s, labels, i) {
 
 // ---------------------------------------------------------------- the board
 
+const HEAD = {class: 'head', role: 'heading', 'aria-level': 4}
 const LEASTS = [1, 4, 16, 64, 256, 1024]
 const SHOWN = 24                                    // Of a group, before "more"
 
@@ -226,7 +227,7 @@ const rgb = text => {
 /** A group of frames: a heading, and a button for each frame, which makes it the anchor. */
 function groupView(model, d, kind, sheets, tell) {
   const [sign, name] = KINDS[kind]
-  const head = el('h4'), list = el('div', {class: 'tiles', role: 'group'}), more = el('button', {type: 'button', class: 'more'})
+  const head = el('div', HEAD), list = el('div', {class: 'tiles', role: 'group'}), more = el('button', {type: 'button', class: 'more'})
   const node = el('section', {class: `group ${kind}`}, head, list, more)
   let all = false, last = null
   more.addEventListener('click', () => { all = !all; refresh(...last) })
@@ -278,7 +279,7 @@ export function mount(model, root) {
   const anchor = el('figure', {class: 'anchor'}, picture, caption)
   const kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, sheets, tell)])
   const lists = el('div', {class: 'groups', onkeydown: arrows}, ...kinds.map(o => o[1].node))
-  const side = el('div', {class: 'side'}, el('h4', {}, '◎ anchor'), anchor, el('h4', {}, 'each frame with each, sorted by what they show'),
+  const side = el('div', {class: 'side'}, el('div', HEAD, '◎ anchor'), anchor, el('div', HEAD, 'each frame with each, sorted by what they show'),
     mask.node, el('p', {class: 'key'}, ...['positive', 'near', 'negative'].map(k => el('span', {class: k}, `${KINDS[k][0]} ${KINDS[k][1]}`))), say)
   root.classList.add('cwcl-board')
   root.append(bar.node, sum, el('div', {class: 'main'}, side, lists))

@@ -10,12 +10,15 @@ from cwcl.data.cholec import frame_table
 from cwcl.data.splits import TEST_VIDEOS, is_test, split_frames
 from cwcl.memory import batch_rows
 from cwcl.study.claims import Claim, Part, parts
+from cwcl.study.beyond import beyond_runs
 from cwcl.study.command import cwcl_table
 from cwcl.study.crossed import crossed_interval, crossed_studies, mean_squares, needed_gain
 from cwcl.study.grid import _small
+from cwcl.study.kit import find_results, kit_results
 from cwcl.study.measures import BUDGETS, NAMES
 from cwcl.study.trial import (ROWS, STEPS, TRIAL_CLAIMS, by_plan, deciding_table, differences, holm, invented_trial,
     patient_values, trial_chance, trial_interval, trial_runs, trial_table, trial_verdicts)
+from cwcl.study.why import second_runs, why_runs
 
 def squares(d):
     "Mean squares of a crossed table, sum by sum"
@@ -168,3 +171,14 @@ def test_patients_of_a_plan_count_once():
     one = got[(got.patient == 'video00') & (got.budget == 1) & (got.replicate == 1)].value.item()
     at = v[(v.budget == 1) & (v.replicate == 1)].set_index('patient').value
     assert abs(one - (at['video100'] + at['video200'])/2) < 1e-12
+
+def test_published_runs_are_those_of_the_design():
+    home = kit_results('trial')
+    plan = {o.key: o for o in [*trial_runs(), *trial_runs('trial2'), *beyond_runs(), *why_runs(), *second_runs()]}
+    files = [o for o in home.glob('*.json') if not o.stem.endswith(('-filtered', '-13'))]
+    assert files and {o.stem for o in files} <= set(plan)
+    found = find_results([plan[o.stem] for o in files], [home])
+    for key,o in found.items():
+        assert len(o['test']['videos']) == 36 and 'clips' not in o['test'], key
+        assert o['commit'] and not o['commit'].endswith('+'), f'{key}: made with code that nobody can have'
+        assert len(o['log']) == o['recipe']['epochs'], key

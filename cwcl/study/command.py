@@ -235,7 +235,7 @@ def cwcl_table(
     if no_phases: phases,change = without_phases(phases, change)
     yours = load_methods(With) if With else []
     r = _shared_recipe(preset, change)
-    home = kit_results() if preset in ('study', 'trial') and not (data or change or out) else None
+    home = kit_results(preset) if preset in ('study', 'trial') and not (data or change or out) else None
     out = Path(out or f'runs/{preset}')
     get_frames = cache(lambda: frame_table(data or embedded_frames(preset), phases, r.min_pixels, progress=True))
     which = _integers(folds, 'folds')

@@ -13,9 +13,11 @@ from ..core import InputError, data_file
 from ..data.synth import NEW_FRAMES, write_scenes
 
 # %% ../../nbs/52c_study.kit.ipynb #41ef3664
-def kit_results()->Path|None:
+def kit_results(
+    preset:str='study', # Of the recipes; those of the trial are in a folder of their own
+)->Path|None:
     "Return the folder of the results that come with the kit, or `None`"
-    try: return data_file('results')
+    try: return data_file('results/trial' if preset == 'trial' else 'results')
     except InputError: return
 
 def find_results(

@@ -6,7 +6,7 @@
 __all__ = ['WHY_ROWS', 'FILTER_ROWS', 'MORE', 'AWAY', 'WITH_TISSUE', 'why_runs', 'tested_videos', 'filter_runs', 'run_tests',
            'second_plan', 'second_runs', 'tissue_tests', 'tissue_table', 'why_table', 'report_why']
 
-# %% ../../nbs/52f_study.why.ipynb #6175b957
+# %% ../../nbs/52f_study.why.ipynb #7b6a6ca5
 import json, numpy as np, pandas as pd, torch
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .measures import BUDGETS
 from .tables import frame_markdown
 from .trial import REPLICATES, cell_table, patient_values, trial_recipe
 
-# %% ../../nbs/52f_study.why.ipynb #a73104ee
+# %% ../../nbs/52f_study.why.ipynb #9a21843a
 _doses = tuple(BeyondRow(f'dose-x{k}', 'dcl+cls', 'dcl+cls', dict(beta=round(.03*k, 6)), (.1,)) for k in (2, 6))
 WHY_ROWS = (
     BeyondRow('whole-clips', 'random', 'random', dict(masks_of='clip')),
@@ -46,7 +46,7 @@ def why_runs(
     control = [o for o in beyond_runs(replicates, BEYOND_ROWS[1:2], **changes) if o.recipe.budget == .01]
     return base_runs(replicates, BUDGETS, **changes) + control + beyond_runs(replicates, WHY_ROWS, 'why', **changes)
 
-# %% ../../nbs/52f_study.why.ipynb #c1ddd1da
+# %% ../../nbs/52f_study.why.ipynb #7bafc2b2
 @torch.no_grad()
 def tested_videos(
     net, # `CWCLNet`
@@ -67,7 +67,7 @@ def tested_videos(
         seen += len(x)
     return {k: v.tolist() for k,v in videos.items()}
 
-# %% ../../nbs/52f_study.why.ipynb #ae49543f
+# %% ../../nbs/52f_study.why.ipynb #ce69b8d0
 FILTER_ROWS = (
     BeyondRow('random-filtered', 'random', 'random'),
     BeyondRow('dcl+cls-filtered', 'dcl+cls', 'dcl+cls'),
@@ -107,7 +107,7 @@ def run_tests(
         files.append(file)
     return files
 
-# %% ../../nbs/52f_study.why.ipynb #437e7c06
+# %% ../../nbs/52f_study.why.ipynb #eba3cb79
 MORE,AWAY = ('video301', 'video401', 'video501'),('video24', 'video37', 'video43')
 WITH_TISSUE = tuple(f'video{k}12' for k in range(3, 9)) + ('video601', 'video701', 'video801')
 
@@ -140,7 +140,7 @@ def tissue_tests(
     own = [(name, o) for name,o in named if name in wanted and o.recipe.budget == .1]
     return {replace(o, table='why', reading=f'{name}-13'): o for name,o in own}
 
-# %% ../../nbs/52f_study.why.ipynb #e2f1bfc6
+# %% ../../nbs/52f_study.why.ipynb #f4690292
 def tissue_table(
     runs, # Of `Run`, from `tissue_tests`
     results:dict, # Key to result
@@ -178,7 +178,7 @@ def report_why(
     "Print the three experiments, and write them; those beside its runs are taken from the kit's results"
     tests = filter_runs()
     tissue = tissue_tests()
-    folders = [o for o in (kit_results(), out) if o]
+    folders = [o for o in (kit_results('trial'), out) if o]
     more = [*tests, *(o for o in tests.values() if o.table == 'beyond')]
     t = why_table([*runs, *more], results | find_results(more, folders))
     if not len(t): raise InputError('why: no run of it is done')

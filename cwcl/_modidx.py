@@ -1238,6 +1238,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'cwcl.study.verdicts.verdict_table': ('study.verdicts.html#verdict_table', 'cwcl/study/verdicts.py'),
                                      'cwcl.study.verdicts.verdicts': ('study.verdicts.html#verdicts', 'cwcl/study/verdicts.py')},
             'cwcl.study.why': { 'cwcl.study.why.filter_runs': ('study.why.html#filter_runs', 'cwcl/study/why.py'),
+                                'cwcl.study.why.fresh_aims': ('study.why.html#fresh_aims', 'cwcl/study/why.py'),
+                                'cwcl.study.why.fresh_tests': ('study.why.html#fresh_tests', 'cwcl/study/why.py'),
                                 'cwcl.study.why.report_why': ('study.why.html#report_why', 'cwcl/study/why.py'),
                                 'cwcl.study.why.run_tests': ('study.why.html#run_tests', 'cwcl/study/why.py'),
                                 'cwcl.study.why.second_plan': ('study.why.html#second_plan', 'cwcl/study/why.py'),

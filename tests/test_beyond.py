@@ -6,7 +6,8 @@ from cwcl.checkpoint import load_model
 from cwcl.core import InputError
 from cwcl.cost import steps_per_epoch
 from cwcl.data.cholec import frame_table
-from cwcl.data.splits import split_frames
+from cwcl.data.organs import COUNTS, plan_of
+from cwcl.data.splits import is_test, split_frames
 from cwcl.data.streams import cwcl_dls
 from cwcl.data.synth import write_scenes
 from cwcl.metrics import confusion_matrix
@@ -18,8 +19,8 @@ from cwcl.study.grid import TABLE_METHODS, Run, do_run
 from cwcl.study.measures import NAMES
 from cwcl.study.records import read_result
 from cwcl.study.trial import STEPS, class_pool, trial_runs
-from cwcl.study.why import MORE, WHY_ROWS, report_why, run_tests, second_plan, second_runs, tissue_table, tissue_tests
-from cwcl.study.why import why_runs, why_table
+from cwcl.study.why import FRESH, MORE, WHY_ROWS, WITH_TISSUE, fresh_aims, fresh_tests, report_why, run_tests
+from cwcl.study.why import second_plan, second_runs, tissue_table, tissue_tests, why_runs, why_table
 
 SILENT = {'random': 0., 'control': .03, 'control-x4': .03, 'sum': .10, 'teacher': .06, 'teacher-all-classes': .03,
     'simclr': .01, 'dcl': .01, 'cls': .02}
@@ -212,3 +213,18 @@ def test_more_frames_are_tested_too(scenes, smoke, tmp_path):
     assert set(got) == {'video12', 'video52', 'video309'}
     def whole(v): return sum(np.array(cm) for k,cm in own.items() if k.startswith(v)).tolist()
     assert all(got[v] == whole(v) for v in ('video12', 'video52'))
+
+def test_fresh_patients_are_no_others():
+    runs = fresh_tests()
+    assert len({o.key for o in runs}) == len(runs) == 66 and not set(FRESH) & set(WITH_TISSUE + MORE)
+    assert is_test(pd.Series(FRESH)).all() and {plan_of(o) for o in FRESH} == set(COUNTS.index)
+
+def test_aims_on_fresh_patients_look_at_no_others():
+    runs = fresh_tests((0, 1))
+    def fresh(run):
+        o = result(run, .8 if run.reading in ('sum-fresh', 'teacher-fresh') else .6)
+        own = result(run, .2 if run.reading == 'sum-fresh' else .7)
+        videos = own['test']['videos'] | {v: o['test']['videos']['video101'] for v in FRESH}
+        return dict(o, test=dict(o['test'], videos=videos))
+    assert list(fresh_aims({o.key: fresh(o) for o in runs}).verdict) == ['holds']*3
+    assert list(fresh_aims({}).verdict) == ['runs are missing']*3

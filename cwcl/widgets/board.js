@@ -32,9 +32,13 @@ export function differing({sets, words}, i, j) {
 export function relation(d, s, labels, i, j) {
   if (i === j) return 'anchor'
   const apart = s.phase && (d.phase[i] !== d.phase[j] || d.phase[i] < 0)
-  const n = differing(labels, i, j).length + (apart ? 1 : 0)
+  let n = apart ? 1 : 0
+  for (let w = 0; w < labels.words && n < 2; w++) {
+    const x = labels.sets[i*labels.words + w] ^ labels.sets[j*labels.words + w]
+    if (x) n += x & (x - 1) ? 2 : 1
+  }
   if (n) return n === 1 ? 'near' : 'negative'
-  const group = {clip: d.clip, video: d.video}[s.exclude]
+  const group = s.exclude === 'none' ? null : d[s.exclude]
   return group && group[i] === group[j] ? 'out' : 'positive'
 }
 

@@ -74,11 +74,11 @@ def page(chromium):
     yield opened
     opened.close()
 
-def wait_for(page, what, why):
-    "Wait for seven of something and return them"
+def wait_for(page, what, why, n=len(names)):
+    "Wait for so many of something, seven if not given, and return them"
     found = page.locator(what)
     for _ in range(1200):
-        if found.count() == len(names): return found
+        if found.count() == n: return found
         page.wait_for_timeout(500)
     raise AssertionError(f'{why}; {found.count()} on {page.inner_text("body")[-2000:]}')
 
@@ -103,6 +103,22 @@ def moves(page, explorer, control='.noUi-handle, button:not(.mod-active)'):
         if shown(explorer)[0] != before: return
     raise AssertionError(f'nothing moved: {shown(explorer)[1]!r}')
 
+def board_works(page):
+    "The board of pairs has pictures from the kernel, a frame that is clicked is the anchor, and a batch can be drawn"
+    board = page.locator('.cwcl-board')
+    board.locator('.tile').first.wait_for()
+    drawn = "() => getComputedStyle(document.querySelector('.cwcl-board .tile .picture')).backgroundImage.includes('blob:')"
+    page.wait_for_function(drawn)
+    chosen = board.locator('.tile').first.get_attribute('data-frame')
+    board.locator('.tile').first.click()
+    assert board.locator('figure .picture').get_attribute('data-frame') == chosen
+    before = board.locator('.groups').inner_text()
+    board.get_by_role('button', name='another batch').click()
+    for _ in range(600):
+        if board.locator('.groups').inner_text() != before: return
+        page.wait_for_timeout(100)
+    raise AssertionError('no other batch was drawn')
+
 def lies_well(page, explorer):
     "Nothing sticks out of the window, and the picture is whole"
     box = explorer.bounding_box()
@@ -121,7 +137,7 @@ def test_jupyterlab(page, tmp_path):
         '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     with server(tmp_path, f'http://127.0.0.1:PORT/api/status?token={token}', *args) as home:
         page.goto(f'{home}/lab/tree/63_explorers.ipynb?token={token}&reset')
-        wait_for(page, '.jp-OutputArea-output img', 'a notebook not run shows its pictures')
+        wait_for(page, '.jp-OutputArea-output img', 'a notebook not run shows its pictures', len(names) + 1)
         assert page.locator('.widget-vbox').count() == 0
         page.screenshot(path=tmp_path/'before.png')
         page.get_by_text('Python 3 (ipykernel) | Idle').wait_for()
@@ -135,6 +151,8 @@ def test_jupyterlab(page, tmp_path):
             moves(page, explorer)
             explorer.screenshot(path=tmp_path/f'{name}.png')
         moves(page, seen['pairs'], 'input[type=checkbox]')
+        board_works(page)
+        page.locator('.cwcl-board').screenshot(path=tmp_path/'board.png')
         assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
 
 @pytest.mark.skipif(not find_spec('voila'), reason='voila is not installed')
@@ -150,4 +168,5 @@ def test_voila(page, tmp_path):
             lies_well(page, seen[name])
             moves(page, seen[name])
             seen[name].screenshot(path=tmp_path/f'{name}.png')
+        board_works(page)
         page.screenshot(path=tmp_path/'page.png', full_page=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['A', 'T', 'COLORS', 'BoardFrames', 'board_frames', 'PairBoard']
 
-# %% ../../nbs/60d_widgets.board.ipynb #c6794307
+# %% ../../nbs/60d_widgets.board.ipynb #ddd29ddd
 import base64, io, json, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from pathlib import Path
@@ -17,11 +17,11 @@ from ..data.labels import CLASSES, class_set
 from ..pairs import label_set_ids, positive_mask
 from .pools import drawn_frames
 
-# %% ../../nbs/60d_widgets.board.ipynb #b39047f6
+# %% ../../nbs/60d_widgets.board.ipynb #2b4b78b4
 A = need('anywidget', 'widgets')
 T = need('traitlets', 'widgets')
 
-# %% ../../nbs/60d_widgets.board.ipynb #23820da7
+# %% ../../nbs/60d_widgets.board.ipynb #d69d13b7
 class BoardFrames(NamedTuple):
     "What a board knows of some frames"
     names: list         # Such as `video01 120`
@@ -59,7 +59,7 @@ def board_frames(
     images = list(t['image']) if 'image' in t else []
     return BoardFrames(list(map(str, name)), classes, pixels, phase, *groups, images)
 
-# %% ../../nbs/60d_widgets.board.ipynb #50f75fcf
+# %% ../../nbs/60d_widgets.board.ipynb #07db0c8e
 def _home()->Path: return Path(__import__('cwcl').__file__).parent/'widgets'
 
 def _class_sets(classes): # Names -> name of a set to the numbers of its structures
@@ -78,7 +78,8 @@ class PairBoard(A.AnyWidget):
     least = T.Int(16).tag(sync=True)
     phase = T.Bool(False).tag(sync=True)
     exclude = T.Enum(('none', 'clip', 'video'), 'none').tag(sync=True)
-    tile = 160,90
+    tile = 160,90 # Pixels of a thumbnail
+    quality = 60 # Of the picture that stays in a notebook
     def __init__(self,
         table=None, # As for `board_frames`
         batch:int=60, # Frames to show
@@ -97,7 +98,7 @@ class PairBoard(A.AnyWidget):
         if not self.batch: self.draw()
         self.on_msg(self._answer)
 
-# %% ../../nbs/60d_widgets.board.ipynb #98b6edfe
+# %% ../../nbs/60d_widgets.board.ipynb #6f241773
 @patch
 def draw(self:PairBoard):
     "Draw another batch; the anchor stays if it is in it"
@@ -130,18 +131,18 @@ def sheet(self:PairBoard,
     sheet.save(file, 'JPEG', quality=80)
     return file.getvalue()
 
-# %% ../../nbs/60d_widgets.board.ipynb #cd4c412f
+# %% ../../nbs/60d_widgets.board.ipynb #037e13ac
 @patch
 def _answer(self:PairBoard, _, message, buffers):
     if message.get('kind') == 'draw': self.draw()
     if message.get('kind') == 'sheet': self.send(dict(kind='sheet', k=message['k']), [self.sheet(int(message['k']))])
 
-# %% ../../nbs/60d_widgets.board.ipynb #ef2f045e
+# %% ../../nbs/60d_widgets.board.ipynb #4a21386e
 COLORS = dict(anchor='#1b1b1b', positive='#009e73', near='#e69f00', negative='#d7dbe0')
 
 @patch
 def still(self:PairBoard,
-    n:int=5, # Frames of each kind
+    n:int=4, # Frames of each kind
 )->Image.Image:
     "Draw the anchor, and below it a row for each kind"
     w,h = self.tile
@@ -158,7 +159,7 @@ def still(self:PairBoard,
 @patch
 def _repr_mimebundle_(self:PairBoard, **kwargs):
     file = io.BytesIO()
-    self.still().save(file, 'JPEG', quality=70)
+    self.still().save(file, 'JPEG', quality=self.quality)
     shown = A.AnyWidget._repr_mimebundle_(self, **kwargs)
     data,meta = shown if isinstance(shown, tuple) else (shown or {}, {})
     n = self.pairs().kind.value_counts()
@@ -166,7 +167,7 @@ def _repr_mimebundle_(self:PairBoard, **kwargs):
     data = data | {'text/plain': f'{self.shown.names[self.anchor]}: {said}'}
     return data | {'image/jpeg': base64.b64encode(file.getvalue()).decode()},meta
 
-# %% ../../nbs/60d_widgets.board.ipynb #6d46832b
+# %% ../../nbs/60d_widgets.board.ipynb #3d0bf5b3
 @patch
 def pairs(self:PairBoard)->pd.DataFrame: # frame, name, kind (positive, near, negative or out), differs
     "Say what each frame of the batch is to the anchor"
@@ -183,7 +184,7 @@ def pairs(self:PairBoard)->pd.DataFrame: # frame, name, kind (positive, near, ne
     kind = np.select([positive, differs == 1, differs > 1], ['positive', 'near', 'negative'], 'out')
     return pd.DataFrame(dict(frame=batch, name=[f.names[i] for i in batch], kind=kind, differs=differs))
 
-# %% ../../nbs/60d_widgets.board.ipynb #31908ba1
+# %% ../../nbs/60d_widgets.board.ipynb #7ee1be0a
 @patch
 def page(self:PairBoard,
     name:str='board', # Of the board in the address of the page

@@ -107,8 +107,8 @@ def board_works(page):
     "The board of pairs has pictures from the kernel, a frame that is clicked is the anchor, and a batch can be drawn"
     board = page.locator('.cwcl-board')
     board.locator('.tile').first.wait_for()
-    drawn = "() => getComputedStyle(document.querySelector('.cwcl-board .tile .picture')).backgroundImage.includes('blob:')"
-    page.wait_for_function(drawn)
+    picture = "document.querySelector('.cwcl-board .tile .picture')"
+    page.wait_for_function(f"() => {picture}.style.backgroundImage.includes('blob:')")
     chosen = board.locator('.tile').first.get_attribute('data-frame')
     board.locator('.tile').first.click()
     assert board.locator('figure .picture').get_attribute('data-frame') == chosen

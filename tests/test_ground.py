@@ -135,7 +135,8 @@ def test_wheel_works_outside_the_checkout_without_extras(tmp_path):
     install = [*pip, 'install', '-q', '--no-deps', '--target', tmp_path/'site', wheel]
     subprocess.run(install, check=True, capture_output=True)
     shutil.copy(root/'tools'/'wheel_check.py', tmp_path)
-    (tmp_path/'site'/'sitecustomize.py').write_text(absent('ipywidgets', 'traitlets', 'av', 'submitit', 'seaborn'))
+    missing = absent('anywidget', 'ipywidgets', 'traitlets', 'av', 'submitit', 'seaborn')
+    (tmp_path/'site'/'sitecustomize.py').write_text(missing)
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'site'), 'MPLBACKEND': 'agg'}
     out = subprocess.run([sys.executable, 'wheel_check.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr

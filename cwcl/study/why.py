@@ -7,7 +7,7 @@ __all__ = ['WHY_ROWS', 'FILTER_ROWS', 'FRESH', 'MORE', 'AWAY', 'WITH_TISSUE', 'w
            'run_tests', 'fresh_tests', 'fresh_aims', 'second_plan', 'second_runs', 'tissue_tests', 'tissue_table',
            'why_table', 'report_why']
 
-# %% ../../nbs/52f_study.why.ipynb #e6f40190
+# %% ../../nbs/52f_study.why.ipynb #5b33716b
 import json, numpy as np, pandas as pd, torch
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from .measures import BUDGETS
 from .tables import frame_markdown
 from .trial import REPLICATES, cell_table, patient_values, trial_recipe
 
-# %% ../../nbs/52f_study.why.ipynb #849e46e8
+# %% ../../nbs/52f_study.why.ipynb #d0f98497
 _doses = tuple(BeyondRow(f'dose-x{k}', 'dcl+cls', 'dcl+cls', dict(beta=round(.03*k, 6)), (.1,)) for k in (2, 6))
 WHY_ROWS = (
     BeyondRow('whole-clips', 'random', 'random', dict(masks_of='clip')),
@@ -49,7 +49,7 @@ def why_runs(
     control = [o for o in beyond_runs(replicates, BEYOND_ROWS[1:2], **changes) if o.recipe.budget == .01]
     return base_runs(replicates, BUDGETS, **changes) + control + beyond_runs(replicates, WHY_ROWS, 'why', **changes)
 
-# %% ../../nbs/52f_study.why.ipynb #3d09bfdc
+# %% ../../nbs/52f_study.why.ipynb #64595732
 @torch.no_grad()
 def tested_videos(
     net, # `CWCLNet`
@@ -70,7 +70,7 @@ def tested_videos(
         seen += len(x)
     return {k: v.tolist() for k,v in videos.items()}
 
-# %% ../../nbs/52f_study.why.ipynb #9f94f572
+# %% ../../nbs/52f_study.why.ipynb #42ded0bd
 FILTER_ROWS = (
     BeyondRow('random-filtered', 'random', 'random'),
     BeyondRow('dcl+cls-filtered', 'dcl+cls', 'dcl+cls'),
@@ -110,7 +110,7 @@ def run_tests(
         files.append(file)
     return files
 
-# %% ../../nbs/52f_study.why.ipynb #85649c7c
+# %% ../../nbs/52f_study.why.ipynb #0c6138a7
 FRESH = tuple(f'video{k}{o[-2:]}' for k in (10, 11) for o in COUNTS.index)
 
 def fresh_tests(
@@ -119,8 +119,8 @@ def fresh_tests(
     "List the tests of the aims on fresh patients"
     at_one = *TABLE_METHODS['table1'], 'control', 'control-x4', 'sum', 'teacher', 'teacher-all-classes'
     named = [(o.reading or o.recipe.method, o) for o in base_runs(replicates) + beyond_runs(replicates)]
-    cells = [(k, o) for k,o in named if (o.recipe.budget == .01 and k in at_one) or (k, o.recipe.budget) == ('random', .1)]
-    return {replace(o, table='why', reading=f'{k}-fresh'): o for k,o in cells}
+    wanted = {('random', .1)} | {(k, .01) for k in at_one}
+    return {replace(o, table='why', reading=f'{k}-fresh'): o for k,o in named if (k, o.recipe.budget) in wanted}
 
 def fresh_aims(
     results:dict, # Key to result
@@ -130,7 +130,7 @@ def fresh_aims(
     values = values[values.patient.isin(FRESH)]
     return beyond_aims(values.assign(method=[o.removesuffix('-fresh') for o in values.method]))
 
-# %% ../../nbs/52f_study.why.ipynb #5695f082
+# %% ../../nbs/52f_study.why.ipynb #88059812
 MORE,AWAY = ('video301', 'video401', 'video501'),('video24', 'video37', 'video43')
 WITH_TISSUE = tuple(f'video{k}12' for k in range(3, 9)) + ('video601', 'video701', 'video801')
 
@@ -163,7 +163,7 @@ def tissue_tests(
     own = [(name, o) for name,o in named if name in wanted and o.recipe.budget == .1]
     return {replace(o, table='why', reading=f'{name}-13'): o for name,o in own}
 
-# %% ../../nbs/52f_study.why.ipynb #ea6016a4
+# %% ../../nbs/52f_study.why.ipynb #adc404f6
 def tissue_table(
     runs, # Of `Run`, from `tissue_tests`
     results:dict, # Key to result

@@ -29,6 +29,7 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
     classifiers=classifiers, project_urls=pages, packages=find_packages(include=['cwcl', 'cwcl.*']) + ['cwcl._data'],
     package_dir={'cwcl._data': 'data'},
     package_data={'cwcl': ['py.typed'], 'cwcl.widgets': ['*.js', '*.css'],
-        'cwcl._data': ['*.csv', '*.json', 'results/*.json', 'results/trial/*.json', 'results/figure3/*', 'results/bench/*', 'demo.*']},
+        'cwcl._data': ['*.csv', '*.json', 'results/*.json', 'results/trial/*.json', 'results/figure3/*', 'results/bench/*',
+            'demo.*']},
     entry_points=dict(console_scripts=cfg['console_scripts'].split(),
         nbdev=[f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]))

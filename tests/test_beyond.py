@@ -141,8 +141,8 @@ def test_the_three_experiments():
     own,base = ([o for o in runs if (o.table == 'why') == mine] for mine in (True, False))
     recipes = {(o.reading or o.recipe.method, o.recipe.budget, o.recipe.fold): vars(o.recipe) for o in base}
     field = {'whole-clips': {'masks_of'}, 'whole-clips-control': {'masks_of'}, 'permuted': {'label_sets'},
-        'shuffled': {'label_sets'}, 'rows-only': {'method', 'alpha', 'beta'}, 'simclr-own-head': {'projection'}, 'no-tissue': {'withheld'}, 'dose-x2': {'beta'},
-        'dose-x6': {'beta'}, 'place': {'regions'}}
+        'shuffled': {'label_sets'}, 'rows-only': {'method', 'alpha', 'beta'}, 'simclr-own-head': {'projection'},
+        'no-tissue': {'withheld'}, 'dose-x2': {'beta'}, 'dose-x6': {'beta'}, 'place': {'regions'}}
     rows = {o.name: o for o in WHY_ROWS}
     for o in own:
         row = rows[o.reading]

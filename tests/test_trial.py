@@ -18,7 +18,7 @@ from cwcl.study.kit import find_results, kit_results
 from cwcl.study.measures import BUDGETS, NAMES
 from cwcl.study.trial import (ROWS, STEPS, TRIAL_CLAIMS, by_plan, deciding_table, differences, holm, invented_trial,
     patient_values, trial_chance, trial_interval, trial_runs, trial_table, trial_verdicts)
-from cwcl.study.why import second_runs, why_runs
+from cwcl.study.why import filter_runs, fresh_tests, second_runs, tissue_tests, why_runs
 
 def squares(d):
     "Mean squares of a crossed table, sum by sum"
@@ -175,7 +175,8 @@ def test_patients_of_a_plan_count_once():
 def test_published_runs_are_those_of_the_design():
     home = kit_results('trial')
     plan = {o.key: o for o in [*trial_runs(), *trial_runs('trial2'), *beyond_runs(), *why_runs(), *second_runs()]}
-    files = [o for o in home.glob('*.json') if not o.stem.endswith(('-filtered', '-13'))]
+    retests = {o.key for o in (*filter_runs(), *fresh_tests(), *tissue_tests())}
+    files = [o for o in home.glob('*.json') if o.stem not in retests]
     assert files and {o.stem for o in files} <= set(plan)
     found = find_results([plan[o.stem] for o in files], [home])
     for key,o in found.items():

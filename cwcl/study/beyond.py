@@ -8,7 +8,7 @@ __all__ = ['CONTROL', 'TEACHER', 'SUM', 'BEYOND_ROWS', 'AIMS', 'BeyondRow', 'bey
 
 # %% ../../nbs/52e_study.beyond.ipynb #52f720cc
 import numpy as np, pandas as pd
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..core import InputError, atomic_path
 from ..cost import steps_per_epoch
@@ -58,9 +58,8 @@ BEYOND_ROWS = (
 def _row_recipe(o, budget, replicate, **changes): # A `BeyondRow` -> `Recipe`
     "Return the recipe of one run of a row"
     r = trial_recipe(o.method, budget, o.stage, replicate, **{**o.fields, **changes})
-    if o.times == 1 or 'epochs' in changes: return r
-    epochs = round(o.times*STEPS/steps_per_epoch(r, (class_pool(), 0)))
-    return trial_recipe(o.method, budget, o.stage, replicate, **{**o.fields, **changes, 'epochs': epochs})
+    if 'epochs' in changes: return r
+    return replace(r, epochs=round(o.times*STEPS/steps_per_epoch(r, (class_pool(), 0))))
 
 def beyond_runs(
     replicates=range(REPLICATES),
@@ -86,7 +85,7 @@ def named_results(
     results:dict, # Key to result
 )->list: # Results whose method is the name of their row
     "Return the finished runs under the names of their rows"
-    def named(run, o): return dict(o, recipe=dict(o['recipe'], method=run.reading or run.recipe.method, stage='joint'))
+    def named(run, o): return dict(o, recipe=dict(o['recipe'], method=run.row, stage='joint'))
     return [named(run, results[run.key]) for run in runs if run.key in results]
 
 def gain(
@@ -96,8 +95,8 @@ def gain(
     alpha:float=.05, # Share of intervals that miss
 )->dict: # As `crossed_interval`, and `runs`
     "Compute how far one recipe is above another, with an interval over runs and patients"
-    d = (cell_table(values, *a) - cell_table(values, *b)).dropna(how='all').to_numpy(float)
-    return dict(crossed_interval(d if d.size else np.full((1, 1), np.nan), alpha), runs=len(d))
+    d = (cell_table(values, *a) - cell_table(values, *b)).dropna(how='all')
+    return dict(crossed_interval(d, alpha), runs=len(d))
 
 # %% ../../nbs/52e_study.beyond.ipynb #f7a27c93
 def masks_needed(

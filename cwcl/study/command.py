@@ -140,11 +140,10 @@ def _some_methods(
 )->list: # Of `Run`
     "Keep the runs of some methods, or all"
     wanted = [o.strip() for o in methods.split(',') if o.strip()]
-    def name(o): return o.reading or o.recipe.method
-    there = list(dict.fromkeys(map(name, runs)))
+    there = list(dict.fromkeys(o.row for o in runs))
     for o in wanted:
         if o not in there: raise InputError(f'--methods {o}: choose among {", ".join(there)}, with commas between them')
-    return [o for o in runs if name(o) in (wanted or there)]
+    return [o for o in runs if o.row in (wanted or there)]
 
 # %% ../../nbs/53a_study.command.ipynb #87c76c3f
 def _wanted_runs(

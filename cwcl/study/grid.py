@@ -35,6 +35,10 @@ class Run:
         return f'{name}-{self.reading}' if self.reading else name
 
     @property
+    def row(self): # Of a table: what differs, or else the method
+        return self.reading or self.recipe.method
+
+    @property
     def stages(self): # What is trained, one after the other
         two = self.recipe.stage in ('frozen', 'unfrozen')
         return ('pretrain', self.recipe.stage) if two else (self.recipe.stage,)

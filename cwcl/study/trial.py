@@ -109,7 +109,7 @@ def trial_interval(
 )->dict: # estimate, low, high, df, level; `why` there is no interval; a `note`
     "Compute the interval of one comparison from runs of the trial"
     d = differences(values, part)
-    got = crossed_interval(d if d.size else np.full((1, 1), np.nan), alpha)
+    got = crossed_interval(d, alpha)
     shown = int((~np.isnan(d)).all(0).sum()) if d.size else 0
     short = f'missing runs at {part.budget} %: {len(d)} of {REPLICATES} pairs of {part.a} and {part.b}'
     why = '' if len(d) == REPLICATES else short

@@ -8,7 +8,7 @@ __all__ = ['WHY_ROWS', 'FILTER_ROWS', 'FRESH', 'MORE', 'AWAY', 'WITH_TISSUE', 'w
            'why_table', 'report_why']
 
 # %% ../../nbs/52f_study.why.ipynb #5b33716b
-import json, numpy as np, pandas as pd, torch
+import json, pandas as pd, torch
 from dataclasses import replace
 from pathlib import Path
 from ..arithmetic import arithmetic
@@ -76,14 +76,16 @@ FILTER_ROWS = (
     BeyondRow('dcl+cls-filtered', 'dcl+cls', 'dcl+cls'),
     BeyondRow('sum-filtered', 'cls', 'sum'))
 
+def _retests(runs, wanted, what): # Of `Run`; (row, share of masks) of some; such as `filtered`
+    "List tests of finished networks: a `Run` to the run whose network it tests"
+    return {replace(o, table='why', reading=f'{o.row}-{what}'): o for o in runs if (o.row, o.recipe.budget) in wanted}
+
 def filter_runs(
     replicates=range(REPLICATES),
 )->dict: # A `Run` to the run with 1 % of the masks whose network it tests
     "List the tests with a filter"
-    done = [o for o in base_runs(replicates) + beyond_runs(replicates) if o.recipe.budget == .01]
-    rows = [o.name for o in FILTER_ROWS]
-    named = [(f'{o.reading or o.recipe.method}-filtered', o) for o in done]
-    return {replace(o, table='why', reading=name): o for name,o in named if name in rows}
+    wanted = [(o.base, .01) for o in FILTER_ROWS]
+    return _retests(base_runs(replicates) + beyond_runs(replicates), wanted, 'filtered')
 
 def run_tests(
     tests:dict, # `Run` to the run whose network it tests
@@ -118,9 +120,8 @@ def fresh_tests(
 )->dict: # A `Run` to the run whose network it tests
     "List the tests of the aims on fresh patients"
     at_one = *TABLE_METHODS['table1'], 'control', 'control-x4', 'sum', 'teacher', 'teacher-all-classes'
-    named = [(o.reading or o.recipe.method, o) for o in base_runs(replicates) + beyond_runs(replicates)]
-    wanted = {('random', .1)} | {(k, .01) for k in at_one}
-    return {replace(o, table='why', reading=f'{k}-fresh'): o for k,o in named if (k, o.recipe.budget) in wanted}
+    wanted = [('random', .1), *((k, .01) for k in at_one)]
+    return _retests(base_runs(replicates) + beyond_runs(replicates), wanted, 'fresh')
 
 def fresh_aims(
     results:dict, # Key to result
@@ -158,10 +159,8 @@ def tissue_tests(
     replicates=range(REPLICATES),
 )->dict: # A `Run` to the run whose network it tests
     "List the tests on thirteen patients with connective tissue"
-    named = [(o.reading or o.recipe.method, o) for o in why_runs(replicates) + second_runs(replicates)]
-    wanted = 'random', 'dcl+cls', 'no-tissue', 'tissue-random', 'tissue-dcl+cls'
-    own = [(name, o) for name,o in named if name in wanted and o.recipe.budget == .1]
-    return {replace(o, table='why', reading=f'{name}-13'): o for name,o in own}
+    wanted = [(k, .1) for k in ('random', 'dcl+cls', 'no-tissue', 'tissue-random', 'tissue-dcl+cls')]
+    return _retests(why_runs(replicates) + second_runs(replicates), wanted, '13')
 
 # %% ../../nbs/52f_study.why.ipynb #adc404f6
 def tissue_table(
@@ -176,8 +175,8 @@ def tissue_table(
     gaps['second plan less first'] = gaps['tissue-dcl+cls over tissue-random'] - gaps['dcl+cls over random']
     rows = []
     for name,gap in gaps.items():
-        d = gap.dropna(how='all').to_numpy(float)
-        got = crossed_interval(d if d.size else np.full((1, 1), np.nan))
+        d = gap.dropna(how='all')
+        got = crossed_interval(d)
         rows.append((name, got['estimate'], got['low'], got['high'], len(d)))
     return pd.DataFrame(rows, columns=['gap', 'gain', 'low', 'high', 'runs'])
 

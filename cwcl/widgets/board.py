@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 from typing import NamedTuple
 from ..core import InputError, need
+from ..data.controls import class_columns
 from ..data.images import read_image
 from ..data.labels import CLASSES, class_set
 from ..pairs import label_set_ids, positive_mask
@@ -44,7 +45,7 @@ def board_frames(
 )->BoardFrames:
     "Collect what a board needs"
     if table is None: return _pool_frames(drawn_frames())
-    classes = [k for k in table if table[k].dtype == bool and k != 'labelled']
+    classes = class_columns(table)
     if not len(table) or not classes: raise InputError(f'a table of {len(table)} frames with {len(classes)} classes: '
         'give at least one frame, and a column of True and False for each class')
     t = table.reset_index(drop=True)

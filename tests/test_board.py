@@ -10,7 +10,13 @@ from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import CLASSES
 from cwcl.pairs import label_set_ids, positive_mask
-from cwcl.widgets.board import PairBoard, board_frames
+from cwcl.core import recipe
+from cwcl.data.cholec import audit
+from cwcl.data.files import scan
+from cwcl.losses.contrastive import contrastive_loss
+from cwcl.tasks import CWCLNet
+from cwcl.widgets.board import KNOWN, PairBoard, board_frames, demo_networks
+from cwcl.widgets.pools import table_frames
 from test_browser import browser, chromium, page # chkstyle: ignore
 
 in_browser = pytest.mark.skipif(not browser or not find_spec('playwright'), reason='no chromium or no playwright here')
@@ -52,32 +58,90 @@ def served(page, html):
     page.goto('http://127.0.0.1:9/')
     page.wait_for_selector('.cwcl-board .tile')
 
-@in_browser
-def test_the_rule_in_the_page_is_that_of_the_kit(page):
-    board = PairBoard(some(), batch=40)
-    code = Path(widgets.__file__).with_name('board.js').read_text(encoding='utf-8')
+def script(page, *names):
+    "Load parts of the board's script as a module, `rule`, into an empty page"
+    parts = (Path(widgets.__file__).with_name(f'{k}.js').read_text(encoding='utf-8') for k in names)
     page.goto('about:blank')
     page.evaluate("""async code => {
         const file = new Blob([code], {type: 'text/javascript'})
         window.rule = await import(URL.createObjectURL(file))
-    }""", code)
+    }""", '\n'.join(parts))
+
+def now(board): return {k: getattr(board, k) for k in ('on', 'least', 'phase', 'exclude', 'net', 'scale', 'temp')}
+
+@in_browser
+def test_the_rule_in_the_page_is_that_of_the_kit(page):
+    board = PairBoard(some(), batch=40)
+    script(page, 'rule')
     f = board.shown
     for phase,exclude,off in SETTINGS:
         change(board, phase, exclude, off)
-        got = page.evaluate("""({d, s}) => {
+        got,kinds,counts = page.evaluate("""({d, s}) => {
             d.pixels = new Uint32Array(d.pixels)
-            const labels = rule.labelSets(d, s), all = d.names.map((_, i) => i)
-            return all.map(i => all.map(j => rule.relation(d, s, labels, i, j)))
-        }""", dict(d=dict(board.frames, pixels=f.pixels.ravel().tolist()),
-            s=dict(on=board.on, least=board.least, phase=phase, exclude=exclude)))
+            const labels = rule.labelSets(d, s), all = d.names.map((_, i) => i), names = Object.keys(rule.KINDS)
+            const kinds = [...rule.kinds(d, s, labels, all)].map(k => names[k])
+            return [all.map(i => all.map(j => rule.relation(d, s, labels, i, j))), kinds, rule.counts(d, s, labels, all)]
+        }""", dict(d=dict(board.frames, pixels=f.pixels.ravel().tolist()), s=now(board)))
         has = torch.tensor(f.pixels[:,board.on] >= board.least)
         ids = label_set_ids(has, torch.tensor(f.phase) if phase else None)
         group = dict(clip=f.clip, video=f.video).get(exclude)
         want = positive_mask(ids, exclude=None if group is None else torch.tensor(group)).numpy()
-        assert ((np.array(got) == 'positive') == want).all()
+        assert ((np.array(got) == 'positive') == want).all() and kinds == sum(got, [])
+        in_clip = (want & (f.clip[:,None] == f.clip)).sum()
+        assert counts == dict(lonely=int((~want.any(1)).sum()), pairs=int(want.sum()), oneClip=int(in_clip))
         for anchor in range(0, 40, 7):
             board.anchor = anchor
             for row in board.pairs().itertuples(): assert got[anchor][row.frame] == row.kind
+
+def noise(n, seed=0): return list(np.random.default_rng(seed).integers(0, 256, (n, 45, 80, 3), dtype=np.uint8))
+
+@pytest.fixture(scope='module')
+def nets():
+    torch.manual_seed(0)
+    return {k: CWCLNet(recipe('demo', widths=(4,4,8,8,8), dim=16)).eval() for k in ('first', 'second')}
+
+@in_browser
+def test_the_page_weighs_as_the_loss_does(page, nets):
+    "From bytes, so that a cosine may be wrong by half a hundredth, and a weight by what that makes"
+    t = some(image=noise(40))
+    board = PairBoard(t, nets, batch=40)
+    script(page, 'rule', 'map')
+    f,m = board.shown,board.frames['maps']
+    embedded = np.frombuffer(board.embedded, np.int8)
+    assert embedded.size == 2*3*40*16
+    for net,scale,temp,exclude in ((0, 0, .07, 'none'), (1, 2, .3, 'clip'), (1, 1, 1., 'video')):
+        board.net,board.scale,board.temp,board.exclude = net,scale,temp,exclude
+        maps = dict(m, embedded=embedded.tolist())
+        got = page.evaluate("""({d, s, anchor}) => {
+            d.pixels = new Uint32Array(d.pixels)
+            const labels = rule.labelSets(d, s)
+            return rule.weights(d, s, labels, anchor, d.names.map((_, i) => i))
+        }""", dict(d=dict(board.frames, pixels=f.pixels.ravel().tolist(), maps=maps), s=now(board), anchor=board.anchor))
+        want = board.pairs().set_index('frame')
+        assert len(got) == (want.kind != 'out').sum() and [o['cosine'] for o in got] == sorted((o['cosine'] for o in got), reverse=True)
+        for o in got:
+            w = want.loc[o['frame']]
+            assert o['kind'] == w.kind and abs(o['cosine'] - w.cosine) < .01
+            assert abs(np.log(o['weight']/w.weight)) < .02/temp
+
+def test_weights_are_those_of_the_loss(nets):
+    board = PairBoard(some(image=noise(40)), nets, batch=40, net=1, scale=1, temp=.2, exclude='clip')
+    f,i = board.shown,board.anchor
+    has = torch.tensor(f.pixels[:,board.on] >= board.least)
+    same = positive_mask(label_set_ids(has))
+    alike = torch.tensor(f.clip[:,None] == f.clip)
+    loss = contrastive_loss(board.z[1,1], same & ~alike, .2, 'none', ignore=same & alike)[i]
+    got = board.pairs()
+    pos = got[got.kind == 'positive']
+    assert len(pos) and np.isclose(-np.log(pos.weight).mean(), loss.item(), atol=1e-6)
+    assert np.isclose(got.weight.sum(), 1) and (got.weight[got.kind == 'out'] == 0).all()
+
+def test_networks_of_one_kind(nets):
+    with pytest.raises(InputError, match='no pictures to embed'): PairBoard(some(), nets)
+    odd = dict(nets, third=CWCLNet(recipe('demo', widths=(4,4,8,8,8), dim=8)))
+    with pytest.raises(InputError, match='give networks of one kind'): PairBoard(some(image=noise(40)), odd)
+    one = PairBoard(some(4, image=noise(4)), nets['first'])
+    assert one.frames['maps']['nets'] == ['trained'] and 'maps' not in PairBoard(some()).frames
 
 @in_browser
 def test_a_click_makes_the_anchor_and_a_link_keeps_it(page):
@@ -127,6 +191,100 @@ def test_pictures_come_when_they_are_seen(page):
     tile = page.locator('.tile .picture').first
     assert 'blob:' in tile.evaluate('o => getComputedStyle(o).backgroundImage')
     assert page.evaluate("""() => document.documentElement.scrollWidth <= innerWidth""")
+
+def points(page): return page.evaluate("""() => { const c = document.querySelector('canvas.map'); return [c.clientWidth, c.clientHeight] }""")
+
+@in_browser
+def test_frames_are_chosen_on_the_map(page, nets):
+    board = PairBoard(some(30, c=6, image=noise(30)), nets, batch=12)
+    served(page, board.page())
+    canvas = page.locator('canvas.map')
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    corners = [(box['x'] + a*box['width'], box['y'] + b*box['height']) for a,b in ((.01, .01), (.99, .01), (.99, .99), (.01, .99))]
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for o in corners[1:]: page.mouse.move(*o, steps=4)
+    page.mouse.up()
+    page.get_by_role('button', name='make these 30 the batch').click()
+    assert page.locator('.sum').inner_text().startswith('30 frames')
+    assert page.locator('.tile.chosen').count() == page.locator('.tile').count()
+    page.get_by_role('button', name='choose none').click()
+    assert page.locator('.tile.chosen').count() == 0
+    canvas.focus()
+    before = page.locator('figure .picture').get_attribute('data-frame')
+    for k in ('ArrowRight', 'ArrowDown', 'ArrowLeft', 'ArrowUp'): page.keyboard.press(k)
+    page.keyboard.press('Space')
+    chosen = page.url.rsplit('_', 1)[1]
+    assert chosen.isdigit()
+    page.keyboard.press('Enter')
+    assert page.locator('figure .picture').get_attribute('data-frame') == chosen
+    page.get_by_label('network').press('ArrowRight')
+    page.locator('.embedding select').select_option('coarse')
+    assert 'second, coarse scale' in canvas.get_attribute('aria-label') and before is not None
+    url = page.url
+    page.goto('about:blank')
+    page.goto(url)
+    page.wait_for_selector('.cwcl-board .tile')
+    assert 'second, coarse scale' in page.locator('canvas.map').get_attribute('aria-label')
+
+@in_browser
+def test_nothing_serious_for_a_screen_reader(page, nets):
+    if not find_spec('axe_playwright_python'): pytest.skip('axe is not installed')
+    from axe_playwright_python.sync_playwright import Axe
+    body = '<main><h1>b</h1><h2>c</h2>' + PairBoard(some(30, c=6, image=noise(30)), nets, batch=12, chosen=[1, 2]).page() + '</main>'
+    for scheme in ('light', 'dark'):
+        page.emulate_media(color_scheme=scheme)
+        served(page, f'<html lang="en"><body>{body}</body></html>')
+        found = Axe().run(page).response['violations']
+        assert not [(o['id'], o['nodes'][0]['html'][:200], o['nodes'][0]['failureSummary']) for o in found]
+
+@in_browser
+def test_twenty_thousand_frames(page):
+    t = some(20_000, c=13)
+    board = PairBoard(t, batch=2_000)
+    page.goto('about:blank')
+    state = dict({k: getattr(board, k) for k in ('frames', 'anchor', 'batch', 'chosen')}, **now(board))
+    state.update(pixels=base64.b64encode(board.pixels).decode(), points='', embedded='')
+    script(page, 'rule', 'map', 'board')
+    page.evaluate("""state => {
+        document.body.innerHTML = '<div id="b"></div>'
+        rule.mount(new rule.Page(state, []), document.getElementById('b'))
+    }""", state)
+    counts = board.pairs().kind.value_counts()
+    for kind in ('positive', 'near', 'negative'):
+        assert page.locator(f'.group.{kind} .head').inner_text().split()[1] == str(counts.get(kind, 0))
+    page.locator('.group.negative .more').click()
+    assert page.locator('.group.negative .tile').count() == counts['negative']
+
+def test_what_an_audit_found_is_noted(tmp_path):
+    t = pd.DataFrame(dict(liver=[True, True], image=['a/f.png', 'a/g.png'], mask=['a/f_mask.png', '']))
+    found = pd.DataFrame([('a/f_mask.png', 'specks', 'blood: 3 pixels'), ('a', 'clip length', '1'), ('a/f.png', 'another', 'size')],
+        columns=['file', 'problem', 'value'])
+    board = PairBoard(t, findings=found)
+    assert board.frames['notes'] == {0: ['specks: blood: 3 pixels', 'another: size']}
+    assert board.picture(0).getcolors() == [(160*90, (0x88,)*3)]
+
+def test_columns_of_numbers():
+    t = pd.DataFrame(dict(a=[1, 0], b=[0, 1], c=[20, 3], d=['x', 'y'], e=[1, np.nan]))
+    assert board_frames(t, ['a', 'b']).pixels.tolist() == [[KNOWN, 0], [0, KNOWN]]
+    assert board_frames(t, ['a', 'c']).pixels.tolist() == [[1, 20], [0, 3]]
+    for bad in ('d', 'e', 'f'):
+        with pytest.raises(InputError, match=f"classes .*{bad}"): board_frames(t, ['a', bad])
+
+def test_frames_with_pixels(scenes):
+    t = scan(scenes)
+    board = PairBoard(t, classes=list(CLASSES.name), findings=audit(scenes))
+    assert board.frames['counted'] and '8 of Table 1' in board.frames['sets']
+    pool = PairBoard(table_frames(frame_table(scenes)[:5]))
+    assert len(pool.batch) == 5 and pool.frames['counted']
+
+def test_the_networks_of_the_kit():
+    nets = demo_networks()
+    assert list(nets) == ['untrained', 'trained'] and not any(o.training for o in nets.values())
+    kept = torch.get_rng_state()
+    demo_networks()
+    assert torch.equal(kept, torch.get_rng_state())
 
 def test_own_tables():
     with pytest.raises(InputError, match='0 classes'): board_frames(pd.DataFrame(dict(name=['a'])))

@@ -108,6 +108,7 @@ def board_works(page):
     board = page.locator('.cwcl-board')
     board.locator('.tile').first.wait_for()
     picture = "document.querySelector('.cwcl-board .tile .picture')"
+    board.locator('.tile').first.scroll_into_view_if_needed()
     page.wait_for_function(f"() => {picture}.style.backgroundImage.includes('blob:')")
     chosen = board.locator('.tile').first.get_attribute('data-frame')
     board.locator('.tile').first.click()
@@ -118,6 +119,16 @@ def board_works(page):
         if board.locator('.groups').inner_text() != before: return
         page.wait_for_timeout(100)
     raise AssertionError('no other batch was drawn')
+
+def map_works(page):
+    "A frame chosen on the map by keys is chosen, and a network and a scale can be taken"
+    canvas = page.locator('.cwcl-board canvas.map')
+    canvas.focus()
+    page.keyboard.press('ArrowDown')
+    page.keyboard.press('Space')
+    page.locator('.cwcl-board').get_by_role('button', name='make these 1 the batch').wait_for()
+    page.locator('.embedding select').select_option('fine')
+    assert 'fine scale' in canvas.get_attribute('aria-label')
 
 def lies_well(page, explorer):
     "Nothing sticks out of the window, and the picture is whole"
@@ -152,6 +163,7 @@ def test_jupyterlab(page, tmp_path):
             explorer.screenshot(path=tmp_path/f'{name}.png')
         moves(page, seen['pairs'], 'input[type=checkbox]')
         board_works(page)
+        map_works(page)
         page.locator('.cwcl-board').screenshot(path=tmp_path/'board.png')
         assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
 

@@ -47,8 +47,8 @@ LIVE = '<div id="live-board"></div>'
 def with_board(text):
     "Put the board of pairs where a page asks for it, with all that it needs"
     if LIVE not in text: return text
-    from cwcl.widgets.board import PairBoard # The drawn frames take a while
-    return text.replace(LIVE, PairBoard().page())
+    from cwcl.widgets.board import PairBoard, demo_networks # The drawn frames take a while
+    return text.replace(LIVE, PairBoard(None, demo_networks(), net=1, scale=2).page())
 
 def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
     os.chdir(root)

@@ -1,95 +1,7 @@
-// Positive pairs to touch: the rule, and the board that shows it.
-// One file for notebooks (through anywidget) and for the site (through `mount`); nothing is fetched.
+// The board that shows the rule. With `rule.js` and `map.js` before it, it is one script, for notebooks (through
+// anywidget) and for the site (through `mount`); nothing is fetched.
 
-// ---------------------------------------------------------------- the rule, `positive_mask` is its oracle
-
-export const KINDS = {
-  anchor: ['◎', 'anchor'], positive: ['●', 'positives'], near: ['▲', 'near misses'],
-  negative: ['■', 'negatives'], out: ['○', 'left out'],
-}
-
-/** Bits of the structures that each frame shows, `words` numbers for a frame. */
-export function labelSets(d, s) {
-  const n = d.names.length, c = d.classes.length, words = Math.ceil(c/32), sets = new Uint32Array(n*words)
-  const on = d.classes.map((_, k) => s.on.includes(k))
-  for (let i = 0; i < n; i++)
-    for (let k = 0; k < c; k++)
-      if (on[k] && d.pixels[i*c + k] >= s.least) sets[i*words + (k >> 5)] |= 1 << (k & 31)
-  return {sets, words}
-}
-
-/** Numbers of the structures in which two frames differ. */
-export function differing({sets, words}, i, j) {
-  const out = []
-  for (let w = 0; w < words; w++) {
-    let x = (sets[i*words + w] ^ sets[j*words + w]) >>> 0
-    while (x) { const low = x & -x; out.push(32*w + 31 - Math.clz32(low)); x ^= low }
-  }
-  return out
-}
-
-/** What frame `j` is to anchor `i`: a key of `KINDS`. */
-export function relation(d, s, labels, i, j) {
-  if (i === j) return 'anchor'
-  const apart = s.phase && (d.phase[i] !== d.phase[j] || d.phase[i] < 0)
-  let n = apart ? 1 : 0
-  for (let w = 0; w < labels.words && n < 2; w++) {
-    const x = labels.sets[i*labels.words + w] ^ labels.sets[j*labels.words + w]
-    if (x) n += x & (x - 1) ? 2 : 1
-  }
-  if (n) return n === 1 ? 'near' : 'negative'
-  const group = s.exclude === 'none' ? null : d[s.exclude]
-  return group && group[i] === group[j] ? 'out' : 'positive'
-}
-
-/** Groups of an anchor among the frames of a batch: kind to numbers of frames. */
-export function groups(d, s, labels, anchor, batch) {
-  const out = {positive: [], near: [], negative: [], out: []}
-  for (const j of batch) if (j !== anchor) out[relation(d, s, labels, anchor, j)].push(j)
-  return out
-}
-
-/** How many frames of a batch have no positive in it, and how many positive pairs are of one clip. */
-export function counts(d, s, labels, batch) {
-  let lonely = 0, pairs = 0, near = 0
-  for (const i of batch) {
-    let own = 0
-    for (const j of batch) {
-      if (relation(d, s, labels, i, j) !== 'positive') continue
-      own++
-      if (d.clip[i] === d.clip[j]) near++
-    }
-    pairs += own
-    if (!own) lonely++
-  }
-  return {lonely, pairs, oneClip: near}
-}
-
-/** Why frame `j` is what it is to anchor `i`, in words. */
-export function why(d, s, labels, i, j) {
-  const kind = relation(d, s, labels, i, j)
-  const said = differing(labels, i, j).map(k => {
-    const there = labels.sets[j*labels.words + (k >> 5)] >>> (k & 31) & 1
-    return `${there ? 'also' : 'no'} ${d.classes[k]}`
-  })
-  if (s.phase && i !== j) {
-    if (d.phase[i] < 0 || d.phase[j] < 0) said.push('phase unknown')
-    else if (d.phase[i] !== d.phase[j]) said.push(`phase ${d.phase[j]}`)
-  }
-  if (kind === 'out') said.push(`same ${s.exclude}`)
-  return said
-}
-
-/** What a frame shows, in words. */
-export function shows(d, s, labels, i) {
-  const own = d.classes.filter((_, k) => labels.sets[i*labels.words + (k >> 5)] >>> (k & 31) & 1)
-  const phase = d.phase[i] < 0 ? 'phase unknown' : `phase ${d.phase[i]}`
-  return `${own.length ? own.join(', ') : 'no structure'}${s.phase ? `; ${phase}` : ''}`
-}
-
-// ---------------------------------------------------------------- the board
-
-const HEAD = {class: 'head', role: 'heading', 'aria-level': 4}
+const HEAD = {class: 'head', role: 'heading', 'aria-level': 3}
 const LEASTS = [1, 4, 16, 64, 256, 1024]
 const SHOWN = 24                                    // Of a group, before "more"
 
@@ -106,14 +18,14 @@ const el = (tag, attrs = {}, ...children) => {
 
 /** What the page knows of the frames, from what the kernel or the site has sent. */
 function unpack(model) {
-  const f = model.get('frames'), b = model.get('pixels')
-  const raw = b.buffer ? b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength) : b
-  return {...f, pixels: new Uint32Array(raw)}
+  const f = model.get('frames')
+  const raw = k => { const b = model.get(k); return b.buffer ? b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength) : b }
+  const maps = f.maps && {...f.maps, points: new Float32Array(raw('points')), embedded: new Int8Array(raw('embedded'))}
+  return {...f, pixels: new Uint32Array(raw('pixels')), maps}
 }
 
-const settings = model => ({
-  on: model.get('on'), least: model.get('least'), phase: model.get('phase'), exclude: model.get('exclude'),
-})
+const SETTINGS = ['on', 'least', 'phase', 'exclude', 'net', 'scale', 'temp']
+const settings = model => Object.fromEntries(SETTINGS.map(k => [k, model.get(k)]))
 
 /** Pictures of frames: sheets of thumbnails, each asked for when one of its frames comes into sight. */
 class Sheets {
@@ -121,7 +33,15 @@ class Sheets {
     this.model = model; this.d = d; this.urls = new Map(); this.waiting = new Map()
     this.heard = (msg, buffers) => { if (msg.kind === 'sheet') this.arrive(msg.k, buffers[0]) }
     model.on('msg:custom', this.heard)
+    this.seen = new IntersectionObserver(found => {
+      for (const o of found) if (o.isIntersecting || !o.target.isConnected) {
+        this.seen.unobserve(o.target)
+        if (o.isIntersecting) this.paint(o.target, +o.target.dataset.frame)
+      }
+    }, {rootMargin: '300px'})
   }
+  /** Paint a frame when it comes into sight. */
+  watch(node) { this.seen.observe(node) }
   arrive(k, bytes) {
     if (this.urls.has(k)) return
     this.urls.set(k, URL.createObjectURL(new Blob([bytes], {type: 'image/jpeg'})))
@@ -145,6 +65,7 @@ class Sheets {
   }
   close() {
     this.model.off('msg:custom', this.heard)
+    this.seen.disconnect()
     for (const o of this.urls.values()) URL.revokeObjectURL(o)
   }
 }
@@ -187,28 +108,31 @@ function controls(model, d) {
 }
 
 /** The mask of the batch: a cell for each anchor and frame. */
-function maskView(model, d, tell) {
+function maskView(model, d, hands) {
   const canvas = el('canvas', {tabindex: 0, role: 'img', class: 'mask'})
-  let batch = [], at = [0, 0], kinds = []
-  const color = {}
+  let batch = [], at = [0, 0], found = new Uint8Array(0)
   const paint = () => {
-    const n = batch.length, style = getComputedStyle(canvas), image = new ImageData(n, n)
-    for (const k of Object.keys(KINDS)) color[k] = rgb(style.getPropertyValue(`--${k}`))
-    kinds.forEach((k, o) => image.data.set([...color[k], k === 'near' ? 110 : 255], 4*o))
+    const n = batch.length, style = getComputedStyle(canvas), image = new ImageData(n, n), chosen = new Set(model.get('chosen'))
+    const color = Object.keys(KINDS).map(k => [...rgb(style.getPropertyValue(`--${k}`)), k === 'near' ? 110 : 255])
+    const ink = rgb(style.getPropertyValue('--focus')), mixed = color.map(c => [0, 1, 2].map(k => (c[k] + ink[k])/2).concat(255))
+    const word = c => new Uint32Array(Uint8ClampedArray.from(c).buffer)[0], plain = color.map(word), tinted = mixed.map(word)
+    const cells = new Uint32Array(image.data.buffer), lit = batch.map(i => chosen.has(i))
+    for (let i = 0, k = 0; i < n; i++) for (let j = 0; j < n; j++, k++) cells[k] = (lit[i] || lit[j] ? tinted : plain)[found[k]]
     canvas.width = canvas.height = n
     canvas.getContext('2d').putImageData(image, 0, 0)
   }
   const refresh = (s, labels) => {
-    const key = i => labels.sets.slice(i*labels.words, (i+1)*labels.words).reverse().join() + (s.phase ? ` ${d.phase[i]}` : '')
-    const keys = new Map(model.get('batch').map(i => [i, key(i)]))
-    batch = [...keys.keys()].sort((i, j) => keys.get(i) < keys.get(j) ? -1 : keys.get(i) > keys.get(j) ? 1 : i - j)
-    kinds = batch.flatMap(i => batch.map(j => relation(d, s, labels, i, j)))
+    const {ids} = setNumbers(d, s, labels, model.get('batch')), text = new Map()
+    model.get('batch').forEach((i, k) => text.set(i, [...labels.sets.slice(i*labels.words, (i+1)*labels.words)].reverse()
+      .map(o => String(o).padStart(10, '0')).join() + (s.phase ? ` ${String(d.phase[i] + 1).padStart(3, '0')}` : '') + ` ${ids[k]}`))
+    batch = [...text.keys()].sort((i, j) => text.get(i) < text.get(j) ? -1 : text.get(i) > text.get(j) ? 1 : i - j)
+    found = kinds(d, s, labels, batch)
     paint()
   }
   const point = (row, column, choose) => {
     at = [row, column].map(o => Math.min(Math.max(o, 0), batch.length - 1))
-    tell(batch[at[0]], batch[at[1]])
-    if (choose) { model.set('anchor', batch[at[0]]); model.save_changes() }
+    hands.tell(batch[at[0]], batch[at[1]])
+    if (choose) hands.anchor(batch[at[0]])
   }
   const cell = e => [e.offsetY/canvas.clientHeight, e.offsetX/canvas.clientWidth].map(o => Math.floor(o*batch.length))
   canvas.addEventListener('pointermove', e => point(...cell(e), false))
@@ -228,22 +152,33 @@ const rgb = text => {
   return [n >> 16, n >> 8 & 255, n & 255]
 }
 
-/** A group of frames: a heading, and a button for each frame, which makes it the anchor. */
-function groupView(model, d, kind, sheets, tell) {
+/** Buttons of frames, made once: a click makes the frame the anchor. */
+function tiles(model, d, hands) {
+  const made = new Map()
+  const make = i => {
+    const picture = el('span', {class: 'picture', 'data-frame': i}), why = el('span', {class: 'why'}), notes = d.notes[i]
+    hands.sheets.watch(picture)
+    const tell = () => hands.tell(model.get('anchor'), i)
+    const node = el('button', {type: 'button', class: 'tile', 'data-frame': i, onclick: () => hands.anchor(i), onpointerenter: tell,
+      onfocus: tell}, picture, el('span', {class: 'name'}, d.names[i]), why,
+    notes ? el('span', {class: 'note'}, `⚠ ${notes.join('; ')}`) : null)
+    return {node, why}
+  }
+  return (i, words) => {
+    if (!made.has(i)) made.set(i, make(i))
+    const {node, why} = made.get(i), said = words.length > 2 ? [words[0], `and ${words.length - 1} more`] : words
+    if (why.textContent !== said.join(', ')) why.textContent = said.join(', ')
+    return node
+  }
+}
+
+/** A group of frames: a heading, and a button for each frame. */
+function groupView(model, d, kind, tile) {
   const [sign, name] = KINDS[kind]
   const head = el('div', HEAD), list = el('div', {class: 'tiles', role: 'group'}), more = el('button', {type: 'button', class: 'more'})
   const node = el('section', {class: `group ${kind}`}, head, list, more)
   let all = false, last = null
   more.addEventListener('click', () => { all = !all; refresh(...last) })
-  const tile = (i, words) => {
-    const picture = el('span', {class: 'picture', 'data-frame': i})
-    sheets.paint(picture, i)
-    const choose = () => { model.set('anchor', i); model.save_changes() }
-    const said = words.length > 2 ? [words[0], `and ${words.length - 1} more`] : words
-    return el('button', {type: 'button', class: 'tile', 'data-frame': i, onclick: choose,
-      onpointerenter: () => tell(model.get('anchor'), i), onfocus: () => tell(model.get('anchor'), i)},
-      picture, el('span', {class: 'name'}, d.names[i]), el('span', {class: 'why'}, said.join(', ')))
-  }
   const refresh = (s, labels, found) => {
     last = [s, labels, found]
     head.textContent = `${sign} ${found.length} ${name}`
@@ -266,55 +201,88 @@ function arrows(e) {
   e.preventDefault()
 }
 
-/** Put a board into an element. Returns what takes it away again. */
-export function mount(model, root) {
-  const d = unpack(model), sheets = new Sheets(model, d)
-  const say = el('p', {class: 'say', 'aria-live': 'polite'}), sum = el('p', {class: 'sum', role: 'status'})
-  let labels, s
-  const tell = (i, j) => {
+/** The anchor with its picture, the mask, and a sentence on the pair under the pointer. */
+function sideView(model, d, hands) {
+  const picture = el('span', {class: 'picture'}), caption = el('figcaption'), mask = maskView(model, d, hands)
+  const say = el('p', {class: 'say', 'aria-live': 'polite'})
+  let chosen
+  const node = el('div', {class: 'side'}, el('div', HEAD, '◎ anchor'), el('figure', {class: 'anchor'}, picture, caption),
+    el('div', HEAD, 'each frame with each, sorted by what they show'), mask.node,
+    el('p', {class: 'key'}, ...['positive', 'near', 'negative'].map(k => el('span', {class: k}, `${KINDS[k][0]} ${KINDS[k][1]}`))), say)
+  const refresh = (s, labels, same) => {
+    const i = model.get('anchor'), n = model.get('batch').length, notes = d.notes[i]
+    picture.dataset.frame = i
+    hands.sheets.paint(picture, i)
+    caption.textContent = `${d.names[i]} shows ${shows(d, s, labels, i)}` + (notes ? ` ⚠ ${notes.join('; ')}` : '')
+    mask.node.setAttribute('aria-label', `Mask of ${n} frames; arrow keys move, Enter makes the row the anchor`)
+    if (!same) mask.refresh(s, labels)
+    else if (chosen !== model.get('chosen')) mask.paint()
+    chosen = model.get('chosen')
+  }
+  const tell = (s, labels, i, j) => {
     const kind = relation(d, s, labels, i, j), words = why(d, s, labels, i, j)
     const head = i === j ? `${d.names[i]}: ` : `${d.names[i]} and ${d.names[j]}: `
     say.textContent = head + (i === j ? shows(d, s, labels, i)
       : kind === 'positive' ? `positives, both show ${shows(d, s, labels, i)}` : `${KINDS[kind][1].replace(/s$/, '')}: ${words.join(', ')}`)
-    for (const o of root.querySelectorAll('.tile')) o.classList.toggle('hot', +o.dataset.frame === j)
   }
-  const bar = controls(model, d), mask = maskView(model, d, tell)
-  const picture = el('span', {class: 'picture'}), caption = el('figcaption')
-  const anchor = el('figure', {class: 'anchor'}, picture, caption)
-  const kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, sheets, tell)])
+  return {node, refresh, tell, paint: mask.paint}
+}
+
+/** Counts of a batch, in a sentence. */
+function summed({lonely, pairs, oneClip}, n) {
+  const near = pairs ? `, ${Math.round(100*oneClip/pairs)} % of them in one clip` : ''
+  return `${n} frames: ${lonely} lonely anchor${lonely === 1 ? '' : 's'} (${Math.round(100*lonely/n)} %), ${pairs/2} positive pairs${near}`
+}
+
+/** Put a board into an element. Returns what takes it away again. */
+export function mount(model, root) {
+  const d = unpack(model), hands = {sheets: new Sheets(model, d)}
+  const put = traits => { for (const [k, v] of Object.entries(traits)) model.set(k, v); model.save_changes() }
+  let labels, s, key, drawn
+  hands.anchor = i => put(model.get('batch').includes(i) ? {anchor: i} : {anchor: i, batch: [...model.get('batch'), i]})
+  hands.choose = chosen => put({chosen})
+  hands.batch = batch => put({batch, anchor: batch.includes(model.get('anchor')) ? model.get('anchor') : batch[0]})
+  hands.tell = (i, j) => {
+    side.tell(s, labels, i, j)
+    for (const o of root.querySelectorAll('.tile.hot')) o.classList.remove('hot')
+    root.querySelector(`.tile[data-frame="${j}"]`)?.classList.add('hot')
+    maps?.heat(j)
+  }
+  const bar = controls(model, d), side = sideView(model, d, hands), maps = d.maps ? embeddingView(model, d, hands) : null
+  const sum = el('p', {class: 'sum', role: 'status'})
+  const tile = tiles(model, d, hands), kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, tile)])
   const lists = el('div', {class: 'groups', onkeydown: arrows}, ...kinds.map(o => o[1].node))
-  const side = el('div', {class: 'side'}, el('div', HEAD, '◎ anchor'), anchor, el('div', HEAD, 'each frame with each, sorted by what they show'),
-    mask.node, el('p', {class: 'key'}, ...['positive', 'near', 'negative'].map(k => el('span', {class: k}, `${KINDS[k][0]} ${KINDS[k][1]}`))), say)
   root.classList.add('cwcl-board')
-  root.append(bar.node, sum, el('div', {class: 'main'}, side, lists))
+  root.append(bar.node, sum, el('div', {class: 'main'}, side.node, el('div', {class: 'wide'}, maps?.node, lists)))
   const refresh = () => {
     s = settings(model)
-    labels = labelSets(d, s)
-    const i = model.get('anchor'), batch = model.get('batch')
-    const chosen = document.activeElement?.matches('.tile') && root.contains(document.activeElement)
-    const found = groups(d, s, labels, i, batch), c = counts(d, s, labels, batch)
+    if (key !== `${s.on} ${s.least}`) [key, labels] = [`${s.on} ${s.least}`, labelSets(d, s)]
+    const i = model.get('anchor'), batch = model.get('batch'), chosen = new Set(model.get('chosen'))
+    const focused = document.activeElement?.matches('.tile') && root.contains(document.activeElement)
+    const found = groups(d, s, labels, i, batch)
     bar.refresh()
-    picture.dataset.frame = i
-    sheets.paint(picture, i)
-    caption.textContent = `${d.names[i]} shows ${shows(d, s, labels, i)}`
+    const same = drawn && drawn.batch === batch && ['phase', 'exclude'].every(k => drawn[k] === s[k]) && drawn.labels === labels
+    if (!same) sum.textContent = summed(counts(d, s, labels, batch), batch.length)
+    side.refresh(s, labels, same)
+    drawn = {...s, batch, labels}
     for (const [k, view] of kinds) view.refresh(s, labels, found[k])
-    mask.refresh(s, labels)
-    mask.node.setAttribute('aria-label', `Mask of ${batch.length} frames; arrow keys move, Enter makes the row the anchor`)
-    sum.textContent = `${batch.length} frames: ${c.lonely} lonely anchor${c.lonely === 1 ? '' : 's'} `
-      + `(${Math.round(100*c.lonely/batch.length)} %), ${c.pairs/2} positive pairs`
-      + (c.pairs ? `, ${Math.round(100*c.oneClip/c.pairs)} % of them in one clip` : '')
-    tell(i, i)
-    if (chosen) root.querySelector('.tile')?.focus({preventScroll: true})
+    for (const o of root.querySelectorAll('.tile')) o.classList.toggle('chosen', chosen.has(+o.dataset.frame))
+    maps?.refresh(s, labels)
+    hands.tell(i, i)
+    if (focused) root.querySelector('.tile')?.focus({preventScroll: true})
   }
-  const traits = ['anchor', 'batch', 'on', 'least', 'phase', 'exclude'].map(k => `change:${k}`)
-  for (const o of traits) model.on(o, refresh)
-  const dark = matchMedia('(prefers-color-scheme: dark)')
-  dark.addEventListener('change', mask.paint)
+  let waiting = false // Several traits that change at once are drawn once
+  const soon = () => { if (!waiting) { waiting = true; queueMicrotask(() => { waiting = false; refresh() }) } }
+  const traits = ['anchor', 'batch', 'chosen', ...SETTINGS].map(k => `change:${k}`)
+  for (const o of traits) model.on(o, soon)
+  const paint = () => { side.paint(); maps?.paint() }, dark = matchMedia('(prefers-color-scheme: dark)')
+  dark.addEventListener('change', paint)
   refresh()
   return () => {
-    for (const o of traits) model.off(o, refresh)
-    dark.removeEventListener('change', mask.paint)
-    sheets.close()
+    for (const o of traits) model.off(o, soon)
+    dark.removeEventListener('change', paint)
+    hands.sheets.close()
+    maps?.close()
     root.replaceChildren()
   }
 }
@@ -328,7 +296,8 @@ const bytes = text => Uint8Array.from(atob(text), o => o.charCodeAt(0))
 /** What a kernel is to the board, in a page: a state, who listens, and sheets that the page holds. */
 export class Page {
   constructor(state, sheets, name = '') {
-    this.state = {...state, pixels: bytes(state.pixels)}; this.sheets = sheets; this.name = name; this.heard = new Map()
+    this.state = {...state, pixels: bytes(state.pixels), points: bytes(state.points), embedded: bytes(state.embedded)}
+    Object.assign(this, {sheets, name, heard: new Map()})
     if (name) this.read(new URLSearchParams(location.hash.slice(1)).get(name))
   }
   get(k) { return this.state[k] }
@@ -338,19 +307,21 @@ export class Page {
   /** Keep the state in the address, so that it can be sent to others. */
   save_changes() {
     if (!this.name) return
-    const {anchor, batch, on, least, phase, exclude} = this.state
-    const all = new URLSearchParams(location.hash.slice(1))
-    all.set(this.name, [anchor, least, +phase, exclude, on.join('.'), batch.join('.')].join('_'))
+    const {anchor, batch, on, least, phase, exclude, net, scale, temp, chosen} = this.state
+    const all = new URLSearchParams(location.hash.slice(1)), list = o => o.join('.')
+    all.set(this.name, [anchor, least, +phase, exclude, list(on), list(batch), net, scale, temp, list(chosen)].join('_'))
     history.replaceState(null, '', `#${all}`)
   }
   read(text) {
-    const [anchor, least, phase, exclude, on, batch] = (text || '').split('_')
+    const [anchor, least, phase, exclude, on, batch, net, scale, temp, chosen] = (text || '').split('_')
     if (batch === undefined) return
-    const numbers = o => o ? o.split('.').map(Number) : [], n = this.state.frames.names.length
-    const known = [...numbers(batch), +anchor].every(o => Number.isInteger(o) && 0 <= o && o < n)
-    if (!known || !['none', 'clip', 'video'].includes(exclude)) return
-    Object.assign(this.state, {anchor: +anchor, least: +least || 1, phase: phase === '1', exclude,
-      on: numbers(on).filter(o => o < this.state.frames.classes.length), batch: numbers(batch)})
+    const {frames} = this.state, n = frames.names.length, maps = frames.maps || {nets: [0], scales: [0]}
+    const numbers = o => o ? o.split('.').map(Number) : [], below = most => o => Number.isInteger(o) && 0 <= o && o < most
+    if (![...numbers(batch), +anchor].every(below(n)) || !['none', 'clip', 'video'].includes(exclude)) return
+    const one = (o, most) => below(most)(+o) ? +o : 0
+    Object.assign(this.state, {anchor: +anchor, least: +least || 1, phase: phase === '1', exclude, batch: numbers(batch),
+      on: numbers(on).filter(below(frames.classes.length)), net: one(net, maps.nets.length), scale: one(scale, maps.scales.length),
+      temp: +temp >= .01 && +temp <= 1 ? +temp : this.state.temp, chosen: numbers(chosen).filter(below(n))})
   }
   send({kind, k}) {
     if (kind === 'sheet') queueMicrotask(() => {

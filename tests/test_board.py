@@ -4,11 +4,13 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
 pytest.importorskip('anywidget')
 from cwcl import widgets
 from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import CLASSES
+from cwcl.data.own import own_table
 from cwcl.pairs import label_set_ids, positive_mask
 from cwcl.core import recipe
 from cwcl.data.cholec import audit
@@ -40,7 +42,7 @@ def change(board, phase, exclude, some_off):
 @pytest.mark.parametrize('phase,exclude,off', SETTINGS)
 def test_pairs_by_a_loop(phase, exclude, off):
     t = some()
-    board = PairBoard(t, batch=30, seed=1)
+    board = PairBoard(t, size=30, seed=1)
     change(board, phase, exclude, off)
     on = [board.shown.classes[k] for k in board.on]
     a = t.iloc[board.anchor]
@@ -71,7 +73,7 @@ def now(board): return {k: getattr(board, k) for k in ('on', 'least', 'phase', '
 
 @in_browser
 def test_the_rule_in_the_page_is_that_of_the_kit(page):
-    board = PairBoard(some(), batch=40)
+    board = PairBoard(some(), size=40)
     script(page, 'rule')
     f = board.shown
     for phase,exclude,off in SETTINGS:
@@ -104,7 +106,7 @@ def nets():
 def test_the_page_weighs_as_the_loss_does(page, nets):
     "From bytes, so that a cosine may be wrong by half a hundredth, and a weight by what that makes"
     t = some(image=noise(40))
-    board = PairBoard(t, nets, batch=40)
+    board = PairBoard(t, nets, size=40)
     script(page, 'rule', 'map')
     f,m = board.shown,board.frames['maps']
     embedded = np.frombuffer(board.embedded, np.int8)
@@ -125,7 +127,7 @@ def test_the_page_weighs_as_the_loss_does(page, nets):
             assert abs(np.log(o['weight']/w.weight)) < .02/temp
 
 def test_weights_are_those_of_the_loss(nets):
-    board = PairBoard(some(image=noise(40)), nets, batch=40, net=1, scale=1, temp=.2, exclude='clip')
+    board = PairBoard(some(image=noise(40)), nets, size=40, net=1, scale=1, temp=.2, exclude='clip')
     f,i = board.shown,board.anchor
     has = torch.tensor(f.pixels[:,board.on] >= board.least)
     same = positive_mask(label_set_ids(has))
@@ -145,7 +147,7 @@ def test_networks_of_one_kind(nets):
 
 @in_browser
 def test_a_click_makes_the_anchor_and_a_link_keeps_it(page):
-    board = PairBoard(some(c=6), batch=20)
+    board = PairBoard(some(c=6), size=20)
     served(page, board.page())
     first = page.locator('.tile').first
     i = int(first.get_attribute('data-frame'))
@@ -168,11 +170,11 @@ def test_a_click_makes_the_anchor_and_a_link_keeps_it(page):
     page.goto('about:blank')
     page.goto(url.split('#')[0] + '#board=99_1_0_none_0_0.1')
     page.wait_for_selector('.cwcl-board .tile')
-    assert page.locator('figure .picture').get_attribute('data-frame') == str(PairBoard(some(c=6), batch=20).anchor)
+    assert page.locator('figure .picture').get_attribute('data-frame') == str(PairBoard(some(c=6), size=20).anchor)
 
 @in_browser
 def test_keys_reach_everything(page):
-    served(page, PairBoard(some(c=6), batch=20).page())
+    served(page, PairBoard(some(c=6), size=20).page())
     page.locator('.tile').first.focus()
     page.keyboard.press('ArrowRight')
     at = page.evaluate("+document.activeElement.dataset.frame")
@@ -187,7 +189,7 @@ def test_keys_reach_everything(page):
 
 @in_browser
 def test_pictures_come_when_they_are_seen(page):
-    served(page, PairBoard(batch=12).page())
+    served(page, PairBoard(size=12).page())
     tile = page.locator('.tile .picture').first
     assert 'blob:' in tile.evaluate('o => getComputedStyle(o).backgroundImage')
     assert page.evaluate("""() => document.documentElement.scrollWidth <= innerWidth""")
@@ -196,7 +198,7 @@ def points(page): return page.evaluate("""() => { const c = document.querySelect
 
 @in_browser
 def test_frames_are_chosen_on_the_map(page, nets):
-    board = PairBoard(some(30, c=6, image=noise(30)), nets, batch=12)
+    board = PairBoard(some(30, c=6, image=noise(30)), nets, size=12)
     served(page, board.page())
     canvas = page.locator('canvas.map')
     canvas.scroll_into_view_if_needed()
@@ -232,17 +234,18 @@ def test_frames_are_chosen_on_the_map(page, nets):
 def test_nothing_serious_for_a_screen_reader(page, nets):
     if not find_spec('axe_playwright_python'): pytest.skip('axe is not installed')
     from axe_playwright_python.sync_playwright import Axe
-    body = '<main><h1>b</h1><h2>c</h2>' + PairBoard(some(30, c=6, image=noise(30)), nets, batch=12, chosen=[1, 2]).page() + '</main>'
+    body = '<main><h1>b</h1><h2>c</h2>' + PairBoard(some(30, c=6, image=noise(30)), nets, size=12, chosen=[1, 2]).page() + '</main>'
     for scheme in ('light', 'dark'):
         page.emulate_media(color_scheme=scheme)
         served(page, f'<html lang="en"><body>{body}</body></html>')
+        page.locator('summary').click()
         found = Axe().run(page).response['violations']
         assert not [(o['id'], o['nodes'][0]['html'][:200], o['nodes'][0]['failureSummary']) for o in found]
 
 @in_browser
 def test_twenty_thousand_frames(page):
     t = some(20_000, c=13)
-    board = PairBoard(t, batch=2_000)
+    board = PairBoard(t, size=2_000)
     page.goto('about:blank')
     state = dict({k: getattr(board, k) for k in ('frames', 'anchor', 'batch', 'chosen')}, **now(board))
     state.update(pixels=base64.b64encode(board.pixels).decode(), points='', embedded='')
@@ -279,6 +282,33 @@ def test_frames_with_pixels(scenes):
     pool = PairBoard(table_frames(frame_table(scenes)[:5]))
     assert len(pool.batch) == 5 and pool.frames['counted']
 
+def test_the_real_label_sets(real):
+    "8080 rows: what the board counts for an anchor is what the table says"
+    t = pd.read_csv(real/'facts'/'cholecseg8k_frames.csv')
+    percent = [k for k in t if k.endswith('_pct') and k != 'unlabeled_pct']
+    board = PairBoard(t, classes=percent, size=2_000, least=1)
+    assert len(board.shown.names) == 8080 and board.shown.names[0] == 'video01 80' and board.frames['counted']
+    has = t[percent] >= 1
+    same = (has.iloc[board.batch] == has.iloc[board.anchor]).all(axis=1).sum() - 1
+    assert (board.pairs().kind == 'positive').sum() == same > 0
+
+def test_the_real_frames(real):
+    t = frame_table(real/'cholecseg8k', real/'cholec80')
+    board = PairBoard(t, demo_networks(), findings=audit(real/'cholecseg8k', real/'cholec80'))
+    assert len(board.picture(0).getcolors(160*90)) > 1000 and board.z.shape == (2, 3, len(t), 64)
+    assert len(board.pairs()) == len(t) - 1
+
+def test_own_frames_of_thirty_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ('frames', 'masks'): (tmp_path/folder).mkdir()
+    for k in range(6):
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path/'frames'/f'{k}.png')
+        Image.fromarray(np.kron(rng.choice(30, (4, 6)), np.ones((10, 10))).astype(np.uint8)).save(tmp_path/'masks'/f'{k}.png')
+    (tmp_path/'classes.csv').write_text('value,name\n' + '\n'.join(f'{k},part {k}' for k in range(30)))
+    board = PairBoard(own_table(tmp_path/'frames', tmp_path/'masks', tmp_path/'classes.csv'))
+    assert len(board.shown.classes) == 30 and len(board.pairs()) == 5 and len(board.on) == 30
+    assert board.picture(0).getcolors(1) is None
+
 def test_the_networks_of_the_kit():
     nets = demo_networks()
     assert list(nets) == ['untrained', 'trained'] and not any(o.training for o in nets.values())
@@ -296,12 +326,12 @@ def test_own_tables():
 
 def test_frames_on_disk(scenes):
     t = frame_table(scenes)
-    board = PairBoard(t, batch=30)
+    board = PairBoard(t, size=30)
     assert board.shown.classes == list(CLASSES.name) and board.frames['sets']['8 of Table 1'] == PairBoard().on
     sent = []
     board.send = lambda message, buffers: sent.append((message, buffers))
     board._answer(board, dict(kind='sheet', k=0), [])
-    assert sent[0][0] == dict(kind='sheet', k=0) and sent[0][1][0][:2] == b'\xff\xd8'
+    assert sent[0][0] == dict(kind='sheet', k=0) and sent[0][1][0][8:12] == b'WEBP'
     old = board.batch
     board._answer(board, dict(kind='draw'), [])
     assert board.batch != old and board.anchor in board.batch

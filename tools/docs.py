@@ -42,13 +42,18 @@ def without_imports(css):
     "Drop what a style sheet would fetch from elsewhere"
     return re.sub(r'@import\s+url\(["\']?https?:[^)]*\);?', '', css)
 
-LIVE = '<div id="live-board"></div>'
+LIVE = '<div id="live-{}"></div>' # `board` with a map of embeddings, `pairs` without
 
 def with_board(text):
     "Put the board of pairs where a page asks for it, with all that it needs"
-    if LIVE not in text: return text
+    for name in ('board', 'pairs'):
+        if LIVE.format(name) in text: text = text.replace(LIVE.format(name), board_page(name))
+    return text
+
+def board_page(name):
     from cwcl.widgets.board import PairBoard, demo_networks # The drawn frames take a while
-    return text.replace(LIVE, PairBoard(None, demo_networks(), net=1, scale=2).page())
+    if name == 'pairs': return PairBoard(size=40).page(name)
+    return PairBoard(None, demo_networks(), net=1, scale=2).page(name)
 
 def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
     os.chdir(root)

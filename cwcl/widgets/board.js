@@ -44,7 +44,7 @@ class Sheets {
   watch(node) { this.seen.observe(node) }
   arrive(k, bytes) {
     if (this.urls.has(k)) return
-    this.urls.set(k, URL.createObjectURL(new Blob([bytes], {type: 'image/jpeg'})))
+    this.urls.set(k, URL.createObjectURL(new Blob([bytes], {type: 'image/webp'})))
     for (const node of this.waiting.get(k) || []) this.paint(node, +node.dataset.frame)
     this.waiting.delete(k)
   }
@@ -70,6 +70,22 @@ class Sheets {
   }
 }
 
+/** What the words mean, for who sees a board for the first time. */
+function help(d) {
+  const row = (kind, text) => el('li', {class: kind}, el('b', {}, `${KINDS[kind][0]} ${KINDS[kind][1]}`), ` ${text}`)
+  return el('details', {class: 'help'}, el('summary', {}, 'How to read this board'), el('ul', {},
+    row('anchor', 'is the frame that all others are compared with. Click another one, and it is the anchor.'),
+    row('positive', `show exactly the same structures${d.phased ? ', and if the phase counts are of the same phase of the operation' : ''}. `
+      + 'Training pulls them together.'),
+    row('near', `differ in one thing, which is written below them. Training pushes them away, like all that are no positives.`),
+    row('negative', 'differ in more.'),
+    row('out', 'would be positives, but are too much like the anchor: frames of one clip, or of one video, if you choose so.')),
+  el('p', {}, 'A frame without a single positive in the batch is a ', el('b', {}, 'lonely anchor'), ': nothing can be pulled to it, so the '
+    + 'contrastive loss learns nothing from it as an anchor. The more structures count, and the smaller the batch, the more anchors '
+    + `are lonely.${d.phased ? ' The phase counts as one more thing in which frames can differ: it keeps apart frames that look alike but belong '
+      + 'to different steps of the operation, and it makes more anchors lonely.' : ''}`))
+}
+
 /** Controls above the board. Each writes a trait of the model. */
 function controls(model, d) {
   const put = (k, v) => { model.set(k, v); model.save_changes() }
@@ -88,7 +104,7 @@ function controls(model, d) {
     el('option', {value: 'none'}, 'no frame'), el('option', {value: 'clip'}, 'frames of its clip'),
     el('option', {value: 'video'}, 'frames of its video'))
   const again = el('button', {type: 'button', class: 'again', onclick: () => model.send({kind: 'draw'})}, 'another batch')
-  const node = el('div', {class: 'bar'},
+  const node = el('div', {class: 'bar'}, help(d),
     el('fieldset', {}, el('legend', {}, 'Structures that count'), el('div', {class: 'chips'}, ...chips)),
     el('label', {}, 'class set ', sets),
     d.counted ? el('label', {}, 'a structure needs ', least, said) : null,

@@ -140,11 +140,11 @@ def _facts(f, tile): # `BoardFrames`, (width, height) of a thumbnail -> what JSO
 class PairBoard(BoardState):
     "Frames of a batch, sorted by what they are to an anchor"
     tile = 160,90 # Pixels of a thumbnail
-    quality = 60 # Of the picture that stays in a notebook
+    quality,kept = 60,4 # Of the picture that stays in a notebook: JPEG, frames of each kind
     def __init__(self,
         table=None, # As for `board_frames`
         learn=None, # Learner or `CWCLNet` whose embeddings are shown, or several by name, the earliest first
-        batch:int=60, # Frames to show
+        size:int=60, # Frames of a batch
         seed:int=0, # Of the draw
         classes:list|None=None, # As for `board_frames`
         findings=None, # From `audit`
@@ -157,7 +157,7 @@ class PairBoard(BoardState):
         if learn is not None: self.embed(_networks(learn), sent)
         sent['on'] = next(iter(sent['frames']['sets'].values()))
         super().__init__(**sent | kwargs)
-        self.size = min(batch, len(f.names))
+        self.size = min(size, len(f.names))
         if not self.batch: self.draw()
         self.on_msg(self._answer)
 
@@ -202,14 +202,14 @@ def picture(self:PairBoard,
 @patch
 def sheet(self:PairBoard,
     k:int, # Of which hundred frames
-)->bytes: # JPEG
+)->bytes: # WebP
     "Put pictures of a hundred frames on one sheet"
     w,h,columns,size = self.frames['tile']
     frames = range(len(self.shown.names))[k*size:(k+1)*size]
     sheet = Image.new('RGB', (w*columns, h*-(-max(len(frames), 1)//columns)), '#888')
     for at,i in enumerate(frames): sheet.paste(self.picture(i), (at%columns*w, at//columns*h))
     file = io.BytesIO()
-    sheet.save(file, 'JPEG', quality=80)
+    sheet.save(file, 'WEBP', quality=75)
     return file.getvalue()
 
 # %% ../../nbs/60d_widgets.board.ipynb #e21cd032
@@ -223,9 +223,10 @@ COLORS = dict(anchor='#1b1b1b', positive='#009e73', near='#e69f00', negative='#d
 
 @patch
 def still(self:PairBoard,
-    n:int=4, # Frames of each kind
+    n:int|None=None, # Frames of each kind; `kept` of them if `None`
 )->Image.Image:
     "Draw the anchor, and below it a row for each kind"
+    n = n or self.kept
     w,h = self.tile
     found = self.pairs()
     rows = dict(anchor=[self.anchor], **{k: found.frame[found.kind == k][:n].tolist() for k in list(COLORS)[1:]})

@@ -302,10 +302,10 @@ def test_own_frames_of_thirty_classes(tmp_path):
     rng = np.random.default_rng(0)
     for folder in ('frames', 'masks'): (tmp_path/folder).mkdir()
     for k in range(6):
-        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path/'frames'/f'{k}.png')
-        Image.fromarray(np.kron(rng.choice(30, (4, 6)), np.ones((10, 10))).astype(np.uint8)).save(tmp_path/'masks'/f'{k}.png')
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path/'frames'/f'a_{k}.png')
+        Image.fromarray(np.kron(rng.choice(30, (4, 6)), np.ones((10, 10))).astype(np.uint8)).save(tmp_path/'masks'/f'a_{k}.png')
     (tmp_path/'classes.csv').write_text('value,name\n' + '\n'.join(f'{k},part {k}' for k in range(30)))
-    board = PairBoard(own_table(tmp_path/'frames', tmp_path/'masks', tmp_path/'classes.csv'))
+    board = PairBoard(own_table(tmp_path/'frames', tmp_path/'masks', tmp_path/'classes.csv', '(.*)_'))
     assert len(board.shown.classes) == 30 and len(board.pairs()) == 5 and len(board.on) == 30
     assert board.picture(0).getcolors(1) is None
 

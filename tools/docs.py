@@ -43,6 +43,7 @@ def without_imports(css):
     return re.sub(r'@import\s+url\(["\']?https?:[^)]*\);?', '', css)
 
 LIVE = '<div id="live-{}"></div>' # `board` with a map of embeddings, `pairs` without
+FIRST = 34 # An anchor that has positives, and none if the phase counts
 
 def with_board(text):
     "Put the board of pairs where a page asks for it, with all that it needs"
@@ -52,8 +53,8 @@ def with_board(text):
 
 def board_page(name):
     from cwcl.widgets.board import PairBoard, demo_networks # The drawn frames take a while
-    if name == 'pairs': return PairBoard(size=40).page(name)
-    return PairBoard(None, demo_networks(), net=1, scale=2).page(name)
+    if name == 'pairs': return PairBoard(size=40, anchor=FIRST).page(name)
+    return PairBoard(None, demo_networks(), anchor=FIRST, net=1, scale=2).page(name)
 
 def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
     os.chdir(root)

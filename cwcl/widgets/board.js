@@ -3,7 +3,7 @@
 
 const HEAD = {class: 'head', role: 'heading', 'aria-level': 3}
 const LEASTS = [1, 4, 16, 64, 256, 1024]
-const SHOWN = 24                                    // Of a group, before "more"
+const SHOWN = 12                                    // Of a group, before "more"
 
 const el = (tag, attrs = {}, ...children) => {
   const node = document.createElement(tag)
@@ -72,18 +72,24 @@ class Sheets {
 
 /** What the words mean, for who sees a board for the first time. */
 function help(d) {
-  const row = (kind, text) => el('li', {class: kind}, el('b', {}, `${KINDS[kind][0]} ${KINDS[kind][1]}`), ` ${text}`)
+  const row = (kind, text) => el('li', {class: kind}, el('b', {}, `${KINDS[kind][0]} ${KINDS[kind][kind === 'anchor' ? 1 : 2]}`), ` ${text}`)
+  const said = text => el('p', {}, text)
   return el('details', {class: 'help'}, el('summary', {}, 'How to read this board'), el('ul', {},
-    row('anchor', 'is the frame that all others are compared with. Click another one, and it is the anchor.'),
-    row('positive', `show exactly the same structures${d.phased ? ', and if the phase counts are of the same phase of the operation' : ''}. `
-      + 'Training pulls them together.'),
-    row('near', `differ in one thing, which is written below them. Training pushes them away, like all that are no positives.`),
+    row('anchor', 'is the frame that all others are compared with. Click another frame, and it is the anchor.'),
+    row('positive', `show exactly the same of the structures that count${d.phased ? ' and, if the phase counts, are of the same phase of the operation' : ''}. `
+      + 'Training pulls their embeddings together, the numbers that a network makes of a frame.'),
+    row('near', 'differ in one thing, which is written below them. Training pushes them away, like all that are no positives.'),
     row('negative', 'differ in more.'),
     row('out', 'would be positives, but are too much like the anchor: frames of one clip, or of one video, if you choose so.')),
-  el('p', {}, 'A frame without a single positive in the batch is a ', el('b', {}, 'lonely anchor'), ': nothing can be pulled to it, so the '
-    + 'contrastive loss learns nothing from it as an anchor. The more structures count, and the smaller the batch, the more anchors '
-    + `are lonely.${d.phased ? ' The phase counts as one more thing in which frames can differ: it keeps apart frames that look alike but belong '
-      + 'to different steps of the operation, and it makes more anchors lonely.' : ''}`))
+  said('Training looks at one batch of frames at a time. A frame without a positive in its batch is a lonely anchor: nothing can be pulled '
+    + 'to it, so the contrastive loss learns nothing from it as an anchor. The more structures count, and the smaller the batch, the more '
+    + 'anchors are lonely.'),
+  d.phased ? said('The phase is one more thing in which frames can differ. It keeps apart frames that show the same but belong to different '
+    + 'steps of the operation, and so may look different; the price is more lonely anchors.') : null,
+  d.maps ? said('On the map, each point is a frame, near those that the network finds alike; lines lead from the anchor to its positives, and small '
+    + 'dots are frames outside the batch. The bars are the frames of the batch, the most similar first, as high as the softmax counts them; if '
+    + 'all went well, each positive would reach the dashed line. At a low temperature only the nearest frames count, at a high one all count '
+    + 'alike: neither is better in itself.') : null)
 }
 
 /** Controls above the board. Each writes a trait of the model. */
@@ -95,21 +101,21 @@ function controls(model, d) {
       put('on', on.includes(k) ? on.filter(o => o !== k) : [...on, k].sort((a, b) => a - b))
     }}, name))
   const sets = el('select', {onchange: e => { if (e.target.value) put('on', d.sets[e.target.value]) }},
-    ...Object.keys(d.sets).map(o => el('option', {value: o}, o)), el('option', {value: '', hidden: true}, 'your choice'))
+    ...Object.keys(d.sets).map(o => el('option', {value: o}, o)), el('option', {value: '', hidden: true, disabled: true}, 'your choice'))
   const least = el('input', {type: 'range', min: 0, max: LEASTS.length - 1, step: 1,
     oninput: e => put('least', LEASTS[+e.target.value])})
   const said = el('output')
   const phase = el('input', {type: 'checkbox', onchange: e => put('phase', e.target.checked)})
   const exclude = el('select', {onchange: e => put('exclude', e.target.value)},
-    el('option', {value: 'none'}, 'no frame'), el('option', {value: 'clip'}, 'frames of its clip'),
-    el('option', {value: 'video'}, 'frames of its video'))
+    el('option', {value: 'none'}, 'none'), el('option', {value: 'clip'}, 'frames of one clip'),
+    el('option', {value: 'video'}, 'frames of one video'))
   const again = el('button', {type: 'button', class: 'again', onclick: () => model.send({kind: 'draw'})}, 'another batch')
   const node = el('div', {class: 'bar'}, help(d),
     el('fieldset', {}, el('legend', {}, 'Structures that count'), el('div', {class: 'chips'}, ...chips)),
     el('label', {}, 'class set ', sets),
-    d.counted ? el('label', {}, 'a structure needs ', least, said) : null,
+    d.counted ? el('label', {}, 'a structure counts from ', least, said) : null,
     d.phased ? el('label', {}, phase, ' the phase counts') : null,
-    el('label', {}, 'an anchor leaves out ', exclude), again)
+    el('label', {}, 'left out as positives ', exclude), again)
   const refresh = () => {
     const s = settings(model), same = o => o.length === s.on.length && o.every((k, i) => k === s.on[i])
     chips.forEach((o, k) => o.setAttribute('aria-pressed', s.on.includes(k)))
@@ -125,17 +131,22 @@ function controls(model, d) {
 
 /** The mask of the batch: a cell for each anchor and frame. */
 function maskView(model, d, hands) {
-  const canvas = el('canvas', {tabindex: 0, role: 'img', class: 'mask'})
+  const canvas = el('canvas', {tabindex: 0, role: 'img', class: 'mask'}), own = el('span', {class: 'own'})
   let batch = [], at = [0, 0], found = new Uint8Array(0)
   const paint = () => {
     const n = batch.length, style = getComputedStyle(canvas), image = new ImageData(n, n), chosen = new Set(model.get('chosen'))
-    const color = Object.keys(KINDS).map(k => [...rgb(style.getPropertyValue(`--${k}`)), k === 'near' ? 110 : 255])
-    const ink = rgb(style.getPropertyValue('--focus')), mixed = color.map(c => [0, 1, 2].map(k => (c[k] + ink[k])/2).concat(255))
+    const color = Object.keys(KINDS).map(k => [...rgb(style.getPropertyValue(`--${k}`)), 255])
+    const ink = rgb(style.getPropertyValue('--ink')), mixed = color.map(c => [0, 1, 2].map(k => .6*c[k] + .4*ink[k]).concat(255))
     const word = c => new Uint32Array(Uint8ClampedArray.from(c).buffer)[0], plain = color.map(word), tinted = mixed.map(word)
     const cells = new Uint32Array(image.data.buffer), lit = batch.map(i => chosen.has(i))
     for (let i = 0, k = 0; i < n; i++) for (let j = 0; j < n; j++, k++) cells[k] = (lit[i] || lit[j] ? tinted : plain)[found[k]]
     canvas.width = canvas.height = n
     canvas.getContext('2d').putImageData(image, 0, 0)
+    row()
+  }
+  const row = () => {
+    own.style.top = `${100*batch.indexOf(model.get('anchor'))/batch.length}%`
+    own.style.height = `${100/batch.length}%`
   }
   const refresh = (s, labels) => {
     const {ids} = setNumbers(d, s, labels, model.get('batch')), text = new Map()
@@ -160,7 +171,7 @@ function maskView(model, d, hands) {
     else return
     e.preventDefault()
   })
-  return {node: canvas, refresh, paint}
+  return {node: el('div', {class: 'maskbox'}, canvas, own), canvas, refresh, paint, row}
 }
 
 const rgb = text => {
@@ -190,15 +201,17 @@ function tiles(model, d, hands) {
 
 /** A group of frames: a heading, and a button for each frame. */
 function groupView(model, d, kind, tile) {
-  const [sign, name] = KINDS[kind]
+  const [sign, one, many] = KINDS[kind]
   const head = el('div', HEAD), list = el('div', {class: 'tiles', role: 'group'}), more = el('button', {type: 'button', class: 'more'})
-  const node = el('section', {class: `group ${kind}`}, head, list, more)
+  const note = el('p', {class: 'loneliness'}, 'A lonely anchor: nothing can be pulled to it, and the contrastive loss learns nothing from it as an anchor.')
+  const node = el('section', {class: `group ${kind}`}, head, note, list, more)
   let all = false, last = null
   more.addEventListener('click', () => { all = !all; refresh(...last) })
   const refresh = (s, labels, found) => {
     last = [s, labels, found]
-    head.textContent = `${sign} ${found.length} ${name}`
-    list.setAttribute('aria-label', name)
+    head.textContent = `${sign} ${found.length} ${found.length === 1 ? one : many}`
+    list.setAttribute('aria-label', many)
+    note.hidden = kind !== 'positive' || found.length > 0
     const some = all ? found : found.slice(0, SHOWN)
     list.replaceChildren(...some.map(i => tile(i, why(d, s, labels, model.get('anchor'), i))))
     more.hidden = found.length <= SHOWN
@@ -220,42 +233,66 @@ function arrows(e) {
 /** The anchor with its picture, the mask, and a sentence on the pair under the pointer. */
 function sideView(model, d, hands) {
   const picture = el('span', {class: 'picture'}), caption = el('figcaption'), mask = maskView(model, d, hands)
-  const say = el('p', {class: 'say', 'aria-live': 'polite'})
+  const say = el('p', {class: 'say', 'aria-live': 'polite'}), figure = el('figure', {class: 'anchor'}, picture, caption)
+  const keys = ['positive', 'near', 'negative', 'out'].map(k => el('span', {class: k}, KINDS[k][2])), dark = el('span', {class: 'dark'}, 'chosen')
+  const node = el('div', {class: 'side'}, el('div', HEAD, '◎ anchor'), figure, el('div', HEAD, 'each frame with each'), mask.node,
+    el('p', {class: 'key'}, ...keys, dark), say, el('p', {class: 'held'}, 'A row is a frame as an anchor, sorted by what they show; the diagonal is '
+      + 'each with itself. Click a row to make it the anchor.'))
   let chosen
-  const node = el('div', {class: 'side'}, el('div', HEAD, '◎ anchor'), el('figure', {class: 'anchor'}, picture, caption),
-    el('div', HEAD, 'each frame with each, sorted by what they show'), mask.node,
-    el('p', {class: 'key'}, ...['positive', 'near', 'negative'].map(k => el('span', {class: k}, `${KINDS[k][0]} ${KINDS[k][1]}`))), say)
   const refresh = (s, labels, same) => {
     const i = model.get('anchor'), n = model.get('batch').length, notes = d.notes[i]
     picture.dataset.frame = i
     hands.sheets.paint(picture, i)
-    caption.textContent = `${d.names[i]} shows ${shows(d, s, labels, i)}` + (notes ? ` ⚠ ${notes.join('; ')}` : '')
-    mask.node.setAttribute('aria-label', `Mask of ${n} frames; arrow keys move, Enter makes the row the anchor`)
+    caption.textContent = `${d.names[i]}; of what counts it shows: ${shows(d, s, labels, i)}` + (notes ? ` ⚠ ${notes.join('; ')}` : '')
+    mask.canvas.setAttribute('aria-label', `Mask of ${n} frames; arrow keys move, Enter makes the row the anchor`)
+    keys[3].hidden = s.exclude === 'none'
+    dark.hidden = !model.get('chosen').length
     if (!same) mask.refresh(s, labels)
     else if (chosen !== model.get('chosen')) mask.paint()
+    else mask.row()
     chosen = model.get('chosen')
   }
   const tell = (s, labels, i, j) => {
     const kind = relation(d, s, labels, i, j), words = why(d, s, labels, i, j)
-    const head = i === j ? `${d.names[i]}: ` : `${d.names[i]} and ${d.names[j]}: `
-    say.textContent = head + (i === j ? shows(d, s, labels, i)
-      : kind === 'positive' ? `positives, both show ${shows(d, s, labels, i)}` : `${KINDS[kind][1].replace(/s$/, '')}: ${words.join(', ')}`)
+    say.textContent = i === j ? '' : `${d.names[i]} and ${d.names[j]}: ` + (kind === 'positive'
+      ? `positives, both show ${shows(d, s, labels, i)}` : `${KINDS[kind][1]}: ${words.join(', ')}`)
   }
-  return {node, refresh, tell, paint: mask.paint}
+  /** Bring the anchor into sight, if it is not. */
+  const look = () => {
+    const {top, bottom} = figure.getBoundingClientRect()
+    if (top < 0 || bottom > innerHeight) figure.scrollIntoView({block: 'nearest'})
+  }
+  return {node, refresh, tell, look, paint: mask.paint}
 }
 
-/** Counts of a batch, in a sentence. */
-function summed({lonely, pairs, oneClip}, n) {
-  const near = pairs ? `, ${Math.round(100*oneClip/pairs)} % of them in one clip` : ''
-  return `${n} frames: ${lonely} lonely anchor${lonely === 1 ? '' : 's'} (${Math.round(100*lonely/n)} %), ${pairs/2} positive pairs${near}`
+/** What a batch comes to, with a button that goes from one lonely anchor to the next. */
+function sumView(model, d, hands) {
+  let lonely = []
+  const next = el('button', {type: 'button', class: 'lonely', onclick: () => {
+    const at = lonely.indexOf(model.get('anchor'))
+    hands.anchor(lonely[(at + 1) % lonely.length])
+  }})
+  const n = el('span'), rest = el('span'), node = el('p', {class: 'sum', role: 'status'}, n, next, rest)
+  const clips = new Set(d.clip).size < d.names.length
+  const refresh = (found, s, batch) => {
+    lonely = found.lonely
+    n.textContent = `${batch.length} frames: `
+    next.textContent = `${lonely.length} lonely anchor${lonely.length === 1 ? '' : 's'} (${Math.round(100*lonely.length/batch.length)} %)`
+    next.disabled = !lonely.length
+    next.title = lonely.length ? 'Show the next one' : ''
+    const near = clips && found.pairs ? `, ${Math.round(100*found.oneClip/found.pairs)} % of them in one clip` : ''
+    rest.textContent = `, ${found.pairs/2} positive pairs${near}` + (s.on.length ? '' : '. No structure counts, so all frames count as the same')
+  }
+  return {node, refresh}
 }
 
 /** Put a board into an element. Returns what takes it away again. */
 export function mount(model, root) {
   const d = unpack(model), hands = {sheets: new Sheets(model, d)}
   const put = traits => { for (const [k, v] of Object.entries(traits)) model.set(k, v); model.save_changes() }
-  let labels, s, key, drawn
-  hands.anchor = i => put(model.get('batch').includes(i) ? {anchor: i} : {anchor: i, batch: [...model.get('batch'), i]})
+  let labels, s, key, drawn, lonely
+  let looking = false
+  hands.anchor = i => { looking = true; put(model.get('batch').includes(i) ? {anchor: i} : {anchor: i, batch: [...model.get('batch'), i]}) }
   hands.choose = chosen => put({chosen})
   hands.batch = batch => put({batch, anchor: batch.includes(model.get('anchor')) ? model.get('anchor') : batch[0]})
   hands.tell = (i, j) => {
@@ -265,11 +302,11 @@ export function mount(model, root) {
     maps?.heat(j)
   }
   const bar = controls(model, d), side = sideView(model, d, hands), maps = d.maps ? embeddingView(model, d, hands) : null
-  const sum = el('p', {class: 'sum', role: 'status'})
+  const sum = sumView(model, d, hands)
   const tile = tiles(model, d, hands), kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, tile)])
   const lists = el('div', {class: 'groups', onkeydown: arrows}, ...kinds.map(o => o[1].node))
   root.classList.add('cwcl-board')
-  root.append(bar.node, sum, el('div', {class: 'main'}, side.node, el('div', {class: 'wide'}, maps?.node, lists)))
+  root.append(bar.node, sum.node, el('div', {class: 'main'}, side.node, el('div', {class: 'wide'}, maps?.node, lists)))
   const refresh = () => {
     s = settings(model)
     if (key !== `${s.on} ${s.least}`) [key, labels] = [`${s.on} ${s.least}`, labelSets(d, s)]
@@ -278,14 +315,23 @@ export function mount(model, root) {
     const found = groups(d, s, labels, i, batch)
     bar.refresh()
     const same = drawn && drawn.batch === batch && ['phase', 'exclude'].every(k => drawn[k] === s[k]) && drawn.labels === labels
-    if (!same) sum.textContent = summed(counts(d, s, labels, batch), batch.length)
+    if (!same) {
+      const all = counts(d, s, labels, batch)
+      sum.refresh(all, s, batch)
+      lonely = new Set(all.lonely)
+    }
     side.refresh(s, labels, same)
     drawn = {...s, batch, labels}
     for (const [k, view] of kinds) view.refresh(s, labels, found[k])
-    for (const o of root.querySelectorAll('.tile')) o.classList.toggle('chosen', chosen.has(+o.dataset.frame))
+    for (const o of root.querySelectorAll('.tile')) {
+      o.classList.toggle('chosen', chosen.has(+o.dataset.frame))
+      o.classList.toggle('alone', lonely.has(+o.dataset.frame))
+    }
     maps?.refresh(s, labels)
     hands.tell(i, i)
     if (focused) root.querySelector('.tile')?.focus({preventScroll: true})
+    if (looking) side.look()
+    looking = false
   }
   let waiting = false // Several traits that change at once are drawn once
   const soon = () => { if (!waiting) { waiting = true; queueMicrotask(() => { waiting = false; refresh() }) } }

@@ -6,7 +6,7 @@
 __all__ = ['T', 'A', 'KNOWN', 'STATE', 'COLORS', 'BoardFrames', 'board_frames', 'BoardState', 'demo_networks', 'PairBoard']
 
 # %% ../../nbs/60d_widgets.board.ipynb #7daeb73f
-import base64, io, json, numpy as np, pandas as pd, torch
+import base64, io, json, re, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from pathlib import Path
 from PIL import Image
@@ -15,7 +15,7 @@ from ..checkpoint import load_model
 from ..core import InputError, data_file, need
 from ..data.controls import class_columns
 from ..data.images import read_image
-from ..data.labels import CLASSES, class_set
+from ..data.labels import CLASSES, PHASES, class_set
 from ..pairs import label_set_ids, positive_mask
 from .maps import embed_frames, frame_maps
 from ..tasks import CWCLNet
@@ -93,10 +93,12 @@ def _script()->str: # JavaScript of a board, a module without imports
     files = (_home()/f'{k}.js' for k in ('rule', 'map', 'board'))
     return '\n'.join(o.read_text(encoding='utf-8') for o in files)
 
+_SETS = "the 8 of the paper's Table 1",'the 10 of its section 3.1','all 13'
+
 def _class_sets(classes): # Names -> name of a set to the numbers of its structures
     "List the sets that can be chosen"
     if list(classes) != list(CLASSES.name): return {'all': list(range(len(classes)))}
-    return {label: list(class_set(k).ids) for k,label in ((8, '8 of Table 1'), (10, '10 of 3.1'), (13, 'all 13'))}
+    return {label: list(class_set(k).ids) for k,label in zip((8, 10, 13), _SETS)}
 
 # %% ../../nbs/60d_widgets.board.ipynb #be18e02b
 STATE = 'anchor', 'batch', 'chosen', 'on', 'least', 'phase', 'exclude', 'net', 'scale', 'temp'
@@ -134,6 +136,7 @@ def _networks(learn): # Learner, network, or name to network -> name to network
 def _facts(f, tile): # `BoardFrames`, (width, height) of a thumbnail -> what JSON can say of them
     facts = dict(names=f.names, classes=f.classes, sets=_class_sets(f.classes), tile=[*tile, 10, 100], notes=f.notes)
     facts.update({k: getattr(f, k).tolist() for k in ('phase', 'clip', 'video')})
+    if f.classes == list(CLASSES.name): facts['phases'] = [re.sub('(?<!^)(?=[A-Z])', ' ', o).lower() for o in PHASES]
     return facts | dict(phased=bool((f.phase >= 0).any()), counted=bool(((f.pixels > 1) & (f.pixels < KNOWN)).any()))
 
 # %% ../../nbs/60d_widgets.board.ipynb #48e5593e

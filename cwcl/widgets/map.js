@@ -127,7 +127,7 @@ function mapView(model, d, hands) {
   canvas.addEventListener('pointerdown', e => { first = point(e); canvas.setPointerCapture?.(e.pointerId) })
   canvas.addEventListener('pointermove', e => {
     const p = point(e)
-    if (first && (lasso || Math.hypot(p[0] - first[0], p[1] - first[1]) > 6)) { lasso = [...(lasso || [first]), p]; over(); return }
+    if (first && (lasso || Math.hypot(p[0] - first[0], p[1] - first[1]) > 6)) { lasso = [...(lasso || [first]), p]; tip.hidden = true; over(); return }
     const i = nearest(p)
     if (i !== null && i !== hot) { at = i; hands.tell(model.get('anchor'), i) }
   })
@@ -195,10 +195,10 @@ function weightView(model, d, hands) {
     temp.setAttribute('aria-valuetext', `${s.temp}`)
     shown.value = ` ${s.temp}`
     const pos = bars.filter(o => o.kind === 'positive'), neg = bars.filter(o => o.kind !== 'positive')
-    const own = pos.reduce((a, o) => a + o.weight, 0), hard = neg[0], all = neg.reduce((a, o) => a + o.weight, 0)
+    const own = pos.reduce((a, o) => a + o.weight, 0), hard = neg[0]
     said.value = !pos.length ? 'A lonely anchor: nothing is pulled or pushed.'
-      : `Its positives hold ${Math.round(100*own)} % of the weight, and should hold all of it`
-        + (hard ? `. Of what the others hold, ${d.names[hard.frame]} has ${Math.round(100*hard.weight/all)} %.` : '.')
+      : `Its positives get ${Math.round(100*own)} % of the weight; training makes that 100 %.`
+        + (hard ? ` The frame most in the way is ${d.names[hard.frame]}, with ${Math.round(100*hard.weight)} %.` : '')
     canvas.setAttribute('aria-label', `Softmax weight of each frame, the nearest first. ${said.value}`)
     paint()
   }
@@ -212,11 +212,11 @@ function embeddingView(model, d, hands) {
   const named = el('output'), map = mapView(model, d, hands), bars = weightView(model, d, hands)
   const scale = el('select', {onchange: e => put('scale', +e.target.value)}, ...d.maps.scales.map((o, k) => el('option', {value: k}, o)))
   const take = el('button', {type: 'button', onclick: () => hands.batch(model.get('chosen'))})
-  const held = el('p', {class: 'held'}), clear = el('button', {type: 'button', onclick: () => hands.choose([])}, 'choose none')
+  const held = el('p', {class: 'held'}), hint = el('p', {class: 'held'}, 'Click a point, or draw around some to choose them.'), clear = el('button', {type: 'button', onclick: () => hands.choose([])}, 'choose none')
   const node = el('section', {class: 'embedding'},
     el('div', {}, el('div', HEAD, 'where the network puts the frames'),
       el('div', {class: 'bar'}, d.maps.nets.length > 1 ? el('label', {}, 'network ', net, named) : null, el('label', {}, 'scale ', scale)),
-      map.node, el('div', {class: 'bar'}, take, clear), held),
+      map.node, hint, el('div', {class: 'bar'}, take, clear), held),
     el('div', {}, el('div', HEAD, 'what the anchor’s softmax counts'), bars.node))
   const refresh = (s, labels) => {
     net.value = s.net
@@ -224,9 +224,10 @@ function embeddingView(model, d, hands) {
     net.setAttribute('aria-valuetext', d.maps.nets[s.net])
     scale.value = s.scale
     const n = model.get('chosen').length
-    take.textContent = n ? `make these ${n} the batch` : 'draw around points to choose frames'
-    take.disabled = n < 2
-    held.textContent = `The plane holds ${Math.round(100*d.maps.shares[s.net][s.scale])} % of the spread.`
+    take.textContent = `make these ${n} the batch`
+    take.hidden = n < 2
+    hint.hidden = n > 0
+    held.textContent = `These two directions hold ${Math.round(100*d.maps.shares[s.net][s.scale])} % of how the frames differ.`
     clear.hidden = !n
     map.canvas.setAttribute('aria-label', `Map of ${d.names.length} frames, ${d.maps.nets[s.net]}, ${d.maps.scales[s.scale]} scale; `
       + 'arrow keys move, Enter makes a frame the anchor, the space bar chooses it')

@@ -1,9 +1,13 @@
 // The rule of positive pairs; `positive_mask` is its oracle.
 
+/** Sign, name of one, name of several. */
 export const KINDS = {
-  anchor: ['◎', 'anchor'], positive: ['●', 'positives'], near: ['▲', 'near misses'],
-  negative: ['■', 'negatives'], out: ['○', 'left out'],
+  anchor: ['◎', 'anchor', 'anchors'], positive: ['●', 'positive', 'positives'], near: ['▲', 'near miss', 'near misses'],
+  negative: ['■', 'negative', 'negatives'], out: ['○', 'left out', 'left out'],
 }
+
+/** Name of a phase, or its number where it has none. */
+const phaseName = (d, k) => d.phases?.[k] ?? `phase ${k}`
 
 /** Bits of the structures that each frame shows, `words` numbers for a frame. */
 export function labelSets(d, s) {
@@ -70,7 +74,7 @@ export function kinds(d, s, labels, batch) {
   return out
 }
 
-/** How many frames of a batch have no positive in it, and how many positive pairs are of one clip. */
+/** The frames of a batch that have no positive in it, and how many positive pairs there are, and are of one clip. */
 export function counts(d, s, labels, batch) {
   const {ids} = setNumbers(d, s, labels, batch), seen = new Map()
   const keys = batch.map((i, at) => {
@@ -80,7 +84,7 @@ export function counts(d, s, labels, batch) {
   for (const o of keys.flat()) seen.set(o, (seen.get(o) || 0) + 1)
   const partners = keys.map(([set, own, clip, both]) => [seen.get(set) - seen.get(own), seen.get(clip) - seen.get(both)])
   const sum = k => partners.reduce((a, o) => a + o[k], 0)
-  return {lonely: partners.filter(o => !o[0]).length, pairs: sum(0), oneClip: sum(1)}
+  return {lonely: batch.filter((_, k) => !partners[k][0]), pairs: sum(0), oneClip: sum(1)}
 }
 
 /** Why frame `j` is what it is to anchor `i`, in words. */
@@ -92,7 +96,7 @@ export function why(d, s, labels, i, j) {
   })
   if (s.phase && i !== j) {
     if (d.phase[i] < 0 || d.phase[j] < 0) said.push('phase unknown')
-    else if (d.phase[i] !== d.phase[j]) said.push(`phase ${d.phase[j]}`)
+    else if (d.phase[i] !== d.phase[j]) said.push(`${phaseName(d, d.phase[j])}, not ${phaseName(d, d.phase[i])}`)
   }
   if (kind === 'out') said.push(`same ${s.exclude}`)
   return said
@@ -101,6 +105,6 @@ export function why(d, s, labels, i, j) {
 /** What a frame shows, in words. */
 export function shows(d, s, labels, i) {
   const own = d.classes.filter((_, k) => labels.sets[i*labels.words + (k >> 5)] >>> (k & 31) & 1)
-  const phase = d.phase[i] < 0 ? 'phase unknown' : `phase ${d.phase[i]}`
+  const phase = d.phase[i] < 0 ? 'phase unknown' : phaseName(d, d.phase[i])
   return `${own.length ? own.join(', ') : 'no structure'}${s.phase ? `; ${phase}` : ''}`
 }

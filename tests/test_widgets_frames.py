@@ -2,7 +2,9 @@
 import base64, io, math, shutil
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
+from cwcl.checkpoint import save_model
 from cwcl.core import InputError, data_file, recipe
+from cwcl.data.cholec import frame_table
 from cwcl.data.labels import CLASSES, class_set
 from cwcl.data.splits import TEST_VIDEOS, class_coverage, coverage_warnings, video_folds
 from cwcl.infer import sliding_window, window_starts
@@ -10,7 +12,7 @@ from cwcl.pairs import label_set_ids
 from cwcl.tasks import CWCLNet
 from cwcl.widgets.base import Explorer, update_ms
 from cwcl.widgets.folds import SplitExplorer, VideoPicker, class_counts, split_counts
-from cwcl.widgets.frames import VISIBLE, PredictionBrowser, WindowExplorer, jumps, ramp, stored_frames
+from cwcl.widgets.frames import VISIBLE, PredictionBrowser, WindowExplorer, jumps, ramp, run_frames, stored_frames
 from cwcl.widgets.scales import ScaleExplorer, brief_training, small_scenes
 
 def put(ex, **values):
@@ -273,6 +275,28 @@ def test_default_networks_learn_something():
     ex = ScaleExplorer()
     assert len(ex.images) == 101 and (ex.agree[1] > ex.agree[0] + .05).all()
     assert set(label_set_ids(ex.shows).tolist()) == set(ex.ids.tolist())
+
+def test_frames_of_a_run(scenes):
+    "By clip, or the worst first; a network that is asked twice answers twice the same"
+    t = frame_table(scenes).iloc[:12]
+    got = run_frames(dict(one='demo', two='demo'), t, most=5)
+    clips = [o.split(',')[0] for o in got['names']]
+    assert len(clips) == 5 and clips == sorted(clips)
+    for a,b,truth,image in zip(*got['masks'].values(), got['truths'], got['images']):
+        assert (a == b).all() and a.shape == truth.shape == image.shape[:2]
+    ex = PredictionBrowser(**got)
+    share = ex.error.sum()/ex.error.size
+    assert got['names'][0].endswith(f': {share:.0%} wrong')
+    worst = run_frames('demo', t, most=5, worst=True)
+    found = [((a != b) & (b != 255)).mean() for a,b in zip(worst['masks']['prediction'], worst['truths'])]
+    assert found == sorted(found, reverse=True) and sorted(worst['names']) == sorted(got['names'])
+
+def test_frames_of_a_run_say_what_is_wrong(scenes, tmp_path):
+    t = frame_table(scenes).iloc[:3]
+    with pytest.raises(InputError, match='none of 3 frames has a mask'): run_frames('demo', t.assign(mask=''))
+    other = CWCLNet(recipe('smoke', class_set=10)).eval()
+    save_model(tmp_path/'model.safetensors', other)
+    with pytest.raises(InputError, match='different classes'): run_frames(dict(a='demo', b=tmp_path), t)
 
 # All of them
 

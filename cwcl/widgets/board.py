@@ -125,7 +125,7 @@ class BoardState(A.AnyWidget):
 def demo_networks()->dict: # untrained, trained
     "Load the network that the kit brings, and make one like it that has learnt nothing"
     with torch.random.fork_rng([]):
-        net = load_model(data_file('demo.safetensors'))
+        net = load_model(data_file('demo.safetensors'), 'cpu')
         torch.manual_seed(0)
         return dict(untrained=CWCLNet(net.recipe, net.mean, net.std).eval(), trained=net)
 

@@ -11,7 +11,7 @@ from cwcl.core import InputError
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import CLASSES
 from cwcl.data.own import own_table
-from cwcl.pairs import label_set_ids, positive_mask
+from cwcl.pairs import label_set_ids, pair_stats, positive_mask
 from cwcl.core import recipe
 from cwcl.data.cholec import audit
 from cwcl.data.files import scan
@@ -89,6 +89,13 @@ def test_the_rule_in_the_page_is_that_of_the_kit(page):
         group = dict(clip=f.clip, video=f.video).get(exclude)
         want = positive_mask(ids, exclude=None if group is None else torch.tensor(group)).numpy()
         assert ((np.array(got) == 'positive') == want).all() and kinds == sum(got, [])
+        shares = page.evaluate("""({d, s}) => {
+            d.pixels = new Uint32Array(d.pixels)
+            const labels = rule.labelSets(d, s), all = d.names.map((_, i) => i)
+            return [...rule.lonelyShares(rule.partners(d, s, labels, all).map(o => o[0]), 40)]
+        }""", dict(d=dict(board.frames, pixels=f.pixels.ravel().tolist()), s=now(board)))
+        expected = pair_stats(ids, batch_sizes=range(1, 41), exclude=None if group is None else torch.tensor(group))
+        assert np.allclose(shares, list(expected['lonely'].values()), atol=1e-9)
         in_clip = (want & (f.clip[:,None] == f.clip)).sum()
         assert counts == dict(lonely=np.flatnonzero(~want.any(1)).tolist(), pairs=int(want.sum()), oneClip=int(in_clip))
         for anchor in range(0, 40, 7):
@@ -180,12 +187,22 @@ def test_keys_reach_everything(page):
     at = page.evaluate("+document.activeElement.dataset.frame")
     page.keyboard.press('Enter')
     assert page.locator('figure .picture').get_attribute('data-frame') == str(at)
-    page.locator('canvas').focus()
+    page.locator('canvas.mask').focus()
     for k in ('ArrowDown', 'ArrowDown', 'ArrowRight'): page.keyboard.press(k)
     said = page.locator('.say').inner_text()
     assert ' and ' in said
     page.keyboard.press('Enter')
     assert page.locator('figcaption').inner_text().split(';')[0] == said.split(' and ')[0]
+
+@in_browser
+def test_a_batch_of_another_size(page):
+    served(page, PairBoard(some(c=6), size=20).page())
+    page.get_by_label('frames in a batch').press('End')
+    page.locator('.sum').get_by_text('40 frames').wait_for()
+    assert 'In a batch of 40' in page.locator('.sizes ~ .counted').inner_text()
+    page.locator('.lonely').click()
+    assert page.locator('.group.positive .head').inner_text() == '● 0 positives'
+    assert page.locator('.group.positive p').is_visible()
 
 @in_browser
 def test_pictures_come_when_they_are_seen(page):
@@ -247,7 +264,7 @@ def test_twenty_thousand_frames(page):
     t = some(20_000, c=13)
     board = PairBoard(t, size=2_000)
     page.goto('about:blank')
-    state = dict({k: getattr(board, k) for k in ('frames', 'anchor', 'batch', 'chosen')}, **now(board))
+    state = dict({k: getattr(board, k) for k in ('frames', 'anchor', 'batch', 'chosen', 'size')}, **now(board))
     state.update(pixels=base64.b64encode(board.pixels).decode(), points='', embedded='')
     script(page, 'rule', 'map', 'board')
     page.evaluate("""state => {

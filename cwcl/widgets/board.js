@@ -203,7 +203,7 @@ function tiles(model, d, hands) {
 function groupView(model, d, kind, tile) {
   const [sign, one, many] = KINDS[kind]
   const head = el('div', HEAD), list = el('div', {class: 'tiles', role: 'group'}), more = el('button', {type: 'button', class: 'more'})
-  const note = el('p', {class: 'loneliness'}, 'A lonely anchor: nothing can be pulled to it, and the contrastive loss learns nothing from it as an anchor.')
+  const note = kind === 'positive' ? el('p', {}, 'A lonely anchor: nothing can be pulled to it, and the contrastive loss learns nothing from it as an anchor.') : null
   const node = el('section', {class: `group ${kind}`}, head, note, list, more)
   let all = false, last = null
   more.addEventListener('click', () => { all = !all; refresh(...last) })
@@ -211,7 +211,7 @@ function groupView(model, d, kind, tile) {
     last = [s, labels, found]
     head.textContent = `${sign} ${found.length} ${found.length === 1 ? one : many}`
     list.setAttribute('aria-label', many)
-    note.hidden = kind !== 'positive' || found.length > 0
+    if (note) note.hidden = found.length > 0
     const some = all ? found : found.slice(0, SHOWN)
     list.replaceChildren(...some.map(i => tile(i, why(d, s, labels, model.get('anchor'), i))))
     more.hidden = found.length <= SHOWN
@@ -302,11 +302,12 @@ export function mount(model, root) {
     maps?.heat(j)
   }
   const bar = controls(model, d), side = sideView(model, d, hands), maps = d.maps ? embeddingView(model, d, hands) : null
+  const sizes = sizeView(model, d)
   const sum = sumView(model, d, hands)
   const tile = tiles(model, d, hands), kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, tile)])
   const lists = el('div', {class: 'groups', onkeydown: arrows}, ...kinds.map(o => o[1].node))
   root.classList.add('cwcl-board')
-  root.append(bar.node, sum.node, el('div', {class: 'main'}, side.node, el('div', {class: 'wide'}, maps?.node, lists)))
+  root.append(bar.node, sum.node, el('div', {class: 'main'}, side.node, el('div', {class: 'wide'}, el('section', {class: 'embedding'}, ...maps?.nodes ?? [], sizes.node), lists)))
   const refresh = () => {
     s = settings(model)
     if (key !== `${s.on} ${s.least}`) [key, labels] = [`${s.on} ${s.least}`, labelSets(d, s)]
@@ -314,14 +315,15 @@ export function mount(model, root) {
     const focused = document.activeElement?.matches('.tile') && root.contains(document.activeElement)
     const found = groups(d, s, labels, i, batch)
     bar.refresh()
-    const same = drawn && drawn.batch === batch && ['phase', 'exclude'].every(k => drawn[k] === s[k]) && drawn.labels === labels
+    const size = model.get('size'), same = drawn && drawn.size === size && drawn.batch === batch && ['phase', 'exclude'].every(k => drawn[k] === s[k]) && drawn.labels === labels
     if (!same) {
       const all = counts(d, s, labels, batch)
       sum.refresh(all, s, batch)
+      sizes.refresh(s, labels, all)
       lonely = new Set(all.lonely)
     }
     side.refresh(s, labels, same)
-    drawn = {...s, batch, labels}
+    drawn = {...s, batch, labels, size}
     for (const [k, view] of kinds) view.refresh(s, labels, found[k])
     for (const o of root.querySelectorAll('.tile')) {
       o.classList.toggle('chosen', chosen.has(+o.dataset.frame))
@@ -335,16 +337,18 @@ export function mount(model, root) {
   }
   let waiting = false // Several traits that change at once are drawn once
   const soon = () => { if (!waiting) { waiting = true; queueMicrotask(() => { waiting = false; refresh() }) } }
-  const traits = ['anchor', 'batch', 'chosen', ...SETTINGS].map(k => `change:${k}`)
+  const traits = ['anchor', 'batch', 'chosen', 'size', ...SETTINGS].map(k => `change:${k}`)
   for (const o of traits) model.on(o, soon)
-  const paint = () => { side.paint(); maps?.paint() }, dark = matchMedia('(prefers-color-scheme: dark)')
+  const paint = () => { side.paint(); maps?.paint(); sizes.paint() }, dark = matchMedia('(prefers-color-scheme: dark)')
   dark.addEventListener('change', paint)
+  const wide = new ResizeObserver(paint)
+  wide.observe(root)
   refresh()
   return () => {
     for (const o of traits) model.off(o, soon)
     dark.removeEventListener('change', paint)
     hands.sheets.close()
-    maps?.close()
+    wide.disconnect()
     root.replaceChildren()
   }
 }
@@ -381,7 +385,7 @@ export class Page {
     const numbers = o => o ? o.split('.').map(Number) : [], below = most => o => Number.isInteger(o) && 0 <= o && o < most
     if (![...numbers(batch), +anchor].every(below(n)) || !['none', 'clip', 'video'].includes(exclude)) return
     const one = (o, most) => below(most)(+o) ? +o : 0
-    Object.assign(this.state, {anchor: +anchor, least: +least || 1, phase: phase === '1', exclude, batch: numbers(batch),
+    Object.assign(this.state, {anchor: +anchor, least: +least || 1, phase: phase === '1', exclude, batch: numbers(batch), size: numbers(batch).length,
       on: numbers(on).filter(below(frames.classes.length)), net: one(net, maps.nets.length), scale: one(scale, maps.scales.length),
       temp: +temp >= .01 && +temp <= 1 ? +temp : this.state.temp, chosen: numbers(chosen).filter(below(n))})
   }
@@ -392,7 +396,7 @@ export class Page {
     if (kind === 'draw') {
       const n = this.state.frames.names.length, all = Array.from({length: n}, (_, i) => i)
       for (let i = n - 1; i > 0; i--) { const j = Math.floor(Math.random()*(i + 1)); [all[i], all[j]] = [all[j], all[i]] }
-      const batch = all.slice(0, this.state.batch.length)
+      const batch = all.slice(0, this.state.size)
       if (!batch.includes(this.state.anchor)) this.state.anchor = batch[0]
       this.set('batch', batch)
       this.save_changes()

@@ -101,7 +101,7 @@ def _class_sets(classes): # Names -> name of a set to the numbers of its structu
     return {label: list(class_set(k).ids) for k,label in zip((8, 10, 13), _SETS)}
 
 # %% ../../nbs/60d_widgets.board.ipynb #be18e02b
-STATE = 'anchor', 'batch', 'chosen', 'on', 'least', 'phase', 'exclude', 'net', 'scale', 'temp'
+STATE = 'anchor', 'batch', 'chosen', 'size', 'on', 'least', 'phase', 'exclude', 'net', 'scale', 'temp'
 
 class BoardState(A.AnyWidget):
     "What page and kernel share"
@@ -113,6 +113,7 @@ class BoardState(A.AnyWidget):
     anchor = T.Int(0).tag(sync=True)
     batch = T.List(T.Int()).tag(sync=True)
     chosen = T.List(T.Int()).tag(sync=True)
+    size = T.Int(60, min=1).tag(sync=True)
     on = T.List(T.Int()).tag(sync=True)
     least = T.Int(16).tag(sync=True)
     phase = T.Bool(False).tag(sync=True)
@@ -159,8 +160,8 @@ class PairBoard(BoardState):
         sent = dict(frames=_facts(f, self.tile), pixels=np.ascontiguousarray(f.pixels, '<u4').tobytes())
         if learn is not None: self.embed(_networks(learn), sent)
         sent['on'] = next(iter(sent['frames']['sets'].values()))
+        sent['size'] = min(size, len(f.names))
         super().__init__(**sent | kwargs)
-        self.size = min(size, len(f.names))
         if not self.batch: self.draw()
         self.on_msg(self._answer)
 

@@ -205,6 +205,45 @@ function weightView(model, d, hands) {
   return {node, refresh, paint, heat: i => { hot = i; paint() }}
 }
 
+/** Lonely anchors to expect, over the size of a batch, with a slider that draws one. */
+function sizeView(model, d) {
+  const most = Math.min(d.names.length, 200), canvas = el('canvas', {role: 'img', class: 'sizes'}), said = el('output', {class: 'counted'})
+  const range = el('input', {type: 'range', min: 2, max: most, step: 1, onchange: () => model.send({kind: 'draw'}),
+    oninput: e => { model.set('size', +e.target.value); model.save_changes() }})
+  const shown = el('output'), node = el('div', {}, el('div', HEAD, 'how large must a batch be?'),
+    el('div', {class: 'bar'}, el('label', {}, 'frames in a batch ', range, shown)), canvas, said)
+  let shares = new Float64Array(0)
+  const paint = () => {
+    if (!canvas.clientWidth) return
+    const {g, w, h} = sharp(canvas), color = colorsOf(canvas), x = b => (b - 1)/Math.max(most - 1, 1)*w, y = p => h - 14 - p*(h - 18)
+    const batch = model.get('batch'), line = (...points) => { g.beginPath(); points.forEach(p => g.lineTo(...p)); g.stroke() }
+    g.clearRect(0, 0, w, h)
+    g.font = '12px system-ui, sans-serif'
+    g.fillStyle = color.ink
+    g.strokeStyle = color.line
+    for (const p of [0, .5, 1]) { line([0, y(p)], [w, y(p)]); g.fillText(`${100*p} %`, w - 38, y(p) + (p ? 12 : -3)) }
+    for (const b of [2, 50, 100, 150, 200]) if (b <= most) g.fillText(b, Math.min(x(b), w - 22), h - 1)
+    g.strokeStyle = color.ink; g.lineWidth = 2
+    line(...[...shares].map((p, k) => [x(k + 1), y(p)]))
+    g.fillStyle = color.focus
+    mark(g, 'positive', x(batch.length), y(lonely/Math.max(batch.length, 1)), 5)
+  }
+  let lonely = 0
+  const refresh = (s, labels, found) => {
+    const all = d.names.map((_, i) => i), n = model.get('batch').length, size = model.get('size')
+    lonely = found.lonely.length
+    shares = lonelyShares(partners(d, s, labels, all).map(o => o[0]), most)
+    range.value = size
+    shown.value = ` ${size}`
+    const enough = shares.findIndex(p => p < .01) + 1, percent = p => `${Math.round(100*p)} %`
+    said.value = `In a batch of ${n}, ${percent(shares[Math.min(n, most) - 1])} are lonely on average; this one (the dot) has ${percent(lonely/n)}. `
+      + (enough ? `From ${enough} frames on it is less than one in a hundred.` : `Even ${most} frames leave ${percent(shares[most - 1])}.`)
+    canvas.setAttribute('aria-label', `Share of lonely anchors over the size of a batch. ${said.value}`)
+    paint()
+  }
+  return {node, canvas, refresh, paint}
+}
+
 /** Map and weights, with the choice of network, scale and frames. */
 function embeddingView(model, d, hands) {
   const put = (k, v) => { model.set(k, v); model.save_changes() }
@@ -213,11 +252,11 @@ function embeddingView(model, d, hands) {
   const scale = el('select', {onchange: e => put('scale', +e.target.value)}, ...d.maps.scales.map((o, k) => el('option', {value: k}, o)))
   const take = el('button', {type: 'button', onclick: () => hands.batch(model.get('chosen'))})
   const held = el('p', {class: 'held'}), hint = el('p', {class: 'held'}, 'Click a point, or draw around some to choose them.'), clear = el('button', {type: 'button', onclick: () => hands.choose([])}, 'choose none')
-  const node = el('section', {class: 'embedding'},
+  const nodes = [
     el('div', {}, el('div', HEAD, 'where the network puts the frames'),
       el('div', {class: 'bar'}, d.maps.nets.length > 1 ? el('label', {}, 'network ', net, named) : null, el('label', {}, 'scale ', scale)),
       map.node, hint, el('div', {class: 'bar'}, take, clear), held),
-    el('div', {}, el('div', HEAD, 'what the anchor’s softmax counts'), bars.node))
+    el('div', {}, el('div', HEAD, 'what the anchor’s softmax counts'), bars.node)]
   const refresh = (s, labels) => {
     net.value = s.net
     named.value = ` ${d.maps.nets[s.net]}`
@@ -234,7 +273,5 @@ function embeddingView(model, d, hands) {
     map.refresh(s, labels)
     bars.refresh(s, labels)
   }
-  const seen = new ResizeObserver(() => { map.paint(); bars.paint() })
-  seen.observe(map.canvas)
-  return {node, refresh, paint: () => { map.paint(); bars.paint() }, heat: i => { map.heat(i); bars.heat(i) }, close: () => seen.disconnect()}
+  return {nodes, refresh, paint: () => { map.paint(); bars.paint() }, heat: i => { map.heat(i); bars.heat(i) }}
 }

@@ -74,17 +74,33 @@ export function kinds(d, s, labels, batch) {
   return out
 }
 
-/** The frames of a batch that have no positive in it, and how many positive pairs there are, and are of one clip. */
-export function counts(d, s, labels, batch) {
+/** How many positives each of some frames has among them, and how many of those are of its clip. */
+export function partners(d, s, labels, batch) {
   const {ids} = setNumbers(d, s, labels, batch), seen = new Map()
   const keys = batch.map((i, at) => {
     const group = s.exclude === 'none' ? at : d[s.exclude][i]
     return [ids[at], `${ids[at]} ${group}`, `${ids[at]} clip ${d.clip[i]}`, `${ids[at]} clip ${d.clip[i]} ${group}`]
   })
   for (const o of keys.flat()) seen.set(o, (seen.get(o) || 0) + 1)
-  const partners = keys.map(([set, own, clip, both]) => [seen.get(set) - seen.get(own), seen.get(clip) - seen.get(both)])
-  const sum = k => partners.reduce((a, o) => a + o[k], 0)
-  return {lonely: batch.filter((_, k) => !partners[k][0]), pairs: sum(0), oneClip: sum(1)}
+  return keys.map(([set, own, clip, both]) => [seen.get(set) - seen.get(own), seen.get(clip) - seen.get(both)])
+}
+
+/** The frames of a batch that have no positive in it, and how many positive pairs there are, and are of one clip. */
+export function counts(d, s, labels, batch) {
+  const found = partners(d, s, labels, batch), sum = k => found.reduce((a, o) => a + o[k], 0)
+  return {lonely: batch.filter((_, k) => !found[k][0]), pairs: sum(0), oneClip: sum(1)}
+}
+
+/** Share of lonely anchors to expect in batches of 1 to `most` frames, by how many positives each frame has in all. */
+export function lonelyShares(positives, most) {
+  const n = positives.length, times = new Map(), out = new Float64Array(most)
+  for (const m of positives) times.set(m, (times.get(m) || 0) + 1)
+  for (const [m, count] of times)
+    for (let b = 1, p = 1; b <= most && p > 0; b++) { // None of its m among the b − 1 others
+      out[b - 1] += p*count/n
+      p *= Math.max(n - m - b, 0)/(n - b)
+    }
+  return out
 }
 
 /** Why frame `j` is what it is to anchor `i`, in words. */

@@ -19,8 +19,10 @@ const el = (tag, attrs = {}, ...children) => {
 /** What the page knows of the frames, from what the kernel or the site has sent. */
 function unpack(model) {
   const f = model.get('frames')
-  const raw = k => { const b = model.get(k); return b.buffer ? b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength) : b }
-  const maps = f.maps && {...f.maps, points: new Float32Array(raw('points')), embedded: new Int8Array(raw('embedded'))}
+  const raw = k => { const b = model.get(k); return b.buffer
+    ? b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength) : b }
+  const maps = f.maps && {...f.maps, points: new Float32Array(raw('points')),
+    embedded: new Int8Array(raw('embedded'))}
   return {...f, pixels: new Uint32Array(raw('pixels')), maps}
 }
 
@@ -72,24 +74,36 @@ class Sheets {
 
 /** What the words mean, for who sees a board for the first time. */
 function help(d) {
-  const row = (kind, text) => el('li', {class: kind}, el('b', {}, `${KINDS[kind][0]} ${KINDS[kind][kind === 'anchor' ? 1 : 2]}`), ` ${text}`)
-  const said = text => el('p', {}, text)
-  return el('details', {class: 'help'}, el('summary', {}, 'How to read this board'), el('ul', {},
+  const said = (...lines) => el('p', {}, lines.join(' '))
+  const row = (kind, ...lines) => {
+    const [sign, one, many] = KINDS[kind]
+    return el('li', {class: kind}, el('b', {}, `${sign} ${kind === 'anchor' ? one : many}`), ` ${lines.join(' ')}`)
+  }
+  const kinds = el('ul', {},
     row('anchor', 'is the frame that all others are compared with. Click another frame, and it is the anchor.'),
-    row('positive', `show exactly the same of the structures that count${d.phased ? ' and, if the phase counts, are of the same phase of the operation' : ''}. `
-      + 'Training pulls their embeddings together, the numbers that a network makes of a frame.'),
-    row('near', 'differ in one thing, which is written below them. Training pushes them away, like all that are no positives.'),
+    row('positive', 'show exactly the same of the structures that count'
+      + (d.phased ? ' and, if the phase counts, are of the same phase of the operation.' : '.'),
+    'Training pulls their embeddings together, the numbers that a network makes of a frame.'),
+    row('near', 'differ in one thing, which is written below them.',
+      'Training pushes them away, like all that are no positives.'),
     row('negative', 'differ in more.'),
-    row('out', 'would be positives, but are too much like the anchor: frames of one clip, or of one video, if you choose so.')),
-  said('Training looks at one batch of frames at a time. A frame without a positive in its batch is a lonely anchor: nothing can be pulled '
-    + 'to it, so the contrastive loss learns nothing from it as an anchor. The more structures count, and the smaller the batch, the more '
-    + 'anchors are lonely.'),
-  d.phased ? said('The phase is one more thing in which frames can differ. It keeps apart frames that show the same but belong to different '
-    + 'steps of the operation, and so may look different; the price is more lonely anchors.') : null,
-  d.maps ? said('On the map, each point is a frame, near those that the network finds alike; lines lead from the anchor to its positives, and small '
-    + 'dots are frames outside the batch. The bars are the frames of the batch, the most similar first, as high as the softmax counts them; if '
-    + 'all went well, each positive would reach the dashed line. At a low temperature only the nearest frames count, at a high one all count '
-    + 'alike: neither is better in itself.') : null)
+    row('out', 'would be positives, but are too much like the anchor:',
+      'frames of one clip, or of one video, if you choose so.'))
+  const lonely = said('Training looks at one batch of frames at a time.',
+    'A frame without a positive in its batch is a lonely anchor: nothing can be pulled to it,',
+    'so the contrastive loss learns nothing from it as an anchor.',
+    'The more structures count, and the smaller the batch, the more anchors are lonely.')
+  const phase = said('The phase is one more thing in which frames can differ.',
+    'It keeps apart frames that show the same but belong to different steps of the operation,',
+    'and so may look different; the price is more lonely anchors.')
+  const maps = said('On the map, each point is a frame, near those that the network finds alike;',
+    'lines lead from the anchor to its positives, and small dots are frames outside the batch.',
+    'The bars are the frames of the batch, the most similar first, as high as the softmax counts them;',
+    'if all went well, each positive would reach the dashed line.',
+    'At a low temperature only the nearest frames count, at a high one all count alike:',
+    'neither is better in itself.')
+  return el('details', {class: 'help'}, el('summary', {}, 'How to read this board'), kinds, lonely,
+    d.phased ? phase : null, d.maps ? maps : null)
 }
 
 /** Controls above the board. Each writes a trait of the model. */
@@ -101,7 +115,8 @@ function controls(model, d) {
       put('on', on.includes(k) ? on.filter(o => o !== k) : [...on, k].sort((a, b) => a - b))
     }}, name))
   const sets = el('select', {onchange: e => { if (e.target.value) put('on', d.sets[e.target.value]) }},
-    ...Object.keys(d.sets).map(o => el('option', {value: o}, o)), el('option', {value: '', hidden: true, disabled: true}, 'your choice'))
+    ...Object.keys(d.sets).map(o => el('option', {value: o}, o)),
+      el('option', {value: '', hidden: true, disabled: true}, 'your choice'))
   const least = el('input', {type: 'range', min: 0, max: LEASTS.length - 1, step: 1,
     oninput: e => put('least', LEASTS[+e.target.value])})
   const said = el('output')
@@ -109,7 +124,8 @@ function controls(model, d) {
   const exclude = el('select', {onchange: e => put('exclude', e.target.value)},
     el('option', {value: 'none'}, 'none'), el('option', {value: 'clip'}, 'frames of one clip'),
     el('option', {value: 'video'}, 'frames of one video'))
-  const again = el('button', {type: 'button', class: 'again', onclick: () => model.send({kind: 'draw'})}, 'another batch')
+  const again = el('button', {type: 'button', class: 'again', onclick: () => model.send({kind: 'draw'})},
+    'another batch')
   const node = el('div', {class: 'bar'}, help(d),
     el('fieldset', {}, el('legend', {}, 'Structures that count'), el('div', {class: 'chips'}, ...chips)),
     el('label', {}, 'class set ', sets),
@@ -134,12 +150,16 @@ function maskView(model, d, hands) {
   const canvas = el('canvas', {tabindex: 0, role: 'img', class: 'mask'}), own = el('span', {class: 'own'})
   let batch = [], at = [0, 0], found = new Uint8Array(0)
   const paint = () => {
-    const n = batch.length, style = getComputedStyle(canvas), image = new ImageData(n, n), chosen = new Set(model.get('chosen'))
+    const n = batch.length, style = getComputedStyle(canvas), image = new ImageData(n, n),
+      chosen = new Set(model.get('chosen'))
     const color = Object.keys(KINDS).map(k => [...rgb(style.getPropertyValue(`--${k}`)), 255])
-    const ink = rgb(style.getPropertyValue('--ink')), mixed = color.map(c => [0, 1, 2].map(k => .6*c[k] + .4*ink[k]).concat(255))
-    const word = c => new Uint32Array(Uint8ClampedArray.from(c).buffer)[0], plain = color.map(word), tinted = mixed.map(word)
+    const ink = rgb(style.getPropertyValue('--ink')),
+      mixed = color.map(c => [0, 1, 2].map(k => .6*c[k] + .4*ink[k]).concat(255))
+    const word = c => new Uint32Array(Uint8ClampedArray.from(c).buffer)[0], plain = color.map(word),
+      tinted = mixed.map(word)
     const cells = new Uint32Array(image.data.buffer), lit = batch.map(i => chosen.has(i))
-    for (let i = 0, k = 0; i < n; i++) for (let j = 0; j < n; j++, k++) cells[k] = (lit[i] || lit[j] ? tinted : plain)[found[k]]
+    for (let i = 0, k = 0; i < n; i++) for (let j = 0; j < n; j++,
+      k++) cells[k] = (lit[i] || lit[j] ? tinted : plain)[found[k]]
     canvas.width = canvas.height = n
     canvas.getContext('2d').putImageData(image, 0, 0)
     row()
@@ -150,8 +170,10 @@ function maskView(model, d, hands) {
   }
   const refresh = (s, labels) => {
     const {ids} = setNumbers(d, s, labels, model.get('batch')), text = new Map()
-    model.get('batch').forEach((i, k) => text.set(i, [...labels.sets.slice(i*labels.words, (i+1)*labels.words)].reverse()
-      .map(o => String(o).padStart(10, '0')).join() + (s.phase ? ` ${String(d.phase[i] + 1).padStart(3, '0')}` : '') + ` ${ids[k]}`))
+    model.get('batch').forEach((i, k) => text.set(i,
+      [...labels.sets.slice(i*labels.words, (i+1)*labels.words)].reverse()
+      .map(o => String(o).padStart(10, '0')).join() + (s.phase ? ` ${String(d.phase[i] + 1).padStart(3, '0')}` : '')
+        + ` ${ids[k]}`))
     batch = [...text.keys()].sort((i, j) => text.get(i) < text.get(j) ? -1 : text.get(i) > text.get(j) ? 1 : i - j)
     found = kinds(d, s, labels, batch)
     paint()
@@ -183,10 +205,12 @@ const rgb = text => {
 function tiles(model, d, hands) {
   const made = new Map()
   const make = i => {
-    const picture = el('span', {class: 'picture', 'data-frame': i}), why = el('span', {class: 'why'}), notes = d.notes[i]
+    const picture = el('span', {class: 'picture', 'data-frame': i}), why = el('span', {class: 'why'}),
+      notes = d.notes[i]
     hands.sheets.watch(picture)
     const tell = () => hands.tell(model.get('anchor'), i)
-    const node = el('button', {type: 'button', class: 'tile', 'data-frame': i, onclick: () => hands.anchor(i), onpointerenter: tell,
+    const node = el('button', {type: 'button', class: 'tile', 'data-frame': i, onclick: () => hands.anchor(i),
+      onpointerenter: tell,
       onfocus: tell}, picture, el('span', {class: 'name'}, d.names[i]), why,
     notes ? el('span', {class: 'note'}, `⚠ ${notes.join('; ')}`) : null)
     return {node, why}
@@ -202,8 +226,11 @@ function tiles(model, d, hands) {
 /** A group of frames: a heading, and a button for each frame. */
 function groupView(model, d, kind, tile) {
   const [sign, one, many] = KINDS[kind]
-  const head = el('div', HEAD), list = el('div', {class: 'tiles', role: 'group'}), more = el('button', {type: 'button', class: 'more'})
-  const note = kind === 'positive' ? el('p', {}, 'A lonely anchor: nothing can be pulled to it, and the contrastive loss learns nothing from it as an anchor.') : null
+  const head = el('div', HEAD), list = el('div', {class: 'tiles', role: 'group'}),
+    more = el('button', {type: 'button', class: 'more'})
+  const note = kind === 'positive'
+    ? el('p', {}, 'A lonely anchor: nothing can be pulled to it, '
+      + 'and the contrastive loss learns nothing from it as an anchor.') : null
   const node = el('section', {class: `group ${kind}`}, head, note, list, more)
   let all = false, last = null
   more.addEventListener('click', () => { all = !all; refresh(...last) })
@@ -233,17 +260,22 @@ function arrows(e) {
 /** The anchor with its picture, the mask, and a sentence on the pair under the pointer. */
 function sideView(model, d, hands) {
   const picture = el('span', {class: 'picture'}), caption = el('figcaption'), mask = maskView(model, d, hands)
-  const say = el('p', {class: 'say', 'aria-live': 'polite'}), figure = el('figure', {class: 'anchor'}, picture, caption)
-  const keys = ['positive', 'near', 'negative', 'out'].map(k => el('span', {class: k}, KINDS[k][2])), dark = el('span', {class: 'dark'}, 'chosen')
-  const node = el('div', {class: 'side'}, el('div', HEAD, '◎ anchor'), figure, el('div', HEAD, 'each frame with each'), mask.node,
-    el('p', {class: 'key'}, ...keys, dark), say, el('p', {class: 'held'}, 'A row is a frame as an anchor, sorted by what they show; the diagonal is '
+  const say = el('p', {class: 'say', 'aria-live': 'polite'}),
+    figure = el('figure', {class: 'anchor'}, picture, caption)
+  const keys = ['positive', 'near', 'negative', 'out'].map(k => el('span', {class: k}, KINDS[k][2])),
+    dark = el('span', {class: 'dark'}, 'chosen')
+  const node = el('div', {class: 'side'}, el('div', HEAD, '◎ anchor'), figure,
+    el('div', HEAD, 'each frame with each'), mask.node,
+    el('p', {class: 'key'}, ...keys, dark), say,
+      el('p', {class: 'held'}, 'A row is a frame as an anchor, sorted by what they show; the diagonal is '
       + 'each with itself. Click a row to make it the anchor.'))
   let chosen
   const refresh = (s, labels, same) => {
     const i = model.get('anchor'), n = model.get('batch').length, notes = d.notes[i]
     picture.dataset.frame = i
     hands.sheets.paint(picture, i)
-    caption.textContent = `${d.names[i]}; of what counts it shows: ${shows(d, s, labels, i)}` + (notes ? ` ⚠ ${notes.join('; ')}` : '')
+    caption.textContent = `${d.names[i]}; of what counts it shows: ${shows(d, s, labels, i)}`
+      + (notes ? ` ⚠ ${notes.join('; ')}` : '')
     mask.canvas.setAttribute('aria-label', `Mask of ${n} frames; arrow keys move, Enter makes the row the anchor`)
     keys[3].hidden = s.exclude === 'none'
     dark.hidden = !model.get('chosen').length
@@ -277,11 +309,13 @@ function sumView(model, d, hands) {
   const refresh = (found, s, batch) => {
     lonely = found.lonely
     n.textContent = `${batch.length} frames: `
-    next.textContent = `${lonely.length} lonely anchor${lonely.length === 1 ? '' : 's'} (${Math.round(100*lonely.length/batch.length)} %)`
+    const share = Math.round(100*lonely.length/batch.length)
+    next.textContent = `${lonely.length} lonely anchor${lonely.length === 1 ? '' : 's'} (${share} %)`
     next.disabled = !lonely.length
     next.title = lonely.length ? 'Show the next one' : ''
     const near = clips && found.pairs ? `, ${Math.round(100*found.oneClip/found.pairs)} % of them in one clip` : ''
-    rest.textContent = `, ${found.pairs/2} positive pairs${near}` + (s.on.length ? '' : '. No structure counts, so all frames count as the same')
+    rest.textContent = `, ${found.pairs/2} positive pairs${near}`
+      + (s.on.length ? '' : '. No structure counts, so all frames count as the same')
   }
   return {node, refresh}
 }
@@ -292,7 +326,8 @@ export function mount(model, root) {
   const put = traits => { for (const [k, v] of Object.entries(traits)) model.set(k, v); model.save_changes() }
   let labels, s, key, drawn, lonely
   let looking = false
-  hands.anchor = i => { looking = true; put(model.get('batch').includes(i) ? {anchor: i} : {anchor: i, batch: [...model.get('batch'), i]}) }
+  hands.anchor = i => { looking = true; put(model.get('batch').includes(i)
+    ? {anchor: i} : {anchor: i, batch: [...model.get('batch'), i]}) }
   hands.choose = chosen => put({chosen})
   hands.batch = batch => put({batch, anchor: batch.includes(model.get('anchor')) ? model.get('anchor') : batch[0]})
   hands.tell = (i, j) => {
@@ -301,13 +336,17 @@ export function mount(model, root) {
     root.querySelector(`.tile[data-frame="${j}"]`)?.classList.add('hot')
     maps?.heat(j)
   }
-  const bar = controls(model, d), side = sideView(model, d, hands), maps = d.maps ? embeddingView(model, d, hands) : null
+  const bar = controls(model, d), side = sideView(model, d, hands),
+    maps = d.maps ? embeddingView(model, d, hands) : null
   const sizes = sizeView(model, d)
   const sum = sumView(model, d, hands)
-  const tile = tiles(model, d, hands), kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, tile)])
+  const tile = tiles(model, d, hands),
+    kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, tile)])
   const lists = el('div', {class: 'groups', onkeydown: arrows}, ...kinds.map(o => o[1].node))
   root.classList.add('cwcl-board')
-  root.append(bar.node, sum.node, el('div', {class: 'main'}, side.node, el('div', {class: 'wide'}, el('section', {class: 'embedding'}, ...maps?.nodes ?? [], sizes.node), lists)))
+  root.append(bar.node, sum.node,
+    el('div', {class: 'main'}, side.node,
+    el('div', {class: 'wide'}, el('section', {class: 'embedding'}, ...maps?.nodes ?? [], sizes.node), lists)))
   const refresh = () => {
     s = settings(model)
     if (key !== `${s.on} ${s.least}`) [key, labels] = [`${s.on} ${s.least}`, labelSets(d, s)]
@@ -315,7 +354,9 @@ export function mount(model, root) {
     const focused = document.activeElement?.matches('.tile') && root.contains(document.activeElement)
     const found = groups(d, s, labels, i, batch)
     bar.refresh()
-    const size = model.get('size'), same = drawn && drawn.size === size && drawn.batch === batch && ['phase', 'exclude'].every(k => drawn[k] === s[k]) && drawn.labels === labels
+    const size = model.get('size'),
+      same = drawn && drawn.size === size && drawn.batch === batch
+      && ['phase', 'exclude'].every(k => drawn[k] === s[k]) && drawn.labels === labels
     if (!same) {
       const all = counts(d, s, labels, batch)
       sum.refresh(all, s, batch)
@@ -339,7 +380,8 @@ export function mount(model, root) {
   const soon = () => { if (!waiting) { waiting = true; queueMicrotask(() => { waiting = false; refresh() }) } }
   const traits = ['anchor', 'batch', 'chosen', 'size', ...SETTINGS].map(k => `change:${k}`)
   for (const o of traits) model.on(o, soon)
-  const paint = () => { side.paint(); maps?.paint(); sizes.paint() }, dark = matchMedia('(prefers-color-scheme: dark)')
+  const paint = () => { side.paint(); maps?.paint(); sizes.paint() },
+    dark = matchMedia('(prefers-color-scheme: dark)')
   dark.addEventListener('change', paint)
   const wide = new ResizeObserver(paint)
   wide.observe(root)
@@ -375,18 +417,22 @@ export class Page {
     if (!this.name) return
     const {anchor, batch, on, least, phase, exclude, net, scale, temp, chosen} = this.state
     const all = new URLSearchParams(location.hash.slice(1)), list = o => o.join('.')
-    all.set(this.name, [anchor, least, +phase, exclude, list(on), list(batch), net, scale, temp, list(chosen)].join('_'))
+    all.set(this.name, [anchor, least, +phase, exclude, list(on), list(batch), net, scale, temp,
+      list(chosen)].join('_'))
     history.replaceState(null, '', `#${all}`)
   }
   read(text) {
     const [anchor, least, phase, exclude, on, batch, net, scale, temp, chosen] = (text || '').split('_')
     if (batch === undefined) return
     const {frames} = this.state, n = frames.names.length, maps = frames.maps || {nets: [0], scales: [0]}
-    const numbers = o => o ? o.split('.').map(Number) : [], below = most => o => Number.isInteger(o) && 0 <= o && o < most
+    const numbers = o => o ? o.split('.').map(Number) : [],
+      below = most => o => Number.isInteger(o) && 0 <= o && o < most
     if (![...numbers(batch), +anchor].every(below(n)) || !['none', 'clip', 'video'].includes(exclude)) return
     const one = (o, most) => below(most)(+o) ? +o : 0
-    Object.assign(this.state, {anchor: +anchor, least: +least || 1, phase: phase === '1', exclude, batch: numbers(batch), size: numbers(batch).length,
-      on: numbers(on).filter(below(frames.classes.length)), net: one(net, maps.nets.length), scale: one(scale, maps.scales.length),
+    Object.assign(this.state, {anchor: +anchor, least: +least || 1, phase: phase === '1', exclude,
+      batch: numbers(batch), size: numbers(batch).length,
+      on: numbers(on).filter(below(frames.classes.length)), net: one(net, maps.nets.length),
+        scale: one(scale, maps.scales.length),
       temp: +temp >= .01 && +temp <= 1 ? +temp : this.state.temp, chosen: numbers(chosen).filter(below(n))})
   }
   send({kind, k}) {
@@ -395,7 +441,8 @@ export class Page {
     })
     if (kind === 'draw') {
       const n = this.state.frames.names.length, all = Array.from({length: n}, (_, i) => i)
-      for (let i = n - 1; i > 0; i--) { const j = Math.floor(Math.random()*(i + 1)); [all[i], all[j]] = [all[j], all[i]] }
+      for (let i = n - 1; i > 0; i--) { const j = Math.floor(Math.random()*(i + 1)); [all[i], all[j]] = [all[j],
+        all[i]] }
       const batch = all.slice(0, this.state.size)
       if (!batch.includes(this.state.anchor)) this.state.anchor = batch[0]
       this.set('batch', batch)

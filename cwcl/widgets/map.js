@@ -18,7 +18,8 @@ export function weights(d, s, labels, anchor, batch) {
   const frames = batch.filter(j => !['anchor', 'out'].includes(relation(d, s, labels, anchor, j)))
   const cosine = cosines(d, s, anchor, frames), top = Math.max(...cosine)
   const e = cosine.map(c => Math.exp((c - top)/s.temp)), sum = e.reduce((a, o) => a + o, 0)
-  return frames.map((j, k) => ({frame: j, cosine: cosine[k], weight: e[k]/sum, kind: relation(d, s, labels, anchor, j)}))
+  return frames.map((j, k) => ({frame: j, cosine: cosine[k], weight: e[k]/sum,
+    kind: relation(d, s, labels, anchor, j)}))
     .sort((a, b) => b.cosine - a.cosine)
 }
 
@@ -40,6 +41,13 @@ function sharp(canvas) {
   const g = canvas.getContext('2d')
   g.setTransform(scale, 0, 0, scale, 0, 0)
   return {g, w, h}
+}
+
+/** A line through some points. */
+function stroke(g, ...points) {
+  g.beginPath()
+  for (const p of points) g.lineTo(...p)
+  g.stroke()
 }
 
 /** A mark for each kind, told apart without its color. */
@@ -65,8 +73,10 @@ function mapView(model, d, hands) {
   let s, labels, at = 0, hot = null, lasso = null, first = null
   let place = null
   const fit = () => { // One unit for both directions, all points in sight
-    const p = d.maps.points, from = 2*nth(d, s), n = d.names.length, low = [Infinity, Infinity], high = [-Infinity, -Infinity]
-    for (let k = 0; k < 2*n; k++) { low[k & 1] = Math.min(low[k & 1], p[from+k]); high[k & 1] = Math.max(high[k & 1], p[from+k]) }
+    const p = d.maps.points, from = 2*nth(d, s), n = d.names.length, low = [Infinity, Infinity],
+      high = [-Infinity, -Infinity]
+    for (let k = 0; k < 2*n; k++) { low[k & 1] = Math.min(low[k & 1], p[from+k]); high[k & 1] = Math.max(high[k & 1],
+      p[from+k]) }
     const size = [canvas.clientWidth, canvas.clientHeight]
     const scale = Math.min(...[0, 1].map(a => (size[a] - 30)/Math.max(high[a] - low[a], 1e-12)))
     place = i => [0, 1].map(a => size[a]/2 + scale*(p[from + 2*i + a] - (low[a] + high[a])/2))
@@ -74,13 +84,15 @@ function mapView(model, d, hands) {
   const paint = () => {
     if (!canvas.clientWidth) return
     fit()
-    const {g, w, h} = sharp(canvas), color = colorsOf(canvas), anchor = model.get('anchor'), batch = new Set(model.get('batch'))
+    const {g, w, h} = sharp(canvas), color = colorsOf(canvas), anchor = model.get('anchor'),
+      batch = new Set(model.get('batch'))
     g.clearRect(0, 0, w, h)
     g.fillStyle = color.line
-    for (let i = 0; i < d.names.length; i++) if (!batch.has(i)) { const [x, y] = place(i); g.fillRect(x - 1, y - 1, 2, 2) }
+    for (let i = 0; i < d.names.length; i++) if (!batch.has(i)) { const [x, y] = place(i); g.fillRect(x - 1, y - 1,
+      2, 2) }
     const all = [...batch].filter(i => i !== anchor).map(i => [relation(d, s, labels, anchor, i), i])
     g.strokeStyle = color.positive
-    for (const [kind, i] of all) if (kind === 'positive') { g.beginPath(); g.moveTo(...place(anchor)); g.lineTo(...place(i)); g.stroke() }
+    for (const [kind, i] of all) if (kind === 'positive') stroke(g, place(anchor), place(i))
     for (const k of ['negative', 'near', 'out', 'positive']) {
       g.fillStyle = g.strokeStyle = k === 'negative' ? color.line : color[k]
       for (const [kind, i] of all) if (kind === k) mark(g, k, ...place(i), 5)
@@ -99,7 +111,8 @@ function mapView(model, d, hands) {
     g.drawImage(back, 0, 0, w, h)
     g.strokeStyle = color.ink; g.lineWidth = 2
     if (hot !== null) { g.beginPath(); g.arc(...place(hot), 10, 0, 7); g.stroke() }
-    if (lasso) { g.setLineDash([5, 4]); g.beginPath(); lasso.forEach(p => g.lineTo(...p)); g.closePath(); g.stroke(); g.setLineDash([]) }
+    if (lasso) { g.setLineDash([5,
+      4]); g.beginPath(); lasso.forEach(p => g.lineTo(...p)); g.closePath(); g.stroke(); g.setLineDash([]) }
   }
   const heat = i => {
     hot = i
@@ -127,7 +140,8 @@ function mapView(model, d, hands) {
   canvas.addEventListener('pointerdown', e => { first = point(e); canvas.setPointerCapture?.(e.pointerId) })
   canvas.addEventListener('pointermove', e => {
     const p = point(e)
-    if (first && (lasso || Math.hypot(p[0] - first[0], p[1] - first[1]) > 6)) { lasso = [...(lasso || [first]), p]; tip.hidden = true; over(); return }
+    if (first && (lasso || Math.hypot(p[0] - first[0], p[1] - first[1]) > 6)) { lasso = [...(lasso || [first]),
+      p]; tip.hidden = true; over(); return }
     const i = nearest(p)
     if (i !== null && i !== hot) { at = i; hands.tell(model.get('anchor'), i) }
   })
@@ -151,7 +165,8 @@ function mapView(model, d, hands) {
     return best
   }
   canvas.addEventListener('keydown', e => {
-    const way = {ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0]}[e.key], chosen = model.get('chosen')
+    const way = {ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0]}[e.key],
+      chosen = model.get('chosen')
     if (way) { at = beside(way); hands.tell(model.get('anchor'), at) }
     else if (e.key === 'Enter') hands.anchor(at)
     else if (e.key === ' ') hands.choose(chosen.includes(at) ? chosen.filter(i => i !== at) : [...chosen, at])
@@ -173,21 +188,25 @@ function weightView(model, d, hands) {
   const paint = () => {
     if (!canvas.clientWidth) return
     const {g, w, h} = sharp(canvas), color = colorsOf(canvas)
-    const n = bars.filter(o => o.kind === 'positive').length, goal = 1/n, top = Math.max(n ? goal : 0, ...bars.map(o => o.weight))
+    const n = bars.filter(o => o.kind === 'positive').length, goal = 1/n,
+      top = Math.max(n ? goal : 0, ...bars.map(o => o.weight))
     const wide = w/Math.max(bars.length, 1)
     g.clearRect(0, 0, w, h)
     bars.forEach((o, k) => {
       g.fillStyle = o.kind === 'negative' ? color.line : color[o.kind]
       const tall = Math.max(o.weight/top*(h - 12), 1)
       g.fillRect(k*wide, h - tall, Math.max(wide - 1, 1), tall)
-      if (o.frame === hot) { g.strokeStyle = color.ink; g.lineWidth = 2; g.strokeRect(k*wide, 1, Math.max(wide - 1, 1), h - 2) }
+      if (o.frame === hot) { g.strokeStyle = color.ink; g.lineWidth = 2; g.strokeRect(k*wide, 1,
+        Math.max(wide - 1, 1), h - 2) }
     })
     if (!n) return
     g.strokeStyle = color.positive; g.setLineDash([6, 4]); g.lineWidth = 2
-    g.beginPath(); g.moveTo(0, h - goal/top*(h - 12)); g.lineTo(w, h - goal/top*(h - 12)); g.stroke(); g.setLineDash([])
+    stroke(g, [0, h - goal/top*(h - 12)], [w, h - goal/top*(h - 12)])
+    g.setLineDash([])
   }
   const under = e => bars[Math.floor(e.offsetX/canvas.clientWidth*bars.length)]
-  canvas.addEventListener('pointermove', e => { const o = under(e); if (o && o.frame !== hot) hands.tell(model.get('anchor'), o.frame) })
+  canvas.addEventListener('pointermove',
+    e => { const o = under(e); if (o && o.frame !== hot) hands.tell(model.get('anchor'), o.frame) })
   canvas.addEventListener('click', e => { const o = under(e); if (o) hands.anchor(o.frame) })
   const refresh = (s, labels) => {
     bars = weights(d, s, labels, model.get('anchor'), model.get('batch'))
@@ -207,7 +226,8 @@ function weightView(model, d, hands) {
 
 /** Lonely anchors to expect, over the size of a batch, with a slider that draws one. */
 function sizeView(model, d) {
-  const most = Math.min(d.names.length, 200), canvas = el('canvas', {role: 'img', class: 'sizes'}), said = el('output', {class: 'counted'})
+  const most = Math.min(d.names.length, 200), canvas = el('canvas', {role: 'img', class: 'sizes'}),
+    said = el('output', {class: 'counted'})
   const range = el('input', {type: 'range', min: 2, max: most, step: 1, onchange: () => model.send({kind: 'draw'}),
     oninput: e => { model.set('size', +e.target.value); model.save_changes() }})
   const shown = el('output'), node = el('div', {}, el('div', HEAD, 'how large must a batch be?'),
@@ -215,16 +235,20 @@ function sizeView(model, d) {
   let shares = new Float64Array(0)
   const paint = () => {
     if (!canvas.clientWidth) return
-    const {g, w, h} = sharp(canvas), color = colorsOf(canvas), x = b => (b - 1)/Math.max(most - 1, 1)*w, y = p => h - 14 - p*(h - 18)
-    const batch = model.get('batch'), line = (...points) => { g.beginPath(); points.forEach(p => g.lineTo(...p)); g.stroke() }
+    const {g, w, h} = sharp(canvas), color = colorsOf(canvas), x = b => (b - 1)/Math.max(most - 1, 1)*w,
+      y = p => h - 14 - p*(h - 18)
+    const batch = model.get('batch')
     g.clearRect(0, 0, w, h)
     g.font = '12px system-ui, sans-serif'
     g.fillStyle = color.ink
     g.strokeStyle = color.line
-    for (const p of [0, .5, 1]) { line([0, y(p)], [w, y(p)]); g.fillText(`${100*p} %`, w - 38, y(p) + (p ? 12 : -3)) }
+    for (const p of [0, .5, 1]) {
+      stroke(g, [0, y(p)], [w, y(p)])
+      g.fillText(`${100*p} %`, w - 38, y(p) + (p ? 12 : -3))
+    }
     for (const b of [2, 50, 100, 150, 200]) if (b <= most) g.fillText(b, Math.min(x(b), w - 22), h - 1)
     g.strokeStyle = color.ink; g.lineWidth = 2
-    line(...[...shares].map((p, k) => [x(k + 1), y(p)]))
+    stroke(g, ...[...shares].map((p, k) => [x(k + 1), y(p)]))
     g.fillStyle = color.focus
     mark(g, 'positive', x(batch.length), y(lonely/Math.max(batch.length, 1)), 5)
   }
@@ -236,8 +260,10 @@ function sizeView(model, d) {
     range.value = size
     shown.value = ` ${size}`
     const enough = shares.findIndex(p => p < .01) + 1, percent = p => `${Math.round(100*p)} %`
-    said.value = `In a batch of ${n}, ${percent(shares[Math.min(n, most) - 1])} are lonely on average; this one (the dot) has ${percent(lonely/n)}. `
-      + (enough ? `From ${enough} frames on it is less than one in a hundred.` : `Even ${most} frames leave ${percent(shares[most - 1])}.`)
+    said.value = `In a batch of ${n}, ${percent(shares[Math.min(n, most) - 1])} are lonely on average; `
+      + `this one (the dot) has ${percent(lonely/n)}. `
+      + (enough ? `From ${enough} frames on it is less than one in a hundred.`
+        : `Even ${most} frames leave ${percent(shares[most - 1])}.`)
     canvas.setAttribute('aria-label', `Share of lonely anchors over the size of a batch. ${said.value}`)
     paint()
   }
@@ -247,14 +273,19 @@ function sizeView(model, d) {
 /** Map and weights, with the choice of network, scale and frames. */
 function embeddingView(model, d, hands) {
   const put = (k, v) => { model.set(k, v); model.save_changes() }
-  const net = el('input', {type: 'range', min: 0, max: d.maps.nets.length - 1, step: 1, oninput: e => put('net', +e.target.value)})
+  const net = el('input', {type: 'range', min: 0, max: d.maps.nets.length - 1, step: 1,
+    oninput: e => put('net', +e.target.value)})
   const named = el('output'), map = mapView(model, d, hands), bars = weightView(model, d, hands)
-  const scale = el('select', {onchange: e => put('scale', +e.target.value)}, ...d.maps.scales.map((o, k) => el('option', {value: k}, o)))
+  const scale = el('select', {onchange: e => put('scale', +e.target.value)},
+    ...d.maps.scales.map((o, k) => el('option', {value: k}, o)))
   const take = el('button', {type: 'button', onclick: () => hands.batch(model.get('chosen'))})
-  const held = el('p', {class: 'held'}), hint = el('p', {class: 'held'}, 'Click a point, or draw around some to choose them.'), clear = el('button', {type: 'button', onclick: () => hands.choose([])}, 'choose none')
+  const held = el('p', {class: 'held'}),
+    hint = el('p', {class: 'held'}, 'Click a point, or draw around some to choose them.'),
+    clear = el('button', {type: 'button', onclick: () => hands.choose([])}, 'choose none')
   const nodes = [
     el('div', {}, el('div', HEAD, 'where the network puts the frames'),
-      el('div', {class: 'bar'}, d.maps.nets.length > 1 ? el('label', {}, 'network ', net, named) : null, el('label', {}, 'scale ', scale)),
+      el('div', {class: 'bar'}, d.maps.nets.length > 1 ? el('label', {}, 'network ', net, named) : null,
+        el('label', {}, 'scale ', scale)),
       map.node, hint, el('div', {class: 'bar'}, take, clear), held),
     el('div', {}, el('div', HEAD, 'what the anchor’s softmax counts'), bars.node)]
   const refresh = (s, labels) => {
@@ -266,9 +297,11 @@ function embeddingView(model, d, hands) {
     take.textContent = `make these ${n} the batch`
     take.hidden = n < 2
     hint.hidden = n > 0
-    held.textContent = `These two directions hold ${Math.round(100*d.maps.shares[s.net][s.scale])} % of how the frames differ.`
+    const share = Math.round(100*d.maps.shares[s.net][s.scale])
+    held.textContent = `These two directions hold ${share} % of how the frames differ.`
     clear.hidden = !n
-    map.canvas.setAttribute('aria-label', `Map of ${d.names.length} frames, ${d.maps.nets[s.net]}, ${d.maps.scales[s.scale]} scale; `
+    map.canvas.setAttribute('aria-label',
+      `Map of ${d.names.length} frames, ${d.maps.nets[s.net]}, ${d.maps.scales[s.scale]} scale; `
       + 'arrow keys move, Enter makes a frame the anchor, the space bar chooses it')
     map.refresh(s, labels)
     bars.refresh(s, labels)

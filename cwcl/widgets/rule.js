@@ -2,7 +2,8 @@
 
 /** Sign, name of one, name of several. */
 export const KINDS = {
-  anchor: ['◎', 'anchor', 'anchors'], positive: ['●', 'positive', 'positives'], near: ['▲', 'near miss', 'near misses'],
+  anchor: ['◎', 'anchor', 'anchors'], positive: ['●', 'positive', 'positives'],
+    near: ['▲', 'near miss', 'near misses'],
   negative: ['■', 'negative', 'negatives'], out: ['○', 'left out', 'left out'],
 }
 
@@ -66,7 +67,8 @@ export function setNumbers(d, s, labels, frames) {
 export function kinds(d, s, labels, batch) {
   const {ids, first} = setNumbers(d, s, labels, batch), names = Object.keys(KINDS), n = batch.length, m = first.length
   const group = s.exclude === 'none' ? null : batch.map(i => d[s.exclude][i])
-  const apart = Uint8Array.from({length: m*m}, (_, k) => names.indexOf(relation(d, s, labels, first[Math.floor(k/m)], first[k % m])))
+  const apart = Uint8Array.from({length: m*m},
+    (_, k) => names.indexOf(relation(d, s, labels, first[Math.floor(k/m)], first[k % m])))
   const out = new Uint8Array(n*n)
   for (let i = 0, k = 0; i < n; i++)
     for (let j = 0; j < n; j++, k++)

@@ -124,9 +124,8 @@ def map_works(page):
     "A frame chosen on the map by keys is chosen, and a network and a scale can be taken"
     canvas = page.locator('.cwcl-board canvas.map')
     canvas.focus()
-    page.keyboard.press('ArrowDown')
-    page.keyboard.press('Space')
-    page.locator('.cwcl-board').get_by_role('button', name='make these 1 the batch').wait_for()
+    for k in ('ArrowDown', 'Space', 'ArrowUp', 'ArrowLeft', 'Space'): page.keyboard.press(k)
+    page.locator('.cwcl-board').get_by_role('button', name='choose none').wait_for()
     page.locator('.embedding select').select_option('fine')
     assert 'fine scale' in canvas.get_attribute('aria-label')
 

@@ -22,7 +22,7 @@ function unpack(model) {
   const raw = k => { const b = model.get(k); return b.buffer
     ? b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength) : b }
   const maps = f.maps && {...f.maps, points: new Float32Array(raw('points')),
-    embedded: new Int8Array(raw('embedded'))}
+    embedded: new Int16Array(raw('embedded'))}
   return {...f, pixels: new Uint32Array(raw('pixels')), maps}
 }
 
@@ -36,9 +36,9 @@ class Sheets {
     this.heard = (msg, buffers) => { if (msg.kind === 'sheet') this.arrive(msg.k, buffers[0]) }
     model.on('msg:custom', this.heard)
     this.seen = new IntersectionObserver(found => {
-      for (const o of found) if (o.isIntersecting || !o.target.isConnected) {
+      for (const o of found) if (o.isIntersecting) {
         this.seen.unobserve(o.target)
-        if (o.isIntersecting) this.paint(o.target, +o.target.dataset.frame)
+        this.paint(o.target, +o.target.dataset.frame)
       }
     }, {rootMargin: '300px'})
   }
@@ -54,8 +54,9 @@ class Sheets {
     const [w, h, columns, size] = this.d.tile, k = Math.floor(i/size), at = i % size
     const url = this.urls.get(k)
     if (!url) {
-      if (!this.waiting.has(k)) { this.waiting.set(k, []); this.model.send({kind: 'sheet', k}) }
-      this.waiting.get(k).push(node)
+      node.style.backgroundImage = ''
+      if (!this.waiting.has(k)) { this.waiting.set(k, new Set()); this.model.send({kind: 'sheet', k}) }
+      this.waiting.get(k).add(node)
       return
     }
     const rows = Math.ceil(Math.min(size, this.d.names.length - k*size)/columns)
@@ -72,7 +73,7 @@ class Sheets {
   }
 }
 
-/** What the words mean, for who sees a board for the first time. */
+/** What the words mean, for somebody who sees a board for the first time. */
 function help(d) {
   const said = (...lines) => el('p', {}, lines.join(' '))
   const row = (kind, ...lines) => {
@@ -85,10 +86,10 @@ function help(d) {
       + (d.phased ? ' and, if the phase counts, are of the same phase of the operation.' : '.'),
     'Training pulls their embeddings together, the numbers that a network makes of a frame.'),
     row('near', 'differ in one thing, which is written below them.',
-      'Training pushes them away, like all that are no positives.'),
+      'Training pushes them away, like all that are not positives.'),
     row('negative', 'differ in more.'),
     row('out', 'would be positives, but are too much like the anchor:',
-      'frames of one clip, or of one video, if you choose so.'))
+      'frames of one clip, or of one video, if you choose that.'))
   const lonely = said('Training looks at one batch of frames at a time.',
     'A frame without a positive in its batch is a lonely anchor: nothing can be pulled to it,',
     'so the contrastive loss learns nothing from it as an anchor.',
@@ -99,7 +100,7 @@ function help(d) {
   const maps = said('On the map, each point is a frame, near those that the network finds alike;',
     'lines lead from the anchor to its positives, and small dots are frames outside the batch.',
     'The bars are the frames of the batch, the most similar first, as high as the softmax counts them;',
-    'if all went well, each positive would reach the dashed line.',
+    'the loss is lowest when all positives reach the dashed line.',
     'At a low temperature only the nearest frames count, at a high one all count alike:',
     'neither is better in itself.')
   return el('details', {class: 'help'}, el('summary', {}, 'How to read this board'), kinds, lonely,
@@ -121,9 +122,13 @@ function controls(model, d) {
     oninput: e => put('least', LEASTS[+e.target.value])})
   const said = el('output')
   const phase = el('input', {type: 'checkbox', onchange: e => put('phase', e.target.checked)})
+  const grouped = ['clip', 'video'].filter(k => {
+    const known = d[k].filter(o => o >= 0)
+    return new Set(known).size < known.length
+  })
   const exclude = el('select', {onchange: e => put('exclude', e.target.value)},
-    el('option', {value: 'none'}, 'none'), el('option', {value: 'clip'}, 'frames of one clip'),
-    el('option', {value: 'video'}, 'frames of one video'))
+    el('option', {value: 'none'}, 'none'),
+    ...grouped.map(k => el('option', {value: k}, `frames of one ${k}`)))
   const again = el('button', {type: 'button', class: 'again', onclick: () => model.send({kind: 'draw'})},
     'another batch')
   const node = el('div', {class: 'bar'}, help(d),
@@ -131,7 +136,7 @@ function controls(model, d) {
     el('label', {}, 'class set ', sets),
     d.counted ? el('label', {}, 'a structure counts from ', least, said) : null,
     d.phased ? el('label', {}, phase, ' the phase counts') : null,
-    el('label', {}, 'left out as positives ', exclude), again)
+    grouped.length ? el('label', {}, 'left out as positives ', exclude) : null, again)
   const refresh = () => {
     const s = settings(model), same = o => o.length === s.on.length && o.every((k, i) => k === s.on[i])
     chips.forEach((o, k) => o.setAttribute('aria-pressed', s.on.includes(k)))
@@ -147,9 +152,10 @@ function controls(model, d) {
 
 /** The mask of the batch: a cell for each anchor and frame. */
 function maskView(model, d, hands) {
-  const canvas = el('canvas', {tabindex: 0, role: 'img', class: 'mask'}), own = el('span', {class: 'own'})
+  const canvas = el('canvas', {tabindex: 0, role: 'application', class: 'mask'}), own = el('span', {class: 'own'})
   let batch = [], at = [0, 0], found = new Uint8Array(0)
   const paint = () => {
+    if (!batch.length) return
     const n = batch.length, style = getComputedStyle(canvas), image = new ImageData(n, n),
       chosen = new Set(model.get('chosen'))
     const color = Object.keys(KINDS).map(k => [...rgb(style.getPropertyValue(`--${k}`)), 255])
@@ -186,7 +192,9 @@ function maskView(model, d, hands) {
   const cell = e => [e.offsetY/canvas.clientHeight, e.offsetX/canvas.clientWidth].map(o => Math.floor(o*batch.length))
   canvas.addEventListener('pointermove', e => point(...cell(e), false))
   canvas.addEventListener('click', e => point(...cell(e), true))
+  canvas.addEventListener('pointerleave', () => hands.tell(model.get('anchor'), model.get('anchor')))
   canvas.addEventListener('keydown', e => {
+    if (modified(e)) return
     const step = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[e.key]
     if (step) point(at[0] + step[0], at[1] + step[1], false)
     else if (e.key === 'Enter' || e.key === ' ') point(...at, true)
@@ -219,6 +227,8 @@ function tiles(model, d, hands) {
     if (!made.has(i)) made.set(i, make(i))
     const {node, why} = made.get(i), said = words.length > 2 ? [words[0], `and ${words.length - 1} more`] : words
     if (why.textContent !== said.join(', ')) why.textContent = said.join(', ')
+    node.classList.toggle('alone', hands.lonely.has(i))
+    node.classList.toggle('chosen', hands.chosen.has(i))
     return node
   }
 }
@@ -248,11 +258,14 @@ function groupView(model, d, kind, tile) {
   return {node, refresh}
 }
 
+/** Keys that belong to the browser, such as Alt and an arrow. */
+const modified = e => e.altKey || e.ctrlKey || e.metaKey
+
 /** Move the focus among the tiles with the arrow keys, Home and End. */
 function arrows(e) {
   const tiles = [...e.currentTarget.querySelectorAll('.tile')], k = tiles.indexOf(document.activeElement)
   const to = {ArrowRight: k + 1, ArrowLeft: k - 1, Home: 0, End: tiles.length - 1}[e.key]
-  if (k < 0 || to == null || !tiles[to]) return
+  if (k < 0 || to == null || !tiles[to] || modified(e)) return
   tiles[to].focus()
   e.preventDefault()
 }
@@ -274,7 +287,7 @@ function sideView(model, d, hands) {
     const i = model.get('anchor'), n = model.get('batch').length, notes = d.notes[i]
     picture.dataset.frame = i
     hands.sheets.paint(picture, i)
-    caption.textContent = `${d.names[i]}; of what counts it shows: ${shows(d, s, labels, i)}`
+    caption.textContent = `${d.names[i]} shows, of the structures that count: ${shows(d, s, labels, i)}`
       + (notes ? ` ⚠ ${notes.join('; ')}` : '')
     mask.canvas.setAttribute('aria-label', `Mask of ${n} frames; arrow keys move, Enter makes the row the anchor`)
     keys[3].hidden = s.exclude === 'none'
@@ -305,17 +318,17 @@ function sumView(model, d, hands) {
     hands.anchor(lonely[(at + 1) % lonely.length])
   }})
   const n = el('span'), rest = el('span'), node = el('p', {class: 'sum', role: 'status'}, n, next, rest)
-  const clips = new Set(d.clip).size < d.names.length
   const refresh = (found, s, batch) => {
     lonely = found.lonely
     n.textContent = `${batch.length} frames: `
-    const share = Math.round(100*lonely.length/batch.length)
+    const share = Math.round(100*lonely.length/Math.max(batch.length, 1))
     next.textContent = `${lonely.length} lonely anchor${lonely.length === 1 ? '' : 's'} (${share} %)`
     next.disabled = !lonely.length
     next.title = lonely.length ? 'Show the next one' : ''
-    const near = clips && found.pairs ? `, ${Math.round(100*found.oneClip/found.pairs)} % of them in one clip` : ''
-    rest.textContent = `, ${found.pairs/2} positive pairs${near}`
-      + (s.on.length ? '' : '. No structure counts, so all frames count as the same')
+    const near = found.oneClip ? `, ${Math.round(100*found.oneClip/found.pairs)} % of them in one clip` : ''
+    rest.textContent = `, ${found.pairs/2} positive pair${found.pairs === 2 ? '' : 's'}${near}`
+      + (s.on.length ? '' : s.phase ? '. No structure counts: only the phase tells frames apart'
+        : '. No structure counts, so all frames count as the same')
   }
   return {node, refresh}
 }
@@ -324,7 +337,7 @@ function sumView(model, d, hands) {
 export function mount(model, root) {
   const d = unpack(model), hands = {sheets: new Sheets(model, d)}
   const put = traits => { for (const [k, v] of Object.entries(traits)) model.set(k, v); model.save_changes() }
-  let labels, s, key, drawn, lonely
+  let labels, s, key, drawn
   let looking = false
   hands.anchor = i => { looking = true; put(model.get('batch').includes(i)
     ? {anchor: i} : {anchor: i, batch: [...model.get('batch'), i]}) }
@@ -350,7 +363,7 @@ export function mount(model, root) {
   const refresh = () => {
     s = settings(model)
     if (key !== `${s.on} ${s.least}`) [key, labels] = [`${s.on} ${s.least}`, labelSets(d, s)]
-    const i = model.get('anchor'), batch = model.get('batch'), chosen = new Set(model.get('chosen'))
+    const i = model.get('anchor'), batch = model.get('batch')
     const focused = document.activeElement?.matches('.tile') && root.contains(document.activeElement)
     const found = groups(d, s, labels, i, batch)
     bar.refresh()
@@ -361,15 +374,12 @@ export function mount(model, root) {
       const all = counts(d, s, labels, batch)
       sum.refresh(all, s, batch)
       sizes.refresh(s, labels, all)
-      lonely = new Set(all.lonely)
+      hands.lonely = new Set(all.lonely)
     }
+    hands.chosen = new Set(model.get('chosen'))
     side.refresh(s, labels, same)
     drawn = {...s, batch, labels, size}
     for (const [k, view] of kinds) view.refresh(s, labels, found[k])
-    for (const o of root.querySelectorAll('.tile')) {
-      o.classList.toggle('chosen', chosen.has(+o.dataset.frame))
-      o.classList.toggle('alone', lonely.has(+o.dataset.frame))
-    }
     maps?.refresh(s, labels)
     hands.tell(i, i)
     if (focused) root.querySelector('.tile')?.focus({preventScroll: true})
@@ -401,52 +411,78 @@ export default {render: ({model, el: root}) => mount(model, root)}
 
 const bytes = text => Uint8Array.from(atob(text), o => o.charCodeAt(0))
 
+/** How a trait is written in an address, in this order: numbers, lists of numbers, words. */
+const WRITTEN = {anchor: 'number', least: 'number', phase: 'switch', exclude: 'word', on: 'list', batch: 'list',
+  net: 'number',
+  scale: 'number', temp: 'number', chosen: 'list', size: 'number'}
+
+/** Parts of an address after its `#`, without the one of a board; a section's name stays as it is. */
+const others = name => location.hash.slice(1).split('&').filter(o => o && !o.startsWith(`${name}=`))
+
 /** What a kernel is to the board, in a page: a state, who listens, and sheets that the page holds. */
 export class Page {
   constructor(state, sheets, name = '') {
-    this.state = {...state, pixels: bytes(state.pixels), points: bytes(state.points), embedded: bytes(state.embedded)}
-    Object.assign(this, {sheets, name, heard: new Map()})
-    if (name) this.read(new URLSearchParams(location.hash.slice(1)).get(name))
+    const binary = ['pixels', 'points', 'embedded'].map(k => [k, bytes(state[k])])
+    Object.assign(this, {state: {...state, ...Object.fromEntries(binary)}, sheets, name, heard: new Map(), last: 0})
+    if (!name) return
+    this.read()
+    addEventListener('hashchange', () => { if (this.read()) this.changed() })
   }
   get(k) { return this.state[k] }
   set(k, v) { this.state[k] = v; for (const f of this.heard.get(`change:${k}`) || []) f() }
   on(k, f) { this.heard.set(k, [...(this.heard.get(k) || []), f]) }
   off(k, f) { this.heard.set(k, (this.heard.get(k) || []).filter(o => o !== f)) }
-  /** Keep the state in the address, so that it can be sent to others. */
+  changed() { for (const k of Object.keys(WRITTEN)) this.set(k, this.state[k]) }
+  /** Keep the state in the address, so that it can be sent to others; not more often than browsers allow. */
   save_changes() {
     if (!this.name) return
-    const {anchor, batch, on, least, phase, exclude, net, scale, temp, chosen} = this.state
-    const all = new URLSearchParams(location.hash.slice(1)), list = o => o.join('.')
-    all.set(this.name, [anchor, least, +phase, exclude, list(on), list(batch), net, scale, temp,
-      list(chosen)].join('_'))
-    history.replaceState(null, '', `#${all}`)
+    clearTimeout(this.later)
+    this.later = setTimeout(() => this.write(), Date.now() - this.last > 400 ? 0 : 400)
   }
-  read(text) {
-    const [anchor, least, phase, exclude, on, batch, net, scale, temp, chosen] = (text || '').split('_')
-    if (batch === undefined) return
+  write() {
+    this.last = Date.now()
+    const text = Object.entries(WRITTEN).map(([k, kind]) => {
+      const v = this.state[k]
+      return kind === 'list' ? v.join('.') : kind === 'switch' ? +v : v
+    })
+    history.replaceState(null, '', `#${[...others(this.name), `${this.name}=${text.join('_')}`].join('&')}`)
+  }
+  /** Take the state from the address, if it has one that fits; say whether. */
+  read() {
+    const text = location.hash.slice(1).split('&').find(o => o.startsWith(`${this.name}=`))
+    const parts = (text || '').slice(this.name.length + 1).split('_'), kinds = Object.entries(WRITTEN)
+    if (parts.length !== kinds.length) return false
+    const list = o => o ? [...new Set(o.split('.').map(Number))] : []
+    const got = Object.fromEntries(kinds.map(([k, kind], at) => [k, kind === 'list' ? list(parts[at])
+      : kind === 'switch' ? parts[at] === '1' : kind === 'word' ? parts[at] : +parts[at]]))
+    if (!this.fits(got)) return false
+    Object.assign(this.state, got)
+    return true
+  }
+  fits({anchor, least, exclude, on, batch, net, scale, temp, chosen, size}) {
     const {frames} = this.state, n = frames.names.length, maps = frames.maps || {nets: [0], scales: [0]}
-    const numbers = o => o ? o.split('.').map(Number) : [],
-      below = most => o => Number.isInteger(o) && 0 <= o && o < most
-    if (![...numbers(batch), +anchor].every(below(n)) || !['none', 'clip', 'video'].includes(exclude)) return
-    const one = (o, most) => below(most)(+o) ? +o : 0
-    Object.assign(this.state, {anchor: +anchor, least: +least || 1, phase: phase === '1', exclude,
-      batch: numbers(batch), size: numbers(batch).length,
-      on: numbers(on).filter(below(frames.classes.length)), net: one(net, maps.nets.length),
-        scale: one(scale, maps.scales.length),
-      temp: +temp >= .01 && +temp <= 1 ? +temp : this.state.temp, chosen: numbers(chosen).filter(below(n))})
+    const below = most => o => Number.isInteger(o) && 0 <= o && o < most
+    return [...batch, ...chosen].every(below(n)) && batch.includes(anchor) && on.every(below(frames.classes.length))
+      && below(maps.nets.length)(net) && below(maps.scales.length)(scale) && below(n + 1)(size) && least >= 1
+      && temp >= .01 && temp <= 1 && ['none', 'clip', 'video'].includes(exclude)
   }
-  send({kind, k}) {
+  send({kind, k, size}) {
     if (kind === 'sheet') queueMicrotask(() => {
       for (const f of this.heard.get('msg:custom') || []) f({kind, k}, [bytes(this.sheets[k])])
     })
-    if (kind === 'draw') {
-      const n = this.state.frames.names.length, all = Array.from({length: n}, (_, i) => i)
-      for (let i = n - 1; i > 0; i--) { const j = Math.floor(Math.random()*(i + 1)); [all[i], all[j]] = [all[j],
-        all[i]] }
-      const batch = all.slice(0, this.state.size)
-      if (!batch.includes(this.state.anchor)) this.state.anchor = batch[0]
-      this.set('batch', batch)
-      this.save_changes()
+    if (kind === 'draw') this.draw(size ?? this.state.size)
+  }
+  draw(size) {
+    const all = this.state.frames.names.map((_, i) => i)
+    for (let i = all.length - 1; i > 0; i--) {
+      const j = Math.floor(Math.random()*(i + 1)), other = all[i]
+      all[i] = all[j]
+      all[j] = other
     }
+    const batch = all.slice(0, size)
+    if (!batch.includes(this.state.anchor)) this.state.anchor = batch[0]
+    Object.assign(this.state, {batch, size})
+    this.changed()
+    this.save_changes()
   }
 }

@@ -8,6 +8,7 @@ __all__ = ['T', 'A', 'KNOWN', 'STATE', 'COLORS', 'BoardFrames', 'board_frames', 
 # %% ../../nbs/60d_widgets.board.ipynb #7daeb73f
 import base64, io, json, re, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from importlib.resources import files
 from pathlib import Path
 from PIL import Image
 from typing import NamedTuple
@@ -34,25 +35,35 @@ class BoardFrames(NamedTuple):
     classes: list       # Names of the structures, `C` of them
     pixels: np.ndarray  # uint32 `(F,C)`; 0 or `KNOWN` where only presence is known
     phase: np.ndarray   # −1 where unknown, `(F,)`
-    clip: np.ndarray    # A number for each clip, `(F,)`
-    video: np.ndarray   # A number for each video, `(F,)`
+    clip: np.ndarray    # A number for each clip, −1 where unknown, `(F,)`
+    video: np.ndarray   # A number for each video, −1 where unknown, `(F,)`
     images: list        # Files, or uint8 arrays `(H,W,3)`; empty where pictures are missing
     notes: dict         # Number of a frame to what is odd about it, a list of texts
 
 def _pool_frames(pool): # A `FramePool` -> `BoardFrames`
     "Take the frames of an explorer"
     video = [o.split()[0] for o in pool.names]
-    codes = np.arange(len(video)),pd.factorize(np.array(video))[0]
+    codes = np.full(len(video), -1),pd.factorize(np.array(video))[0]
     pixels = pool.pixels.astype(np.uint32)
     return BoardFrames(list(pool.names), list(CLASSES.name), pixels, pool.phase.astype(int), *codes, list(pool.images), {})
 
 # %% ../../nbs/60d_widgets.board.ipynb #5bbd3d23
 def _class_pixels(t, classes): # Table, names of columns -> uint32 `(F,C)`
     "Read presence or pixels of the classes"
+    if len(classes) > 50: raise InputError(f'{len(classes)} classes: label sets have at most 50; name fewer columns in classes')
     try: a = t[classes].to_numpy(float)
     except (KeyError, ValueError, TypeError) as e: raise InputError(f'classes {classes}: {e}; name columns of numbers') from None
-    if not (a >= 0).all(): raise InputError(f'classes {classes}: a value is below 0 or missing; give 0 and 1, or pixels')
-    return (a*(KNOWN if a.max(initial=0) <= 1 else 1)).astype(np.uint32)
+    if not ((a >= 0) & (a % 1 == 0)).all():
+        raise InputError(f'classes {classes}: a value is missing, negative or a fraction; give 0 and 1, or pixels')
+    truth = (t[classes].dtypes == bool).to_numpy()
+    only_shown = truth | (a[:,~truth].max(initial=0) <= 1) # Else the numbers are pixels
+    return (a*np.where(only_shown, KNOWN, 1)).astype(np.uint32)
+
+def _known_phase(t): # Table -> int `(F,)`
+    "Read the phases, −1 where unknown"
+    if 'phase' not in t: return np.full(len(t), -1)
+    try: return t['phase'].fillna(-1).to_numpy(int)
+    except (ValueError, TypeError) as e: raise InputError(f'column phase: {e}; give a number for each phase') from None
 
 def _noted(t, findings): # Table, from `audit` -> number of a frame to texts
     "Find the frames that the rows of an audit are about"
@@ -65,7 +76,7 @@ def _noted(t, findings): # Table, from `audit` -> number of a frame to texts
 # %% ../../nbs/60d_widgets.board.ipynb #ee8e460f
 def board_frames(
     table=None, # Rows of `frame_table`, `own_table` or `scan`, any DataFrame, or a `FramePool`; drawn frames if `None`
-    classes:list|None=None, # Columns of the structures; all of True and False if `None`
+    classes:list|None=None, # Columns of the structures, at most 50; all of True and False if `None`
     findings=None, # From `audit`
 )->BoardFrames:
     "Collect what a board needs"
@@ -79,19 +90,18 @@ def board_frames(
     video = column('source', 'video')
     name = column('name')
     if name is None: name = [f'{v} {f}' for v,f in zip(video, t['frame'])] if 'frame' in t and video is not None else t.index
-    def codes(o): return np.zeros(len(t), int) if o is None else pd.factorize(o)[0]
-    phase = t['phase'].to_numpy(int) if 'phase' in t else np.full(len(t), -1)
-    groups = codes(column('clip', 'source', 'video')),codes(video)
+    def codes(o): return np.full(len(t), -1) if o is None else pd.factorize(o)[0]
+    groups = codes(column('clip')),codes(video)
     images = list(t['image']) if 'image' in t else []
     notes = {} if findings is None else _noted(t, findings)
-    return BoardFrames([str(o) for o in name], classes, _class_pixels(t, classes), phase, *groups, images, notes)
+    return BoardFrames([str(o) for o in name], classes, _class_pixels(t, classes), _known_phase(t), *groups, images, notes)
 
 # %% ../../nbs/60d_widgets.board.ipynb #aa6f187f
-def _home()->Path: return Path(__import__('cwcl').__file__).parent/'widgets'
+def _home()->Path: return Path(files('cwcl.widgets'))
 
 def _script()->str: # JavaScript of a board, a module without imports
-    files = (_home()/f'{k}.js' for k in ('rule', 'map', 'board'))
-    return '\n'.join(o.read_text(encoding='utf-8') for o in files)
+    parts = (_home()/f'{k}.js' for k in ('rule', 'map', 'board'))
+    return '\n'.join(o.read_text(encoding='utf-8') for o in parts)
 
 _SETS = "the 8 of the paper's Table 1",'the 10 of its section 3.1','all 13'
 
@@ -124,7 +134,7 @@ class BoardState(A.AnyWidget):
 
 # %% ../../nbs/60d_widgets.board.ipynb #fbb05db6
 def demo_networks()->dict: # untrained, trained
-    "Load the network that the kit brings, and make one like it that has learnt nothing"
+    "Load the network that the kit brings, and make one like it that has learned nothing"
     with torch.random.fork_rng([]):
         net = load_model(data_file('demo.safetensors'), 'cpu')
         torch.manual_seed(0)
@@ -162,30 +172,46 @@ class PairBoard(BoardState):
         sent['on'] = next(iter(sent['frames']['sets'].values()))
         sent['size'] = min(size, len(f.names))
         super().__init__(**sent | kwargs)
-        if not self.batch: self.draw()
+        self.check_state()
+        if not self.batch: self.draw(keep='anchor' in kwargs)
         self.on_msg(self._answer)
 
 # %% ../../nbs/60d_widgets.board.ipynb #c3789130
 @patch
 def embed(self:PairBoard,
     nets:dict, # Name to network
-    sent:dict, # Traits, to which embeddings and maps are added
+    sent:dict, # Traits by name; embeddings and maps are added to it
 ):
     "Look at all frames with networks"
     f = self.shown
     if not len(f.images): raise InputError('the frames have no pictures to embed: add a column image with their files')
     pictures = (read_image(o) if isinstance(o, str|Path) else o for o in f.images)
     self.z = embed_frames(list(nets.values()), pictures)
-    maps = frame_maps(nets, self.z)
-    said = dict(nets=maps.nets, scales=maps.scales, shares=maps.shares, unit=maps.unit, dim=maps.embedded.shape[-1])
+    maps = frame_maps(list(nets), self.z)
+    said = {k: getattr(maps, k) for k in ('nets', 'scales', 'shares', 'apart', 'units')} | dict(dim=maps.embedded.shape[-1])
     sent['frames']['maps'] = said
-    sent.update(points=np.ascontiguousarray(maps.points, '<f4').tobytes(), embedded=maps.embedded.tobytes())
+    sent.update(points=np.ascontiguousarray(maps.points, '<f4').tobytes(), embedded=maps.embedded.astype('<i2').tobytes())
+
+# %% ../../nbs/60d_widgets.board.ipynb #0f3fe37f
+@patch
+def check_state(self:PairBoard):
+    "Raise `InputError` if a trait names a frame, a structure, a network or a scale that is not there"
+    f,maps = self.shown,self.frames.get('maps', dict(nets=[0], scales=[0]))
+    most = dict(anchor=len(f.names), batch=len(f.names), chosen=len(f.names), on=len(f.classes), net=len(maps['nets']),
+        scale=len(maps['scales']))
+    for k,n in most.items():
+        value = getattr(self, k)
+        if any(not 0 <= o < n for o in (value if isinstance(value, list) else [value])):
+            raise InputError(f'{k}={value}: choose from 0 to {n-1}')
 
 # %% ../../nbs/60d_widgets.board.ipynb #2b055042
 @patch
-def draw(self:PairBoard):
+def draw(self:PairBoard,
+    keep:bool=False, # Draw a batch that holds the anchor?
+):
     "Draw another batch; the anchor stays if it is in it"
     batch = self.rng.permutation(len(self.shown.names))[:self.size].tolist()
+    if keep and self.anchor not in batch: batch[-1] = self.anchor
     with self.hold_sync():
         self.batch = batch
         if self.anchor not in batch: self.anchor = batch[0]
@@ -219,7 +245,9 @@ def sheet(self:PairBoard,
 # %% ../../nbs/60d_widgets.board.ipynb #e21cd032
 @patch
 def _answer(self:PairBoard, _, message, buffers):
-    if message.get('kind') == 'draw': self.draw()
+    if message.get('kind') == 'draw':
+        self.size = min(max(int(message.get('size', self.size)), 1), len(self.shown.names))
+        self.draw()
     if message.get('kind') == 'sheet': self.send(dict(kind='sheet', k=message['k']), [self.sheet(int(message['k']))])
 
 # %% ../../nbs/60d_widgets.board.ipynb #ff21c1b7
@@ -263,6 +291,7 @@ def pairs(self:PairBoard)->pd.DataFrame: # frame, name, kind (positive, near, ne
     has = f.pixels[rows][:,self.on] >= self.least
     phase = torch.tensor(f.phase[rows]) if self.phase else None
     group = dict(clip=f.clip, video=f.video).get(self.exclude)
+    if group is not None: group = np.where(group < 0, len(group) + np.arange(len(group)), group)
     ids = label_set_ids(torch.tensor(has), phase)
     positive = positive_mask(ids, exclude=None if group is None else torch.tensor(group[rows]))[0,1:].numpy()
     apart = (phase[1:] != phase[0]) | (phase[1:] < 0) | (phase[0] < 0) if self.phase else torch.zeros(len(batch))
@@ -272,7 +301,9 @@ def pairs(self:PairBoard)->pd.DataFrame: # frame, name, kind (positive, near, ne
     return found if self.z is None else self.compared(found)
 
 @patch
-def compared(self:PairBoard, found):
+def compared(self:PairBoard,
+    found:pd.DataFrame, # Frames and their kinds
+)->pd.DataFrame: # The same with columns `cosine` and `weight`
     "Add cosines with the anchor and softmax weights"
     z = self.z[self.net, self.scale]
     cosine = z[found.frame.tolist()] @ z[self.anchor]

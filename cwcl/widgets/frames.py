@@ -123,7 +123,7 @@ def run_frames(
     runs, # Folder of a run, a file of weights or `demo`; or name to these, for several runs of the same classes
     table:pd.DataFrame, # Rows of `frame_table` or `own_table`; see to it that no run was trained on them
     most:int=40, # Frames that are predicted
-    worst:bool=False, # Begin with the frame that the last run gets most wrong, and not clip by clip?
+    worst:bool=False, # Begin with the frame that the last run gets most wrong, instead of going clip by clip?
 )->dict: # Arguments of `PredictionBrowser`
     "Predict frames with trained networks"
     nets = {k: load_model(o) for k,o in (runs if isinstance(runs, dict) else {'prediction': runs}).items()}
@@ -134,9 +134,9 @@ def run_frames(
     images = [read_image(r['image']) for r in rows]
     truths = [classes.read(read_mask(r['mask'])) for r in rows]
     masks = {k: _predicted(o, images) for k,o in nets.items()}
-    wrong = [((t != p) & (t != IGNORE)).mean() for t,p in zip(truths, list(masks.values())[-1])]
+    wrong = [(t != p)[t != IGNORE].mean() for t,p in zip(truths, list(masks.values())[-1])]
     order = np.argsort(wrong, kind='stable')[::-1] if worst else range(len(rows))
-    names = [f'{r["clip"]}, frame {r["frame"]}: {w:.0%} wrong' for r,w in zip(rows, wrong)]
+    names = [f'{r["clip"]}, frame {r["frame"]}' for r in rows]
     images,truths,names,*found = [[o[i] for i in order] for o in (images, truths, names, *masks.values())]
     return dict(images=images, truths=truths, masks=dict(zip(masks, found)), classes=classes, names=names)
 

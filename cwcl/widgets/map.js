@@ -3,13 +3,14 @@
 /** Which embedding a board shows: places of its numbers in `points` and `embedded`, by network and scale. */
 const nth = (d, s) => (s.net*d.maps.scales.length + s.scale)*d.names.length
 
-/** Cosines of a frame with some frames, at a scale of a network. */
+/** Cosines of a frame with some frames, at a scale of a network: 1 − ½ of the squared distance of two directions. */
 export function cosines(d, s, i, frames) {
-  const {dim, unit, embedded} = d.maps, from = nth(d, s)
+  const {dim, units, embedded} = d.maps, from = nth(d, s), unit = units[s.net][s.scale]
   return frames.map(j => {
     let sum = 0
-    for (let k = 0, a = (from + i)*dim, b = (from + j)*dim; k < dim; k++) sum += embedded[a + k]*embedded[b + k]
-    return sum*unit*unit
+    for (let k = 0, a = (from + i)*dim,
+      b = (from + j)*dim; k < dim; k++) sum += (embedded[a + k] - embedded[b + k])**2
+    return 1 - sum*unit*unit/2
   })
 }
 
@@ -68,7 +69,8 @@ const colorsOf = node => {
 
 /** All frames as points, near where their embeddings are near. */
 function mapView(model, d, hands) {
-  const canvas = el('canvas', {tabindex: 0, role: 'img', class: 'map'}), back = document.createElement('canvas')
+  const canvas = el('canvas', {tabindex: 0, role: 'application', class: 'map'}),
+    back = document.createElement('canvas')
   const tip = el('span', {class: 'picture tip', hidden: true}), node = el('div', {class: 'mapbox'}, canvas, tip)
   let s, labels, at = 0, hot = null, lasso = null, first = null
   let place = null
@@ -137,7 +139,11 @@ function mapView(model, d, hands) {
     return best
   }
   const point = e => [e.offsetX, e.offsetY]
-  canvas.addEventListener('pointerdown', e => { first = point(e); canvas.setPointerCapture?.(e.pointerId) })
+  canvas.addEventListener('pointerdown', e => {
+    if (e.button) return
+    first = point(e)
+    canvas.setPointerCapture?.(e.pointerId)
+  })
   canvas.addEventListener('pointermove', e => {
     const p = point(e)
     if (first && (lasso || Math.hypot(p[0] - first[0], p[1] - first[1]) > 6)) { lasso = [...(lasso || [first]),
@@ -146,6 +152,7 @@ function mapView(model, d, hands) {
     if (i !== null && i !== hot) { at = i; hands.tell(model.get('anchor'), i) }
   })
   canvas.addEventListener('pointerup', e => {
+    if (!first) return
     const polygon = lasso, i = nearest(point(e))
     lasso = first = null
     if (polygon) hands.choose(d.names.map((_, k) => k).filter(k => inside(place(k), polygon)))
@@ -165,6 +172,7 @@ function mapView(model, d, hands) {
     return best
   }
   canvas.addEventListener('keydown', e => {
+    if (modified(e)) return
     const way = {ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0]}[e.key],
       chosen = model.get('chosen')
     if (way) { at = beside(way); hands.tell(model.get('anchor'), at) }
@@ -207,6 +215,7 @@ function weightView(model, d, hands) {
   const under = e => bars[Math.floor(e.offsetX/canvas.clientWidth*bars.length)]
   canvas.addEventListener('pointermove',
     e => { const o = under(e); if (o && o.frame !== hot) hands.tell(model.get('anchor'), o.frame) })
+  canvas.addEventListener('pointerleave', () => hands.tell(model.get('anchor'), model.get('anchor')))
   canvas.addEventListener('click', e => { const o = under(e); if (o) hands.anchor(o.frame) })
   const refresh = (s, labels) => {
     bars = weights(d, s, labels, model.get('anchor'), model.get('batch'))
@@ -215,8 +224,8 @@ function weightView(model, d, hands) {
     shown.value = ` ${s.temp}`
     const pos = bars.filter(o => o.kind === 'positive'), neg = bars.filter(o => o.kind !== 'positive')
     const own = pos.reduce((a, o) => a + o.weight, 0), hard = neg[0]
-    said.value = !pos.length ? 'A lonely anchor: nothing is pulled or pushed.'
-      : `Its positives get ${Math.round(100*own)} % of the weight; training makes that 100 %.`
+    said.value = !pos.length ? 'A lonely anchor: it pulls and pushes nothing itself; the others still push it away.'
+      : `Its positives get ${Math.round(100*own)} % of the weight. Training raises that.`
         + (hard ? ` The frame most in the way is ${d.names[hard.frame]}, with ${Math.round(100*hard.weight)} %.` : '')
     canvas.setAttribute('aria-label', `Softmax weight of each frame, the nearest first. ${said.value}`)
     paint()
@@ -226,9 +235,11 @@ function weightView(model, d, hands) {
 
 /** Lonely anchors to expect, over the size of a batch, with a slider that draws one. */
 function sizeView(model, d) {
-  const most = Math.min(d.names.length, 200), canvas = el('canvas', {role: 'img', class: 'sizes'}),
+  const most = Math.min(d.names.length, Math.max(200, model.get('size'))),
+    canvas = el('canvas', {role: 'img', class: 'sizes'}),
     said = el('output', {class: 'counted'})
-  const range = el('input', {type: 'range', min: 2, max: most, step: 1, onchange: () => model.send({kind: 'draw'}),
+  const range = el('input', {type: 'range', min: 2, max: most, step: 1,
+    onchange: e => model.send({kind: 'draw', size: +e.target.value}),
     oninput: e => { model.set('size', +e.target.value); model.save_changes() }})
   const shown = el('output'), node = el('div', {}, el('div', HEAD, 'how large must a batch be?'),
     el('div', {class: 'bar'}, el('label', {}, 'frames in a batch ', range, shown)), canvas, said)
@@ -280,7 +291,9 @@ function embeddingView(model, d, hands) {
     ...d.maps.scales.map((o, k) => el('option', {value: k}, o)))
   const take = el('button', {type: 'button', onclick: () => hands.batch(model.get('chosen'))})
   const held = el('p', {class: 'held'}),
-    hint = el('p', {class: 'held'}, 'Click a point, or draw around some to choose them.'),
+    hint = el('p', {class: 'held'},
+      'Click a point to make it the anchor, also a small one outside the batch, which then joins it. '
+    + 'Draw around points to choose them.'),
     clear = el('button', {type: 'button', onclick: () => hands.choose([])}, 'choose none')
   const nodes = [
     el('div', {}, el('div', HEAD, 'where the network puts the frames'),
@@ -298,7 +311,8 @@ function embeddingView(model, d, hands) {
     take.hidden = n < 2
     hint.hidden = n > 0
     const share = Math.round(100*d.maps.shares[s.net][s.scale])
-    held.textContent = `These two directions hold ${share} % of how the frames differ.`
+    const apart = +d.maps.apart[s.net][s.scale].toPrecision(2)
+    held.textContent = `Two frames are ${apart} apart on average (opposite ones 2); the plane holds ${share} % of it.`
     clear.hidden = !n
     map.canvas.setAttribute('aria-label',
       `Map of ${d.names.length} frames, ${d.maps.nets[s.net]}, ${d.maps.scales[s.scale]} scale; `

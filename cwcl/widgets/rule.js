@@ -30,6 +30,12 @@ export function differing({sets, words}, i, j) {
   return out
 }
 
+/** Are two frames of one group that is left out? What is unknown, −1, is of no group. */
+function together(d, s, i, j) {
+  const group = s.exclude === 'none' ? null : d[s.exclude]
+  return !!group && group[i] >= 0 && group[i] === group[j]
+}
+
 /** What frame `j` is to anchor `i`: a key of `KINDS`. */
 export function relation(d, s, labels, i, j) {
   if (i === j) return 'anchor'
@@ -40,8 +46,7 @@ export function relation(d, s, labels, i, j) {
     if (x) n += x & (x - 1) ? 2 : 1
   }
   if (n) return n === 1 ? 'near' : 'negative'
-  const group = s.exclude === 'none' ? null : d[s.exclude]
-  return group && group[i] === group[j] ? 'out' : 'positive'
+  return together(d, s, i, j) ? 'out' : 'positive'
 }
 
 /** Groups of an anchor among the frames of a batch: kind to numbers of frames. */
@@ -66,13 +71,12 @@ export function setNumbers(d, s, labels, frames) {
 /** What each frame of a batch is to each, row by row: numbers of the keys of `KINDS`. */
 export function kinds(d, s, labels, batch) {
   const {ids, first} = setNumbers(d, s, labels, batch), names = Object.keys(KINDS), n = batch.length, m = first.length
-  const group = s.exclude === 'none' ? null : batch.map(i => d[s.exclude][i])
   const apart = Uint8Array.from({length: m*m},
     (_, k) => names.indexOf(relation(d, s, labels, first[Math.floor(k/m)], first[k % m])))
   const out = new Uint8Array(n*n)
   for (let i = 0, k = 0; i < n; i++)
     for (let j = 0; j < n; j++, k++)
-      out[k] = i === j ? 0 : ids[i] !== ids[j] ? apart[ids[i]*m + ids[j]] : group && group[i] === group[j] ? 4 : 1
+      out[k] = i === j ? 0 : ids[i] !== ids[j] ? apart[ids[i]*m + ids[j]] : together(d, s, batch[i], batch[j]) ? 4 : 1
   return out
 }
 
@@ -80,8 +84,9 @@ export function kinds(d, s, labels, batch) {
 export function partners(d, s, labels, batch) {
   const {ids} = setNumbers(d, s, labels, batch), seen = new Map()
   const keys = batch.map((i, at) => {
-    const group = s.exclude === 'none' ? at : d[s.exclude][i]
-    return [ids[at], `${ids[at]} ${group}`, `${ids[at]} clip ${d.clip[i]}`, `${ids[at]} clip ${d.clip[i]} ${group}`]
+    const of = k => d[k][i] < 0 ? `alone ${at}` : d[k][i],
+      group = s.exclude === 'none' ? `alone ${at}` : of(s.exclude)
+    return [ids[at], `${ids[at]} ${group}`, `${ids[at]} clip ${of('clip')}`, `${ids[at]} clip ${of('clip')} ${group}`]
   })
   for (const o of keys.flat()) seen.set(o, (seen.get(o) || 0) + 1)
   return keys.map(([set, own, clip, both]) => [seen.get(set) - seen.get(own), seen.get(clip) - seen.get(both)])

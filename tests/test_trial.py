@@ -123,6 +123,8 @@ def test_verdicts_find_what_was_put_in():
     runs = [result(m, k, b, rng, g) for m,g in gains.items() for k in range(6) for b in BUDGETS]
     v = trial_verdicts(runs, claims).query('whole').set_index('claim').verdict
     assert v['above'] == 'holds' and v['alone'] == 'inconclusive'
+    early = [o for o in runs if o['recipe']['fold'] < 5]
+    assert len(early) == 5*9 and (trial_verdicts(early, claims).verdict == 'inconclusive').all(), 'before all runs are there'
     missing = trial_verdicts(runs[1:2], claims)
     assert missing.reason.str.contains('missing runs').any()
 

@@ -124,7 +124,10 @@ def trial_verdicts(
     "Judge which claims hold on new patients, do not hold, or are inconclusive"
     results = list(results.values() if isinstance(results, dict) else results)
     values = {m: patient_values(results, m) for m in {p.measure for c in claims for p in c.parts}}
-    def interval(p, a): return trial_interval(values[p.measure], p, a)
+    def interval(p, a):
+        got = trial_interval(values[p.measure], p, a)
+        return dict(got, low=np.nan, high=np.nan) if got['why'] else got # No verdict before all runs are there
+
     def ahead(p):
         d = differences(values[p.measure], p)
         d = d.mean(0) if len(d) else d

@@ -53,12 +53,12 @@ def test_pairs_by_a_loop(phase, exclude, off):
         want = 'near' if n == 1 else 'negative' if n else 'out' if group else 'positive'
         assert (row.kind, row.differs, row.name) == (want, n, b['name'])
 
-def served(page, html):
+def served(page, html, wait='.tile'):
     "Open a page of our own, which can reach nothing"
     body = '<!doctype html><meta charset="utf-8"><title>b</title>' + html
     page.route('http://127.0.0.1:9/', lambda r: r.fulfill(body=body, content_type='text/html; charset=utf-8'))
     page.goto('http://127.0.0.1:9/')
-    page.wait_for_selector('.cwcl-board .tile')
+    page.wait_for_selector(f'.cwcl-board {wait}')
 
 def script(page, *names):
     "Load parts of the board's script as a module, `rule`, into an empty page"

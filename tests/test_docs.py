@@ -22,11 +22,13 @@ def test_nothing_is_fetched_from_elsewhere(pages):
     for css in (root/'_docs').rglob('*.css'):
         assert not re.search(r'@import[^;]*//|url\(["\']?https?:', css.read_text(encoding='utf-8')), css.name
 
-def test_the_board_is_live(pages):
-    with_it = {k: v for k,v in pages.items() if 'mount(new Page(' in v}
-    assert set(with_it) == {'01_tour.html', '60d_widgets.board.html'}
-    assert all(len(o.encode()) < 600_000 for o in with_it.values())
-    assert with_it['01_tour.html'].count('id="pairs"') == with_it['60d_widgets.board.html'].count('id="board"') == 1
+LIVE = {'01_tour': 'pairs', '59b_widgets.folds': 'folds', '60a_widgets.frames': 'windows', '60d_widgets.board': 'board'}
+
+def test_explorers_are_live(pages):
+    assert {o.removesuffix('.html') for o,text in pages.items() if '<script type="module">' in text} == set(LIVE)
+    for lesson,name in LIVE.items():
+        text = pages[f'{lesson}.html']
+        assert text.count(f'id="{name}"') == 1 and len(text.encode()) < 600_000
     assert not any('id="live-' in o for o in pages.values())
 
 def test_formulas_figures_and_signatures_are_there(pages):

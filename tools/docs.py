@@ -42,21 +42,8 @@ def without_imports(css):
     "Drop what a style sheet would fetch from elsewhere"
     return re.sub(r'@import\s+url\(["\']?https?:[^)]*\);?', '', css)
 
-LIVE = '<div id="live-{}"></div>' # `board` with a map of embeddings, `pairs` without
-FIRST = 34 # An anchor that has positives, and none if the phase counts
-
-def with_board(text):
-    "Put the board of pairs where a page asks for it, with all that it needs"
-    for name in ('board', 'pairs'):
-        if LIVE.format(name) in text: text = text.replace(LIVE.format(name), board_page(name))
-    return text
-
-def board_page(name):
-    from cwcl.widgets.board import PairBoard, demo_networks # The drawn frames take a while
-    if name == 'pairs': return PairBoard(size=40, anchor=FIRST).page(name)
-    return PairBoard(None, demo_networks(), anchor=FIRST, net=1, scale=2).page(name)
-
 def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
+    from live import with_live # Needs the explorers
     os.chdir(root)
     proc_nbs()
     for file in (root/'_proc').glob('*.ipynb'):
@@ -65,7 +52,7 @@ def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
     code = subprocess.run([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', '_proc']).returncode
     for file in (root/'_docs').glob('*.html'):
         page = file.read_text(encoding='utf-8')
-        file.write_text(with_board(with_mathml(page)), encoding='utf-8')
+        file.write_text(with_live(with_mathml(page)), encoding='utf-8')
     for file in (root/'_docs').rglob('*.css'): file.write_text(without_imports(file.read_text('utf-8')), 'utf-8')
     return code
 

@@ -1,8 +1,7 @@
 "The explorers that are live on the site: the rules in the page against those of the kit"
-import json
 from importlib.util import find_spec
 from itertools import product
-import numpy as np, pytest, torch
+import numpy as np, pytest
 pytest.importorskip('anywidget')
 from cwcl.data.labels import CLASSES, class_set
 from cwcl.widgets.folds import SplitExplorer, split_counts
@@ -38,7 +37,8 @@ def test_windows(rule, side, overlap, blend):
         assert got['boxes'] == [list(o) for o in ex.boxes] and got['number'] == ex.k
         assert got['hits'] == ex.hits.flatten().tolist()
         for k in ('share', 'error'): assert np.allclose(got[k], getattr(ex, k).flatten(), atol=1e-4)
-        assert abs(got['seams'] - ex.seams.sum().item()) <= 3 # A jump of .05 may fall on either side in single precision
+        at_the_edge = ((ex.jumps - .05).abs() < 1e-4).sum() # Of .05, in single precision
+        assert abs(got['seams'] - ex.seams.sum()) <= at_the_edge
 
 def test_splits(rule):
     ex = SplitExplorer()
@@ -51,8 +51,9 @@ def test_splits(rule):
         got = rule.evaluate('([d, v, c]) => rule.splitCounts(d, v, c)', [data, valid, ids])
         want = split_counts(ex.counts, valid, class_set(k).names)
         for row,(_,w) in zip(got, want.iterrows(), strict=True):
-            assert [row[k] for k in ('train', 'valid', 'test', 'videos')] == w[['train', 'valid', 'test', 'videos']].tolist()
-            assert np.allclose(row['masks'], w[['1%', '5%', '10%']].astype(float)) and abs(row['missed'] - w.missed) < 1e-9
+            sums = ['train', 'valid', 'test', 'videos']
+            assert [row[k] for k in sums] == w[sums].tolist() and abs(row['missed'] - w.missed) < 1e-9
+            assert np.allclose(row['masks'], w[['1%', '5%', '10%']].astype(float))
 
 def test_what_a_reader_sees(page):
     served(page, '<h1>a</h1>' + live.page('mountWindows', live.windows(), 'windows'), wait='.heat')

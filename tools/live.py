@@ -29,7 +29,8 @@ def folds():
     names = list(CLASSES.name)
     sets = {f'{k} classes': [names.index(o) for o in class_set(k).names] for k in (8, 10, 13)}
     counts = explorer.counts.to_numpy().tolist()
-    return dict(videos=list(explorer.counts.index), counts=counts, test=list(TEST_VIDEOS), names=names, sets=sets, folds=start)
+    videos = list(explorer.counts.index)
+    return dict(videos=videos, counts=counts, test=list(TEST_VIDEOS), names=names, sets=sets, folds=start)
 
 def script(): return _script() + '\n' + Path(__file__).with_name('live.js').read_text(encoding='utf-8')
 

@@ -82,7 +82,8 @@ def test_the_rule_in_the_page_is_that_of_the_kit(page):
             d.pixels = new Uint32Array(d.pixels)
             const labels = rule.labelSets(d, s), all = d.names.map((_, i) => i), names = Object.keys(rule.KINDS)
             const kinds = [...rule.kinds(d, s, labels, all)].map(k => names[k])
-            return [all.map(i => all.map(j => rule.relation(d, s, labels, i, j))), kinds, rule.counts(d, s, labels, all)]
+            const relations = all.map(i => all.map(j => rule.relation(d, s, labels, i, j)))
+            return [relations, kinds, rule.counts(d, s, labels, all)]
         }""", dict(d=dict(board.frames, pixels=f.pixels.ravel().tolist()), s=now(board)))
         has = torch.tensor(f.pixels[:,board.on] >= board.least)
         ids = label_set_ids(has, torch.tensor(f.phase) if phase else None)
@@ -120,14 +121,15 @@ def test_the_page_weighs_as_the_loss_does(page, nets):
     assert embedded.size == 2*3*40*16
     for net,scale,temp,exclude in ((0, 0, .07, 'none'), (1, 2, .3, 'clip'), (1, 1, 1., 'video')):
         board.net,board.scale,board.temp,board.exclude = net,scale,temp,exclude
-        maps = dict(m, embedded=embedded.tolist())
+        d = dict(board.frames, pixels=f.pixels.ravel().tolist(), maps=dict(m, embedded=embedded.tolist()))
         got = page.evaluate("""({d, s, anchor}) => {
             d.pixels = new Uint32Array(d.pixels)
             const labels = rule.labelSets(d, s)
             return rule.weights(d, s, labels, anchor, d.names.map((_, i) => i))
-        }""", dict(d=dict(board.frames, pixels=f.pixels.ravel().tolist(), maps=maps), s=now(board), anchor=board.anchor))
+        }""", dict(d=d, s=now(board), anchor=board.anchor))
         want = board.pairs().set_index('frame')
-        assert len(got) == (want.kind != 'out').sum() and [o['cosine'] for o in got] == sorted((o['cosine'] for o in got), reverse=True)
+        cosines = [o['cosine'] for o in got]
+        assert len(got) == (want.kind != 'out').sum() and cosines == sorted(cosines, reverse=True)
         assert got[0]['frame'] == want[want.kind != 'out'].cosine.idxmax()
         for o in got:
             w = want.loc[o['frame']]
@@ -190,8 +192,9 @@ def test_a_link_opened_in_the_same_page(page):
     served(page, PairBoard(some(c=6), size=20).page())
     page.evaluate("location.hash = '#part&board=3_1_1_none_0.2_3.4.5_0_0_0.07_4_3'")
     page.locator('figure .picture[data-frame="3"]').wait_for()
-    assert page.locator('.sum').inner_text().startswith('3 frames') and page.get_by_label('the phase counts').is_checked()
-    page.get_by_label('the phase counts').uncheck()
+    phase = page.get_by_label('the phase counts')
+    assert page.locator('.sum').inner_text().startswith('3 frames') and phase.is_checked()
+    phase.uncheck()
     page.wait_for_url(lambda o: '#part&board=3_1_0_none' in o)
 
 @in_browser
@@ -240,8 +243,6 @@ def test_pictures_come_when_they_are_seen(page):
     assert 'blob:' in tile.evaluate('o => getComputedStyle(o).backgroundImage')
     assert page.evaluate("""() => document.documentElement.scrollWidth <= innerWidth""")
 
-def points(page): return page.evaluate("""() => { const c = document.querySelector('canvas.map'); return [c.clientWidth, c.clientHeight] }""")
-
 @in_browser
 def test_frames_are_chosen_on_the_map(page, nets):
     board = PairBoard(some(30, c=6, image=noise(30)), nets, size=12)
@@ -249,7 +250,8 @@ def test_frames_are_chosen_on_the_map(page, nets):
     canvas = page.locator('canvas.map')
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    corners = [(box['x'] + a*box['width'], box['y'] + b*box['height']) for a,b in ((.01, .01), (.99, .01), (.99, .99), (.01, .99))]
+    square = (.01, .01),(.99, .01),(.99, .99),(.01, .99)
+    corners = [(box['x'] + a*box['width'], box['y'] + b*box['height']) for a,b in square]
     page.mouse.move(*corners[0])
     page.mouse.down()
     for o in corners[1:]: page.mouse.move(*o, steps=4)
@@ -283,7 +285,8 @@ def test_frames_are_chosen_on_the_map(page, nets):
 def test_nothing_serious_for_a_screen_reader(page, nets):
     if not find_spec('axe_playwright_python'): pytest.skip('axe is not installed')
     from axe_playwright_python.sync_playwright import Axe
-    body = '<main><h1>b</h1><h2>c</h2>' + PairBoard(some(30, c=6, image=noise(30)), nets, size=12, chosen=[1, 2]).page() + '</main>'
+    board = PairBoard(some(30, c=6, image=noise(30)), nets, size=12, chosen=[1, 2])
+    body = f'<main><h1>b</h1><h2>c</h2>{board.page()}</main>'
     for scheme in ('light', 'dark'):
         page.emulate_media(color_scheme=scheme)
         served(page, f'<html lang="en"><body>{body}</body></html>')
@@ -311,8 +314,8 @@ def test_twenty_thousand_frames(page):
 
 def test_what_an_audit_found_is_noted(tmp_path):
     t = pd.DataFrame(dict(liver=[True, True], image=['a/f.png', 'a/g.png'], mask=['a/f_mask.png', '']))
-    found = pd.DataFrame([('a/f_mask.png', 'specks', 'blood: 3 pixels'), ('a', 'clip length', '1'), ('a/f.png', 'another', 'size')],
-        columns=['file', 'problem', 'value'])
+    rows = [('a/f_mask.png', 'specks', 'blood: 3 pixels'), ('a', 'clip length', '1'), ('a/f.png', 'another', 'size')]
+    found = pd.DataFrame(rows, columns=['file', 'problem', 'value'])
     board = PairBoard(t, findings=found)
     assert board.frames['notes'] == {0: ['specks: blood: 3 pixels', 'another: size']}
     assert board.picture(0).getcolors() == [(160*90, (0x88,)*3)]
@@ -376,7 +379,8 @@ def test_own_frames_of_thirty_classes(tmp_path):
     for folder in ('frames', 'masks'): (tmp_path/folder).mkdir()
     for k in range(6):
         Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path/'frames'/f'a_{k}.png')
-        Image.fromarray(np.kron(rng.choice(30, (4, 6)), np.ones((10, 10))).astype(np.uint8)).save(tmp_path/'masks'/f'a_{k}.png')
+        mask = np.kron(rng.choice(30, (4, 6)), np.ones((10, 10))).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path/'masks'/f'a_{k}.png')
     (tmp_path/'classes.csv').write_text('value,name\n' + '\n'.join(f'{k},part {k}' for k in range(30)))
     board = PairBoard(own_table(tmp_path/'frames', tmp_path/'masks', tmp_path/'classes.csv', '(.*)_'))
     assert len(board.shown.classes) == 30 and len(board.pairs()) == 5 and len(board.on) == 30
@@ -405,7 +409,8 @@ def test_own_tables():
 def test_frames_on_disk(scenes):
     t = frame_table(scenes)
     board = PairBoard(t, size=30)
-    assert board.shown.classes == list(CLASSES.name) and board.frames['sets']["the 8 of the paper's Table 1"] == PairBoard().on
+    assert board.shown.classes == list(CLASSES.name)
+    assert board.frames['sets']["the 8 of the paper's Table 1"] == PairBoard().on
     sent = []
     board.send = lambda message, buffers: sent.append((message, buffers))
     board._answer(board, dict(kind='sheet', k=0), [])

@@ -124,7 +124,8 @@ def test_verdicts_find_what_was_put_in():
     v = trial_verdicts(runs, claims).query('whole').set_index('claim').verdict
     assert v['above'] == 'holds' and v['alone'] == 'inconclusive'
     early = [o for o in runs if o['recipe']['fold'] < 5]
-    assert len(early) == 5*9 and (trial_verdicts(early, claims).verdict == 'inconclusive').all(), 'before all runs are there'
+    assert len(early) == 5*9
+    assert (trial_verdicts(early, claims).verdict == 'inconclusive').all(), 'before all runs are there'
     missing = trial_verdicts(runs[1:2], claims)
     assert missing.reason.str.contains('missing runs').any()
 

@@ -44,15 +44,17 @@ def _pool_frames(pool): # A `FramePool` -> `BoardFrames`
     "Take the frames of an explorer"
     video = [o.split()[0] for o in pool.names]
     codes = np.full(len(video), -1),pd.factorize(np.array(video))[0]
-    pixels = pool.pixels.astype(np.uint32)
-    return BoardFrames(list(pool.names), list(CLASSES.name), pixels, pool.phase.astype(int), *codes, list(pool.images), {})
+    counted = pool.pixels.astype(np.uint32),pool.phase.astype(int)
+    return BoardFrames(list(pool.names), list(CLASSES.name), *counted, *codes, list(pool.images), {})
 
 # %% ../../nbs/60d_widgets.board.ipynb #5bbd3d23
 def _class_pixels(t, classes): # Table, names of columns -> uint32 `(F,C)`
     "Read presence or pixels of the classes"
-    if len(classes) > 50: raise InputError(f'{len(classes)} classes: label sets have at most 50; name fewer columns in classes')
+    many = len(classes)
+    if many > 50: raise InputError(f'{many} classes: label sets have at most 50; name fewer columns in classes')
     try: a = t[classes].to_numpy(float)
-    except (KeyError, ValueError, TypeError) as e: raise InputError(f'classes {classes}: {e}; name columns of numbers') from None
+    except (KeyError, ValueError, TypeError) as e:
+        raise InputError(f'classes {classes}: {e}; name columns of numbers') from None
     if not ((a >= 0) & (a % 1 == 0)).all():
         raise InputError(f'classes {classes}: a value is missing, negative or a fraction; give 0 and 1, or pixels')
     truth = (t[classes].dtypes == bool).to_numpy()
@@ -89,12 +91,13 @@ def board_frames(
     def column(*names): return next((t[k] for k in names if k in t), None)
     video = column('source', 'video')
     name = column('name')
-    if name is None: name = [f'{v} {f}' for v,f in zip(video, t['frame'])] if 'frame' in t and video is not None else t.index
+    if name is None and 'frame' in t and video is not None: name = [f'{v} {f}' for v,f in zip(video, t['frame'])]
+    names = [str(o) for o in (t.index if name is None else name)]
     def codes(o): return np.full(len(t), -1) if o is None else pd.factorize(o)[0]
     groups = codes(column('clip')),codes(video)
     images = list(t['image']) if 'image' in t else []
     notes = {} if findings is None else _noted(t, findings)
-    return BoardFrames([str(o) for o in name], classes, _class_pixels(t, classes), _known_phase(t), *groups, images, notes)
+    return BoardFrames(names, classes, _class_pixels(t, classes), _known_phase(t), *groups, images, notes)
 
 # %% ../../nbs/60d_widgets.board.ipynb #aa6f187f
 def _home()->Path: return Path(files('cwcl.widgets'))
@@ -188,9 +191,9 @@ def embed(self:PairBoard,
     pictures = (read_image(o) if isinstance(o, str|Path) else o for o in f.images)
     self.z = embed_frames(list(nets.values()), pictures)
     maps = frame_maps(list(nets), self.z)
-    said = {k: getattr(maps, k) for k in ('nets', 'scales', 'shares', 'apart', 'units')} | dict(dim=maps.embedded.shape[-1])
-    sent['frames']['maps'] = said
-    sent.update(points=np.ascontiguousarray(maps.points, '<f4').tobytes(), embedded=maps.embedded.astype('<i2').tobytes())
+    said = {k: getattr(maps, k) for k in ('nets', 'scales', 'shares', 'apart', 'units')}
+    sent['frames']['maps'] = said | dict(dim=maps.embedded.shape[-1])
+    sent.update(points=maps.points.astype('<f4').tobytes(), embedded=maps.embedded.astype('<i2').tobytes())
 
 # %% ../../nbs/60d_widgets.board.ipynb #0f3fe37f
 @patch

@@ -85,4 +85,5 @@ def frame_maps(
     apart = (2*centered.square().sum(3).mean(2)).sqrt().tolist()
     units = centered.abs().amax((2, 3)).clamp(min=1e-12)/32767
     embedded = (centered/units[:,:,None,None]).round().to(torch.int16).numpy()
-    return FrameMaps(list(map(str, nets)), scales, torch.stack(points).float().numpy(), shares, apart, embedded, units.tolist())
+    flat = torch.stack(points).float().numpy()
+    return FrameMaps(list(map(str, nets)), scales, flat, shares, apart, embedded, units.tolist())

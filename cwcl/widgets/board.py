@@ -53,8 +53,7 @@ def _class_pixels(t, classes): # Table, names of columns -> uint32 `(F,C)`
     many = len(classes)
     if many > 50: raise InputError(f'{many} classes: label sets have at most 50; name fewer columns in classes')
     try: a = t[classes].to_numpy(float)
-    except (KeyError, ValueError, TypeError) as e:
-        raise InputError(f'classes {classes}: {e}; name columns of numbers') from None
+    except (KeyError, ValueError, TypeError) as e: raise InputError(f'classes {classes}: {e}; name numbers') from None
     if not ((a >= 0) & (a % 1 == 0)).all():
         raise InputError(f'classes {classes}: a value is missing, negative or a fraction; give 0 and 1, or pixels')
     truth = (t[classes].dtypes == bool).to_numpy()

@@ -128,8 +128,7 @@ def run_frames(
     "Predict frames with trained networks"
     nets = {k: load_model(o) for k,o in (runs if isinstance(runs, dict) else {'prediction': runs}).items()}
     classes = {o.classes.names: o.classes for o in nets.values()}
-    if len(classes) > 1:
-        raise InputError(f'runs {list(nets)}: they know different classes; compare runs of one class set')
+    if len(classes) > 1: raise InputError(f'runs {list(nets)} know different classes; compare runs of one class set')
     classes, = classes.values()
     rows = _masked_rows(table, most)
     images = [read_image(r['image']) for r in rows]

@@ -15,7 +15,7 @@ from cwcl.pairs import label_set_ids, pair_stats, positive_mask
 from cwcl.core import recipe
 from cwcl.data.cholec import audit
 from cwcl.data.files import scan
-from cwcl.losses.contrastive import contrastive_loss
+from cwcl.losses.contrastive import contrastive_loss, normalise
 from cwcl.tasks import CWCLNet
 from cwcl.widgets.board import KNOWN, PairBoard, board_frames, demo_networks
 from cwcl.widgets.pools import table_frames
@@ -111,8 +111,43 @@ def nets():
     return {k: CWCLNet(recipe('demo', widths=(4,4,8,8,8), dim=16)).eval() for k in ('first', 'second')}
 
 @in_browser
-def test_the_page_weighs_as_the_loss_does(page, nets):
-    "From short integers: the nearest frame is the nearest, cosines are right to 1e-5"
+def test_frames_of_unknown_groups(page):
+    "A frame without a video is left out by nobody, in the page as in the kit; an unknown phase is said"
+    board = PairBoard(some().assign(video=['a', None]*20), size=40, phase=True)
+    script(page, 'rule')
+    f = board.shown
+    for board.exclude in ('video', 'clip'):
+        got,said = page.evaluate("""({d, s}) => {
+            d.pixels = new Uint32Array(d.pixels)
+            const labels = rule.labelSets(d, s), all = d.names.map((_, i) => i), names = Object.keys(rule.KINDS)
+            const kinds = [...rule.kinds(d, s, labels, all)].map(k => names[k])
+            return [kinds, all.map(j => rule.why(d, s, labels, 0, j).join())]
+        }""", dict(d=dict(board.frames, pixels=f.pixels.ravel().tolist()), s=now(board)))
+        board.batch = list(range(40))
+        for board.anchor in range(40):
+            for row in board.pairs().itertuples(): assert got[40*board.anchor + row.frame] == row.kind
+        unknown = [('phase unknown' in o) == (f.phase[0] < 0 or f.phase[j] < 0) for j,o in enumerate(said) if j]
+        assert all(unknown) and (f.phase < 0).any()
+
+@in_browser
+def test_what_lies_inside_a_lasso(page):
+    script(page, 'rule', 'map')
+    rng = np.random.default_rng(0)
+    for n in (3, 5, 12):
+        polygon,points = rng.random((n, 2)),rng.random((200, 2))
+        got = page.evaluate('([p, polygon]) => p.map(o => rule.inside(o, polygon))', [points.tolist(), polygon.tolist()])
+        crossings = np.zeros(200, int)
+        for (ax,ay),(bx,by) in zip(polygon, np.roll(polygon, 1, 0)):
+            straddles = (ay > points[:,1]) != (by > points[:,1])
+            crossings += straddles & (points[:,0] < ax + (bx - ax)*(points[:,1] - ay)/(by - ay))
+        assert got == (crossings % 2 == 1).tolist() and 0 < sum(got) < 200
+
+@in_browser
+def test_the_page_weighs_as_the_loss_does(page, nets, monkeypatch):
+    "From short integers: the nearest frame is the nearest, cosines are right to a thousandth"
+    g = torch.Generator().manual_seed(0)
+    spread = normalise(torch.randn(2, 3, 40, 16, generator=g, dtype=torch.float64))
+    monkeypatch.setattr('cwcl.widgets.board.embed_frames', lambda nets, pictures: spread)
     t = some(image=noise(40))
     board = PairBoard(t, nets, size=40)
     script(page, 'rule', 'map')
@@ -133,8 +168,8 @@ def test_the_page_weighs_as_the_loss_does(page, nets):
         assert got[0]['frame'] == want[want.kind != 'out'].cosine.idxmax()
         for o in got:
             w = want.loc[o['frame']]
-            assert o['kind'] == w.kind and abs(o['cosine'] - w.cosine) < 1e-5*(1 - want.cosine.min())
-            assert abs(np.log(o['weight']/w.weight)) < 1e-4/temp
+            assert o['kind'] == w.kind and abs(o['cosine'] - w.cosine) < 1e-3
+            assert abs(np.log(o['weight']/w.weight)) < 1e-3/temp
 
 def test_weights_are_those_of_the_loss(nets):
     board = PairBoard(some(image=noise(40)), nets, size=40, net=1, scale=1, temp=.2, exclude='clip')

@@ -135,7 +135,8 @@ def test_what_lies_inside_a_lasso(page):
     rng = np.random.default_rng(0)
     for n in (3, 5, 12):
         polygon,points = rng.random((n, 2)),rng.random((200, 2))
-        got = page.evaluate('([p, polygon]) => p.map(o => rule.inside(o, polygon))', [points.tolist(), polygon.tolist()])
+        asked = [points.tolist(), polygon.tolist()]
+        got = page.evaluate('([p, polygon]) => p.map(o => rule.inside(o, polygon))', asked)
         crossings = np.zeros(200, int)
         for (ax,ay),(bx,by) in zip(polygon, np.roll(polygon, 1, 0)):
             straddles = (ay > points[:,1]) != (by > points[:,1])

@@ -28,7 +28,7 @@ def test_explorers_are_live(pages):
     assert {o.removesuffix('.html') for o,text in pages.items() if '<script type="module">' in text} == set(LIVE)
     for lesson,name in LIVE.items():
         text = pages[f'{lesson}.html']
-        assert text.count(f'id="{name}"') == 1 and len(text.encode()) < 600_000
+        assert text.count(f'id="{name}-live"') == 1 and len(text.encode()) < 600_000
     assert not any('id="live-' in o for o in pages.values())
 
 def test_formulas_figures_and_signatures_are_there(pages):

@@ -43,10 +43,10 @@ def page(mount, data, name):
     return f'<style>{style}</style>\n<div id="{name}"></div>\n<script type="module">\n{code}\n{fill}\n</script>'
 
 PLACES = dict(
-    board=lambda: PairBoard(None, demo_networks(), anchor=FIRST, net=1, scale=2).page('board'),
-    pairs=lambda: PairBoard(size=40, anchor=FIRST).page('pairs'),
-    windows=lambda: page('mountWindows', windows(), 'windows'),
-    folds=lambda: page('mountSplit', folds(), 'folds'))
+    board=lambda: PairBoard(None, demo_networks(), anchor=FIRST, net=1, scale=2).page('board-live'),
+    pairs=lambda: PairBoard(size=40, anchor=FIRST).page('pairs-live'),
+    windows=lambda: page('mountWindows', windows(), 'windows-live'),
+    folds=lambda: page('mountSplit', folds(), 'folds-live'))
 
 def with_live(text):
     "Put what is live where a page asks for it, with all that it needs"

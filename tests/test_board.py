@@ -60,14 +60,18 @@ def served(page, html, wait='.tile'):
     page.goto('http://127.0.0.1:9/')
     page.wait_for_selector(f'.cwcl-board {wait}')
 
-def script(page, *names):
-    "Load parts of the board's script as a module, `rule`, into an empty page"
-    parts = (Path(widgets.__file__).with_name(f'{k}.js').read_text(encoding='utf-8') for k in names)
+def module(page, code):
+    "Load a script as a module, `rule`, into an empty page"
     page.goto('about:blank')
     page.evaluate("""async code => {
         const file = new Blob([code], {type: 'text/javascript'})
         window.rule = await import(URL.createObjectURL(file))
-    }""", '\n'.join(parts))
+    }""", code)
+
+def script(page, *names):
+    "The same for parts of the board's script"
+    parts = (Path(widgets.__file__).with_name(f'{k}.js').read_text(encoding='utf-8') for k in names)
+    module(page, '\n'.join(parts))
 
 def now(board): return {k: getattr(board, k) for k in ('on', 'least', 'phase', 'exclude', 'net', 'scale', 'temp')}
 

@@ -7,18 +7,14 @@ from cwcl.data.labels import CLASSES, class_set
 from cwcl.widgets.folds import SplitExplorer, split_counts
 from cwcl.widgets.frames import WindowExplorer
 import live
-from test_board import served
+from test_board import module, served
 from test_browser import browser, chromium, page # chkstyle: ignore
 
 pytestmark = pytest.mark.skipif(not browser or not find_spec('playwright'), reason='no chromium or no playwright here')
 
 @pytest.fixture
 def rule(page):
-    page.goto('about:blank')
-    page.evaluate("""async code => {
-        const file = new Blob([code], {type: 'text/javascript'})
-        window.rule = await import(URL.createObjectURL(file))
-    }""", live.script())
+    module(page, live.script())
     return page
 
 SMALL = np.random.default_rng(0).integers(0, 256, (90, 140, 3), dtype=np.uint8)

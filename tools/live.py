@@ -1,11 +1,11 @@
 "What is live on the site, where no kernel answers: the board of pairs, windows over a frame, and folds by hand."
-import base64, io, json
+import base64, io
 from pathlib import Path
 import matplotlib as mpl, numpy as np
 from PIL import Image
 from cwcl.data.labels import CLASSES, class_set
 from cwcl.data.splits import TEST_VIDEOS
-from cwcl.widgets.board import PairBoard, _home, _script, demo_networks
+from cwcl.widgets.board import PairBoard, _script, demo_networks, page_part, script_text
 from cwcl.widgets.folds import SplitExplorer
 from cwcl.widgets.frames import WindowExplorer
 
@@ -36,11 +36,8 @@ def script(): return _script() + '\n' + Path(__file__).with_name('live.js').read
 
 def page(mount, data, name):
     "Return a page's part: an element, the style, and the script that fills it"
-    text = json.dumps(data).replace('<', '\\u003c')
-    style = (_home()/'board.css').read_text(encoding='utf-8')
-    code = script().replace('</script', '<\\/script')
-    fill = f'{mount}({text}, document.getElementById({json.dumps(name)}))'
-    return f'<style>{style}</style>\n<div id="{name}"></div>\n<script type="module">\n{code}\n{fill}\n</script>'
+    fill = f'{mount}({script_text(data)}, document.getElementById({script_text(name)}))'
+    return page_part(script(), fill, name)
 
 PLACES = dict(
     board=lambda: PairBoard(None, demo_networks(), anchor=FIRST, net=1, scale=2).page('board-live'),

@@ -8,7 +8,8 @@ __all__ = ['FOLD', 'NotYet', 'same', 'is_blank', 'check', 'is_solution', 'blank'
 # %% ../nbs/02_check.ipynb #a1016e52
 import ast, json, os, re, numpy as np
 from pathlib import Path
-from .core import InputError, atomic_path
+from .core import InputError
+from .whole import atomic_path
 
 # %% ../nbs/02_check.ipynb #34b489c0
 class NotYet(AssertionError):

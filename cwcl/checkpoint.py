@@ -9,10 +9,9 @@ __all__ = ['LICENCES', 'LICENCE_IDS', 'model_card', 'save_model', 'read_weights'
 # %% ../nbs/33_checkpoint.ipynb #efa0cef6
 import cwcl, torch
 from pathlib import Path
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
-from .core import InputError, Recipe, atomic_path, data_file, default_device, find_method
+from .core import InputError, Recipe, data_file, default_device, find_method
+from .whole import atomic_path, read_tensors, save_tensors
 from .tasks import CWCLNet
 
 # %% ../nbs/33_checkpoint.ipynb #1b1e3107
@@ -86,7 +85,7 @@ def save_model(
     header = dict(format='pt', kit=f'cwcl {cwcl.__version__}', recipe=net.recipe.to_json())
     card = model_card(net.recipe, net.classes.names, data, iou, note)
     with atomic_path(path.with_suffix('.md')) as p: p.write_text(card, encoding='utf-8')
-    with atomic_path(path) as p: save_file(state, p, metadata=header)
+    save_tensors(path, state, header)
     return path
 
 # %% ../nbs/33_checkpoint.ipynb #6005d427
@@ -97,24 +96,13 @@ def read_weights(
     path = Path(path)
     cure = 'give a model.safetensors that cwcl wrote, or `demo` for the one that comes with it'
     if not path.is_file(): raise InputError(f'{path}: no such file; {cure}')
-    try:
-        with safe_open(path, framework='pt') as f:
-            state = {k: f.get_tensor(k) for k in f.keys()}
-            header = f.metadata() or {}
-    except SafetensorError as e:
-        raise InputError(f'{path}: not a whole safetensors file ({e}); other formats can run code '
-            f'and are not read; {cure}') from None
+    state,header = read_tensors(path, f'other formats can run code and are not read; {cure}')
     if 'recipe' not in header: raise InputError(f'{path}: no recipe in its header; {cure}')
     return state,Recipe.from_json(header['recipe'], f'{path}, header')
 
 # %% ../nbs/33_checkpoint.ipynb #fd08ddf9
-def load_weights(
-    net:nn.Module, # Network to fill
-    path, # A file that `save_model` wrote
-)->nn.Module: # The same network
-    "Fill a network with the weights of a file, or say which tensor does not fit"
-    state,r = read_weights(path)
-    own = net.state_dict()
+def _check_fit(own, state, r, path): # Tensors of a network and of a file, the recipe of the file, its path
+    "Raise `InputError` for the first tensor that does not fit"
     differs = f'its recipe differs (preset {r.name}, method {r.method})'
     for k in sorted(own.keys() | state.keys()):
         if k not in state: raise InputError(f'{path}: lacks the tensor {k} of this network; {differs}')
@@ -122,6 +110,16 @@ def load_weights(
         if own[k].shape != state[k].shape:
             raise InputError(f'{path}: {k} is {tuple(state[k].shape)}, this network needs {tuple(own[k].shape)}; '
                 f'the file is for {r.class_set} classes and widths {r.widths}')
+        sound = state[k].isfinite().all()
+        if not sound: raise InputError(f'{path}: {k} holds NaN or infinity, from a training that failed; train again')
+
+def load_weights(
+    net:nn.Module, # Network to fill
+    path, # A file that `save_model` wrote
+)->nn.Module: # The same network
+    "Fill a network with the weights of a file, or say which tensor does not fit"
+    state,r = read_weights(path)
+    _check_fit(net.state_dict(), state, r, path)
     net.load_state_dict(state)
     return net
 
@@ -179,5 +177,10 @@ def load_model(
     "Build the network that a file describes, and fill it"
     device = check_device(device)
     path = find_weights(path)
-    net = CWCLNet(read_weights(path)[1])
-    return load_weights(net, path).to(device).eval()
+    state,r = read_weights(path)
+    if r.encoder == 'unet':
+        with torch.device('meta'): _check_fit(CWCLNet(r).state_dict(), state, r, path)
+    net = CWCLNet(r)
+    _check_fit(net.state_dict(), state, r, path)
+    net.load_state_dict(state)
+    return net.to(device).eval()

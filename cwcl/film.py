@@ -6,12 +6,14 @@
 __all__ = ['video_writer', 'open_video', 'read_stamps', 'read_film', 'read_frames', 'probe_video']
 
 # %% ../nbs/60c_film.ipynb #8f60851f
-import numpy as np
+import errno, numpy as np
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from PIL import Image
-from .core import InputError, atomic_path
+from .core import InputError
+from .data.images import check_pixels
+from .whole import atomic_path
 
 # %% ../nbs/60c_film.ipynb #7181fc74
 from cwcl.core import need
@@ -55,6 +57,10 @@ def video_writer(
         c.mux(s.encode())
 
 # %% ../nbs/60c_film.ipynb #2c5321af
+_CONTAINERS = 'mov mp4 m4a 3gp 3g2 mj2 matroska webm avi mpegts mpeg gif h264 hevc mpegvideo m4v ogg asf flv dv ' \
+    'mxf ivf obu mjpeg yuv4mpegpipe rm vc1 av1 apng wtv nut'
+_NO_FILM = 'has no pictures, or is of no kind that is opened; give a video'
+
 @contextmanager
 def open_video(path): # Video file -> context whose value is (open PyAV container, the stream in it that is the film)
     "Open a video; raise `InputError` if it cannot be read"
@@ -62,11 +68,15 @@ def open_video(path): # Video file -> context whose value is (open PyAV containe
     _quiet_ffmpeg()
     lenient = {} if int(av.about.__version__.split('.')[0]) >= 19 else dict(metadata_errors='replace')
     try:
-        with av.open(str(path), **lenient) as c:
+        known = dict(format_whitelist=','.join(_CONTAINERS.split()))
+        with av.open(f'file:{path}', options=known, **lenient) as c:
             films = [s for s in c.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-            if not films or c.format.name == 'tty': raise InputError(f'{path}: has no pictures; give a video')
+            if not films: raise InputError(f'{path}: {_NO_FILM}')
+            check_pixels((films[0].width, films[0].height), path)
             yield c,films[0]
-    except av.FFmpegError as e: raise InputError(f'{path}: not a readable video ({e.strerror}); play it') from None
+    except av.FFmpegError as e:
+        if e.errno == errno.EINVAL: raise InputError(f'{path}: {_NO_FILM}') from None
+        raise InputError(f'{path}: not a readable video ({e.strerror}); play it') from None
 
 # %% ../nbs/60c_film.ipynb #23225c5a
 def read_stamps(

@@ -10,7 +10,8 @@ __all__ = ['epoch_log', 'scores', 'evaluate', 'native_confusion', 'plot_curves',
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt, torch.nn.functional as F
 from pathlib import Path
 from .arithmetic import arithmetic
-from .core import atomic_path
+from .core import InputError
+from .whole import atomic_path
 from .data.images import read_mask
 from .data.labels import show_frame, show_mask
 from .infer import mirrored
@@ -67,6 +68,8 @@ def evaluate(
     seen = big = 0
     for x,mask in dls.test_dl(rows):
         with arithmetic(getattr(net, 'recipe', dls.recipe)): logits = segment(x).float()
+        if not logits.isfinite().all(): raise InputError('the network answers NaN or infinity, which has no class; '
+            "train at a lower learning rate, or in precision='fp32'")
         counts.append(_frame_counts(logits.argmax(1), torch.as_tensor(mask), len(names)))
         paths = rows['mask'].iloc[seen:seen+len(x)]
         if native: big += sum(native_confusion(o, path, net.classes).cpu() for o,path in zip(logits, paths))

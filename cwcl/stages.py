@@ -21,6 +21,7 @@ from .learner import check_precision
 from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, split_table
 from .tasks import CWCLNet
 from .train import run_facts, train_learner, train_run, write_text
+from .whole import sealed
 
 # %% ../nbs/42_stages.ipynb #d046227e
 def refresh_averages(
@@ -45,8 +46,8 @@ def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENCES`, from
         what = 'U-Net; its last layer'
     note = f'A pre-trained {what} is untrained. {phase_note(r)}'
     save_model(out/'model.safetensors', net, data, note=note)
-    facts['seconds'] = round(time.time() - start, 2)
-    write_text(out/'metrics.json', json.dumps(facts, indent=1))
+    facts['seconds'] = round(time.monotonic() - start, 2)
+    write_text(out/'metrics.json', json.dumps(sealed(facts, json.loads(r.to_json())), indent=1))
     shutil.rmtree(out/'checkpoint')
 
 def pretrain_run(
@@ -59,7 +60,7 @@ def pretrain_run(
     cbs=None, # More callbacks for the training
 )->dict: # What `metrics.json` holds
     "Train an encoder without masks, and leave it in a folder"
-    start = time.time()
+    start = time.monotonic()
     r = replace(r, stage='pretrain')
     with rank0_first(): table = frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
     table,_ = split_table(table, r)

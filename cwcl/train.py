@@ -15,8 +15,9 @@ from fastai.callback.core import Callback
 from fastcore.basics import noop
 from fastcore.script import call_parse, store_true
 from .arithmetic import used_arithmetic
+from .leases import LostLease
 from .checkpoint import check_device, load_encoder, save_model
-from .core import InputError, Recipe, atomic_path, default_device, one_line_errors, set_seed
+from .core import InputError, Recipe, default_device, one_line_errors, set_seed
 from .core import rank0_first, ranks
 from .cost import run_cost, steps_per_epoch
 from .data.cholec import frame_table
@@ -28,8 +29,9 @@ from .multitask import cwcl_learner
 from .options import check_own, given_recipe, own_changes, own_frames, parse_changes, run_key
 from .options import with_field_help, without_phases
 from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, split_table
-from .resume import read_checkpoint
+from .resume import checkpoints, read_checkpoint
 from .results import epoch_log, evaluate, plot_curves, plot_iou, plot_segmentation, save_figure, truth_iou
+from .whole import atomic_path, sealed
 
 # %% ../nbs/34_train.ipynb #71abe259
 class StepTime(Callback):
@@ -55,6 +57,7 @@ def train_learner(
     init=None, # Weights whose encoder to start from, a file
     make=cwcl_learner, # Builds the Learner from loaders, method and recipe
     cbs=None, # More callbacks
+    tell=noop, # Called with each remark
 )->tuple: # (Learner, log of the epochs)
     "Build loaders and Learner, and train as the recipe says"
     set_seed(r.seed, r.threads)
@@ -62,11 +65,12 @@ def train_learner(
     learn = make(dls, r.method, r, cbs=[StepTime(), *(cbs or [])])
     if init: load_encoder(learn.model, init)
     if ranks()[1] > 1: learn.to_distributed()
-    read_checkpoint(out/'checkpoint'/'last.safetensors', learn.model, r.epochs)
+    read_checkpoint(out/'checkpoint'/'last.safetensors', learn.model, r.epochs, tell)
     try:
-        if progress: learn.fit_resumed(out/'checkpoint')
+        if progress: learn.fit_resumed(out/'checkpoint', tell=noop)
         else:
-            with learn.no_bar(), learn.no_logging(): learn.fit_resumed(out/'checkpoint')
+            with learn.no_bar(), learn.no_logging(): learn.fit_resumed(out/'checkpoint', tell=noop)
+    except LostLease: raise
     except InputError as e:
         note = 'Training stopped early; these are the weights before that.'
         kept = out/'last_good.safetensors'
@@ -107,7 +111,7 @@ def write_text(
     text:str, # What it is to hold
 ):
     "Write a file whole, or not at all"
-    with atomic_path(path) as p: p.write_text(text)
+    with atomic_path(path, sync=True) as p: p.write_text(text, encoding='utf-8')
 
 # %% ../nbs/34_train.ipynb #30b73d51
 def _check_start(r, init): # Recipe, weights to start from
@@ -135,7 +139,7 @@ def train_run(
     "Train and test one run, from a recipe to a results folder"
     _check_start(r, init)
     check_precision(r.precision, device)
-    start = time.time()
+    start = time.monotonic()
     table = data
     if not isinstance(data, pd.DataFrame):
         with rank0_first(): table = frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
@@ -149,12 +153,12 @@ def train_run(
     with rank0_first() as first:
         if first: claim_folder(out, overwrite)
     out = Path(out)
-    stopped = (out/'checkpoint'/'last.safetensors').exists()
+    stopped = any(o.exists() for o in checkpoints(out/'checkpoint'/'last.safetensors'))
     if stopped: tell(f'{out}: a training was stopped here; resuming after its last whole epoch')
     for o in remarks: tell(o)
     with rank0_first() as first:
         if first: write_text(out/'recipe.json', r.to_json())
-    learn,log = train_learner(r, table, out, device, progress, init, cbs=cbs)
+    learn,log = train_learner(r, table, out, device, progress, init, cbs=cbs, tell=tell)
     facts = dict(run_facts(learn, log, table, remarks), data=licence_of(data, table), overfit=split == 'none')
     with rank0_first() as first:
         return _finish(out, learn, log, table, facts, start) if first else json.loads((out/'metrics.json').read_text())
@@ -176,7 +180,7 @@ def _write_results(out, learn, log, metrics, rows):
 
 def _finish(out, learn, log, table, facts, start): # As in `train_run`; when it began -> what `metrics.json` holds
     "Test a network, and write everything that a run leaves behind"
-    train_seconds = round(time.time() - start, 2)
+    train_seconds = round(time.monotonic() - start, 2)
     masked = table[table['mask'] != '']
     valid = masked[masked.part == 'valid']
     test = valid if facts['overfit'] else masked[masked.part == 'test']
@@ -184,7 +188,8 @@ def _finish(out, learn, log, table, facts, start): # As in `train_run`; when it 
     metrics['test'] = evaluate(learn.model, learn.dls, test) if len(test) else None
     metrics['valid'] = evaluate(learn.model, learn.dls, valid, native=False)
     _write_results(out, learn, log, metrics, test if len(test) else valid)
-    metrics['seconds'] = round(time.time() - start, 2)
+    metrics['seconds'] = round(time.monotonic() - start, 2)
+    metrics = sealed(metrics, json.loads(learn.model.recipe.to_json()))
     write_text(out/'metrics.json', json.dumps(metrics, indent=1))
     shutil.rmtree(out/'checkpoint')
     return metrics

@@ -14,7 +14,8 @@ def run(argv, cwd, env, files):
     os.environ.clear()
     os.environ.update(env)
     for fd,path in enumerate([os.devnull, *files]): os.dup2(os.open(path, os.O_WRONLY if fd else os.O_RDONLY), fd)
-    sys.stdin,sys.stdout,sys.stderr = open(0), open(1, 'w', buffering=1), open(2, 'w', buffering=1)
+    sys.stdin,sys.stdout = open(0), open(1, 'w', buffering=1)
+    sys.stderr = open(2, 'w', buffering=1, errors='backslashreplace')
     sys.argv = argv
     try: runpy.run_path(argv[0], run_name='__main__')
     except SystemExit as e:

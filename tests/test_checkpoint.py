@@ -37,7 +37,7 @@ def test_a_failed_write_leaves_what_was_there(net, tmp_path, monkeypatch):
     def fail(state, p, metadata):
         p.write_bytes(b'half')
         raise OSError('disk full')
-    monkeypatch.setattr('cwcl.checkpoint.save_file', fail)
+    monkeypatch.setattr('cwcl.whole.save_file', fail)
     with pytest.raises(OSError, match='disk full'): save_model(path, net)
     assert path.read_bytes() == before
     assert sorted(o.name for o in tmp_path.iterdir()) == ['m.md', 'm.safetensors']

@@ -2,7 +2,7 @@
 import json, pytest
 from dataclasses import fields, replace
 from fastcore.script import CliError
-from cwcl.core import CHOICES, PRESETS, InputError, Recipe, atomic_path, data_file, loss_weights, one_line_errors
+from cwcl.core import CHOICES, PRESETS, InputError, Recipe, data_file, loss_weights, one_line_errors
 from cwcl.core import recipe
 
 def test_the_paper_as_we_read_it():
@@ -52,19 +52,15 @@ def test_other_json_is_refused_by_name(text, says):
 def test_a_frozen_recipe():
     with pytest.raises(AttributeError): Recipe().seed = 1
 
-def test_whole_files(tmp_path):
-    path = tmp_path/'new'/'a.txt'
-    with atomic_path(path) as p: p.write_text('1')
-    with pytest.raises(ZeroDivisionError), atomic_path(path) as p:
-        p.write_text('2')
-        1/0
-    assert path.read_text() == '1'
-    assert len(list(path.parent.iterdir())) == 1
-
 def test_scripts_fail_in_one_line():
     @one_line_errors
     def script(e): raise e
     with pytest.raises(CliError, match='^script: a b$'): script(InputError('a\n  b'))
     with pytest.raises(CliError, match='No space left'): script(OSError(28, 'No space left on device'))
     with pytest.raises(ZeroDivisionError): script(ZeroDivisionError())
+    lack = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried\nto"
+    for e in (MemoryError(), RuntimeError(lack), RuntimeError("can't start new thread")):
+        with pytest.raises(CliError, match='^script: out of memory .*a smaller batch'): script(e)
+    with pytest.raises(CliError, match='a helper process was killed'):
+        script(RuntimeError('DataLoader worker (pid 4) is killed by signal: Killed.'))
     with pytest.raises(InputError, match='nosuch.csv'): data_file('nosuch.csv')

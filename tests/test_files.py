@@ -364,14 +364,13 @@ def test_another_download_is_unpacked_anew(clips, tmp_path, cache):
 def test_two_who_unpack_at_the_same_time_agree(clips, tmp_path, cache, monkeypatch):
     path = pack(clips, tmp_path/'a.zip')
     want = []
-    real = folders_module._member
-    def meanwhile(z, o):
-        monkeypatch.setattr(folders_module, '_member', real)
-        monkeypatch.setattr(folders_module.os, 'getpid', lambda: 7)
+    real = folders_module._write_member
+    def meanwhile(z, o, to):
+        monkeypatch.setattr(folders_module, '_write_member', real)
         want.append(unpacked(path))
         monkeypatch.undo()
-        return real(z, o)
-    monkeypatch.setattr(folders_module, '_member', meanwhile)
+        return real(z, o, to)
+    monkeypatch.setattr(folders_module, '_write_member', meanwhile)
     got = unpacked(path, cache_dir=cache)
     assert [got] == want and len(list(cache.iterdir())) == 1 and len(frame_table(got)) == 6
 

@@ -25,7 +25,7 @@ def small_runs(smoke):
 # One interpreter imports everything once and forks a process for each attempt, which runs on or dies at a moment
 # that is counted and not timed: before its n-th backward pass or renaming of a finished file.
 ZYGOTE = '''
-import os, signal, sys, json, torch, cwcl.study.grid as g
+import os, signal, sys, json, time, torch, cwcl.study.grid as g
 from pathlib import Path
 from cwcl.core import Recipe
 folder,data,plan,spec = Path(sys.argv[1]),sys.argv[2],json.loads(sys.argv[3]),json.loads(sys.argv[4])
@@ -33,7 +33,9 @@ runs = [g.Run(t, Recipe(**r)) for t,r in spec]
 real = g.stages_run
 def logged(r, data, phases, out, *args, **kwargs):
     with open(folder/'journal.txt', 'a') as f: f.write(f'{Path(out).name} {os.getpid()}\\n')
-    return real(r, data, phases, out, *args, **kwargs)
+    found = real(r, data, phases, out, *args, **kwargs)
+    with open(folder/'ended.txt', 'a') as f: f.write(f'{Path(out).name}\\n')
+    return found
 g.stages_run = logged
 def doom(n):
     left = [n]
@@ -56,6 +58,14 @@ def child(n=None):
         os._exit(1)
 def code(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 if plan['kind'] == 'kill': print(json.dumps([code(child(n)) for n in [*plan['after'], None]]))
+elif plan['kind'] == 'four':
+    alive = [child() for _ in range(4)]
+    for seconds in plan['after']:
+        time.sleep(seconds)
+        os.kill(alive[0], signal.SIGKILL)
+        code(alive.pop(0))
+        alive.append(child())
+    print(json.dumps([code(o) for o in alive]))
 else: print(json.dumps([code(pid) for pid in [child(), child()]]))
 '''
 

@@ -9,6 +9,7 @@ from cwcl.core import InputError, find_method, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.multitask import MeanIoU
 from cwcl.resume import ResumeCallback, pack, read_checkpoint, unpack
+from cwcl.whole import read_tensors, save_tensors
 
 PLATEAU = dict(schedule='plateau', patience=1, lr=1e-2)
 PRE = dict(method='dcl', stage='pretrain')
@@ -143,11 +144,12 @@ def test_a_stop_while_writing_leaves_the_epoch_before(table, small, tmp_path, mo
         tries.append(p)
         if len(tries) < 3: return save_file(state, p, metadata=metadata)
         p.write_bytes(b'half')
-        raise OSError('disk full')
+        raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
-        m.setattr('cwcl.resume.save_file', write)
-        with pytest.raises(OSError, match='disk full'): quiet(learner(table, small), lambda o: o.fit_resumed(tmp_path))
-    assert [o.name for o in tmp_path.iterdir()] == ['last.safetensors']
+        m.setattr('cwcl.whole.save_file', write)
+        with pytest.raises(InputError, match='the disk is full; make room there'):
+            quiet(learner(table, small), lambda o: o.fit_resumed(tmp_path))
+    assert names(tmp_path) == ['before.safetensors', 'last.safetensors']
     resumed = learner(table, small, seed=1)
     assert read_checkpoint(tmp_path/'last.safetensors', resumed.model, 4)['epoch'] == 2
     equal(quiet(resumed, lambda o: o.fit_resumed(tmp_path)), whole)
@@ -168,7 +170,7 @@ def test_averages_lie_as_their_weights_do(table, small, tmp_path):
 
 def test_it_is_one_file_without_pickles(table, small, tmp_path):
     quiet(learner(table, replace(small, epochs=1)), lambda o: o.fit_resumed(tmp_path))
-    assert [o.name for o in tmp_path.iterdir()] == ['last.safetensors']
+    assert names(tmp_path) == ['last.safetensors']
     with safe_open(tmp_path/'last.safetensors', framework='pt') as f: header = f.metadata()
     assert json.loads(header['state'])['epoch'] == 1
     assert json.loads(header['recipe'])['epochs'] == 1
@@ -194,11 +196,13 @@ def kept(table, small, tmp_path_factory):
     quiet(learner(table, r), lambda o: o.fit_resumed(folder))
     return (folder/'last.safetensors').read_bytes(),r
 
+def names(folder): return sorted(o.name for o in folder.iterdir())
+
 def refusal(table, r, file, epochs=None):
     with pytest.raises(InputError) as e: learner(table, r).fit_resumed(file.parent, epochs)
     text = str(e.value)
     assert str(file) in text
-    assert 'delete it, and training starts from the beginning' in text
+    assert 'delete its folder, and training starts from the beginning' in text
     assert '\n' not in text
     return text
 
@@ -208,7 +212,52 @@ def test_a_damaged_file_is_refused(table, kept, tmp_path, how):
     file = tmp_path/'last.safetensors'
     if how == 'pickle': torch.save(dict(a=1), file)
     else: file.write_bytes(dict(empty=b'', cut=content[:len(content)//2], long=content + b'0')[how])
-    assert 'cut short, or not a safetensors file' in refusal(table, r, file)
+    assert 'not a whole safetensors file' in refusal(table, r, file)
+
+@pytest.mark.parametrize('name', ['last', 'before', 'both'])
+def test_a_flipped_bit_costs_an_epoch_at_most(table, small, tmp_path, name):
+    r = replace(small, epochs=3)
+    whole = quiet(learner(table, r), lambda o: o.fit_resumed(tmp_path))
+    for o in tmp_path.iterdir():
+        if o.stem != name != 'both': continue
+        content = bytearray(o.read_bytes())
+        content[-1000] ^= 1
+        o.write_bytes(content)
+    said = []
+    again = learner(table, r, seed=1)
+    if name == 'both':
+        says = 'before.safetensors: damaged.*delete its folder'
+        with pytest.raises(InputError, match=says): again.fit_resumed(tmp_path)
+        return
+    equal(quiet(again, lambda o: o.fit_resumed(tmp_path, tell=said.append)), whole)
+    told = ['going on from the checkpoint of the epoch before']
+    assert [o.rsplit('; ', 1)[1] for o in said] == (told if name == 'last' else [])
+
+def test_a_kill_between_two_renamings_loses_nothing(table, small, tmp_path):
+    r = replace(small, epochs=2)
+    whole = quiet(learner(table, r), lambda o: o.fit_resumed(tmp_path))
+    (tmp_path/'last.safetensors').unlink()
+    equal(quiet(learner(table, r, seed=1), lambda o: o.fit_resumed(tmp_path)), whole)
+
+@pytest.mark.parametrize('change', [dict(state='{"epoch": 1}'), dict(state='[1]'), dict(recipe='7'), dict(state='{'),
+    dict(state='{"epoch": {"#tensor": "nowhere"}, "epochs": 1}')], ids=str)
+def test_a_state_that_another_hand_wrote_is_refused(table, kept, tmp_path, change):
+    file = tmp_path/'last.safetensors'
+    file.write_bytes(kept[0])
+    tensors,header = read_tensors(file, '')
+    save_tensors(file, tensors, header | change)
+    refusal(table, kept[1], file)
+
+def test_a_state_sets_nothing_but_what_was_kept(table, kept, tmp_path):
+    file = tmp_path/'last.safetensors'
+    file.write_bytes(kept[0])
+    tensors,header = read_tensors(file, '')
+    state = json.loads(header['state'])
+    state['parts']['dls'] = dict(device='nowhere')
+    state['parts']['recorder']['learn'] = 1
+    save_tensors(file, tensors, header | dict(state=json.dumps(state)))
+    learn = quiet(learner(table, kept[1]), lambda o: o.fit_resumed(tmp_path))
+    assert learn.recorder.learn is learn and str(learn.dls.device) == 'cpu'
 
 def test_another_format_is_refused(table, kept, tmp_path):
     file = tmp_path/'last.safetensors'
@@ -229,6 +278,7 @@ def test_a_file_from_before_a_field_is_resumed(table, kept, tmp_path):
     tensors = load_file(tmp_path/'last.safetensors')
     with safe_open(tmp_path/'last.safetensors', framework='pt') as f: header = f.metadata()
     old = {k: v for k,v in json.loads(header['recipe']).items() if k not in ('average', 'bank')}
+    header.pop('digest')
     save_file(tensors, tmp_path/'last.safetensors', metadata=header | dict(recipe=json.dumps(old)))
     net = learner(table, kept[1]).model
     assert read_checkpoint(tmp_path/'last.safetensors', net, 1)['epoch'] == 1

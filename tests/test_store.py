@@ -1,5 +1,5 @@
 "Frames decoded once: the same bytes from every source, from memory and from a file"
-import time, types
+import os, time, types
 import numpy as np, pytest, torch
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,6 +144,31 @@ def test_of_two_that_need_one_file_one_decodes(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda i: store_module.mapped_array(tmp_path/'a.npy', (3, 4), fill), range(4)))
     assert filled == [1] and all((o == 7).all() for o in found)
+
+@pytest.mark.parametrize('how', ['cut', 'flipped', 'empty', 'other'])
+def test_a_damaged_file_is_made_again(tmp_path, how):
+    def fill(out): out[:] = np.arange(12).reshape(3, 4)
+    file = tmp_path/'a.npy'
+    store_module.mapped_array(file, (3, 4), fill)
+    content = file.read_bytes()
+    if how == 'other': np.save(file, np.zeros((3, 5), np.uint8))
+    else: file.write_bytes(dict(cut=content[:-5], flipped=content[:-1] + b'!', empty=b'')[how])
+    with pytest.warns(UserWarning, match='a.npy: damaged; its pictures are decoded again'):
+        again = store_module.mapped_array(file, (3, 4), fill)
+    assert (again == np.arange(12).reshape(3, 4)).all() and file.read_bytes() == content
+
+def test_a_file_of_an_older_kit_has_no_checksum(tmp_path):
+    np.save(tmp_path/'a.npy', np.full((3, 4), 7, np.uint8))
+    assert (store_module.mapped_array(tmp_path/'a.npy', (3, 4), decode_again) == 7).all()
+
+@pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='this system cannot reserve space')
+def test_space_is_taken_before_the_first_byte(tmp_path, monkeypatch):
+    "Memory that is mapped to a file on a full disk would kill the process"
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    with pytest.raises(InputError, match='a.npy: cannot be written: the disk is full; make room there'):
+        store_module.mapped_array(tmp_path/'a.npy', (3, 4), decode_again)
+    assert not list(tmp_path.iterdir())
 
 def on_a_pretended_gpu(scenes, monkeypatch, times):
     "A store that was sent to a GPU with so many times its size in free memory, in a mode of fake tensors"

@@ -6,13 +6,14 @@
 __all__ = ['FACTS', 'INDEX', 'list_frames', 'mask_facts', 'frame_facts', 'scan']
 
 # %% ../../nbs/11b_data.files.ipynb #9d407851
-import hashlib, os
+import hashlib, io, os
 import numpy as np, pandas as pd
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tqdm import tqdm
-from ..core import InputError, atomic_path, usable_cores
+from ..core import InputError, usable_cores
+from ..whole import atomic_path, digest
 from .folders import CLIP, FRAME, data_files, data_root
 from .images import CURES, picture_size, read_mask
 from .labels import CLASSES, IGNORE, decode_mask, unknown_values
@@ -106,7 +107,10 @@ def _stamp(files, root):
 def _load_index(root):
     "Read what earlier readings found, by stamp; nothing if no usable index is there"
     empty = pd.DataFrame(columns=FACTS, index=pd.Index([], name='stamp'))
-    try: known = pd.read_csv(Path(root)/INDEX, index_col='stamp', keep_default_na=False)
+    try:
+        first,_,text = (Path(root)/INDEX).read_text(encoding='utf-8').partition('\n')
+        if first != f'# {digest(text)}': return empty
+        known = pd.read_csv(io.StringIO(text), index_col='stamp', keep_default_na=False)
     except (OSError, ValueError): return empty
     if list(known.columns) != FACTS or not known.index.is_unique: return empty
     return known[~known.problem.isin(list(CURES))]
@@ -126,9 +130,10 @@ def _copied_clips(
 def _keep_index(facts, root):
     "Write the index, unless the folder is read-only"
     if not os.stat(root).st_mode & 0o222: return
+    text = facts.to_csv(lineterminator='\n')
     try:
-        with atomic_path(root/INDEX) as p: facts.to_csv(p)
-    except OSError: pass
+        with atomic_path(root/INDEX) as p: p.write_text(f'# {digest(text)}\n{text}', encoding='utf-8', newline='\n')
+    except (OSError, InputError): pass
 
 def scan(
     root, # Anything that `data_root` takes

@@ -6,10 +6,11 @@
 __all__ = ['FRAME', 'CLIP', 'data_files', 'cache_folder', 'unpacked', 'data_root']
 
 # %% ../../nbs/10b_data.folders.ipynb #6c913763
-import hashlib, lzma, os, re, shutil, zipfile, zlib
+import errno, hashlib, lzma, os, re, shutil, zipfile, zlib
 from contextlib import contextmanager
 from pathlib import Path
 from tqdm import tqdm
+from uuid import uuid4
 from ..core import InputError
 
 # %% ../../nbs/10b_data.folders.ipynb #1db6c99f
@@ -81,16 +82,19 @@ def _zip_members(
 # %% ../../nbs/10b_data.folders.ipynb #a0074f3d
 _BROKEN = zipfile.BadZipFile,zlib.error,lzma.LZMAError,EOFError,OSError
 
-def _member(z, o):
-    "Return the content of a member, or a line that says that it is broken"
-    try: return z.read(o)
+def _write_member(z, o, to): # Zip, member, file
+    "Write a member piece by piece, or a line that says that it is broken"
+    try:
+        with z.open(o) as source, open(to, 'wb') as f: shutil.copyfileobj(source, f)
     except (NotImplementedError, RuntimeError) as e: raise InputError(f'{z.filename}: {e}; {_ADVICE}') from None
-    except _BROKEN: return f'broken in {Path(z.filename).name}'.encode()
+    except _BROKEN as e:
+        if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): raise
+        to.write_bytes(f'broken in {Path(z.filename).name}'.encode())
 
 @contextmanager
 def _fresh_folder(path): # Where the folder should appear -> context whose value is a folder to fill
     "Yield a folder that appears whole or not at all, even if another process makes it at the same time"
-    part = path.with_name(f'.{os.getpid()}.{path.name}')
+    part = path.with_name(f'.{uuid4().hex[:8]}.part.{path.name}')
     try:
         part.mkdir(parents=True)
         yield part
@@ -126,7 +130,7 @@ def unpacked(
             if need > free: raise InputError(f'{to.parent}: {space}; {_ADVICE}')
             for name,o in tqdm(members.items(), f'unpacking {path.name}', unit='file', disable=not progress):
                 (part/name).parent.mkdir(parents=True, exist_ok=True)
-                (part/name).write_bytes(_member(z, o))
+                _write_member(z, o, part/name)
     return to
 
 # %% ../../nbs/10b_data.folders.ipynb #336e4875

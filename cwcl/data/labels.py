@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from matplotlib.patches import Patch
 from PIL import Image
-from ..core import InputError, atomic_path, data_file
+from ..core import InputError, data_file
+from ..whole import atomic_path
 from .classes import OwnClasses
 
 # %% ../../nbs/10_data.labels.ipynb #9219bc9f

@@ -6,7 +6,7 @@
 __all__ = ['load_image', 'load_mask', 'store_key', 'mapped_array', 'FrameStore', 'shared_frames', 'check_masks', 'channel_stats']
 
 # %% ../../nbs/13b_data.store.ipynb #2a73b890
-import filelock, hashlib, os, shutil
+import hashlib, os, shutil, warnings, zlib
 import numpy as np, psutil, torch
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +16,9 @@ from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
 from tqdm import tqdm
-from ..core import InputError, atomic_path, usable_cores
+from ..leases import Lease
+from ..core import InputError, usable_cores
+from ..whole import atomic_path
 from .folders import cache_folder
 from .images import read_image, read_mask, rgb, upright
 from .labels import IGNORE, ClassSet
@@ -62,26 +64,47 @@ def store_key(
     stats = [(str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns) if p else None for p in paths]
     return hashlib.sha256(repr((what, stats)).encode()).hexdigest()[:16]
 
+def _checksum(a): # uint8 array -> CRC-32, as text
+    crc = 0
+    for part in a.reshape(len(a), -1) if len(a) else (): crc = zlib.crc32(part, crc)
+    return f'{crc:08x}'
+
+def _whole_array(path, shape): # File, shape -> the array, mapped; `None` if the file is damaged
+    try: a = np.load(path, mmap_mode='c')
+    except (ValueError, EOFError): return
+    mark = path.with_suffix('.crc')
+    if a.shape != shape or a.dtype != np.uint8: return
+    return a if not mark.exists() or mark.read_text() == _checksum(a) else None
+
+# %% ../../nbs/13b_data.store.ipynb #57a791dc
+def _make_array(path, shape, fill): # As in `mapped_array`
+    "Write an array into a file, with its checksum beside it"
+    size = int(np.prod(shape))
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        sizes = f'{size/1e9:.1f} GB of frames, {free/1e9:.1f} GB free'
+        raise InputError(f'{path.parent}: {sizes}; make room there, or give another cache_dir')
+    with atomic_path(path) as p:
+        out = np.lib.format.open_memmap(p, mode='w+', dtype=np.uint8, shape=shape)
+        if hasattr(os, 'posix_fallocate'):
+            with open(p, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, p.stat().st_size)
+        fill(out)
+        out.flush()
+        with atomic_path(path.with_suffix('.crc')) as mark: mark.write_text(_checksum(out))
+        del out # Windows does not rename an open file
+
 def mapped_array(
     path, # Where the file is, or will be
     shape:tuple, # Of the array
     fill, # Function that fills an array of that shape
 )->np.ndarray: # uint8, in the file
-    "Open an array in a file, and fill it if the file is not there yet"
+    "Open an array in a file; fill it if the file is not there yet, or damaged"
     path = Path(path)
-    size = int(np.prod(shape))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix('.lock')):
-        if not path.exists():
-            free = shutil.disk_usage(path.parent).free
-            if size > free:
-                sizes = f'{size/1e9:.1f} GB of frames, {free/1e9:.1f} GB free'
-                raise InputError(f'{path.parent}: {sizes}; make room there, or give another cache_dir')
-            with atomic_path(path) as p:
-                out = np.lib.format.open_memmap(p, mode='w+', dtype=np.uint8, shape=shape)
-                fill(out)
-                out.flush()
-                del out # Windows does not rename an open file
+    with Lease(path.with_suffix('.lease')).hold(wait=-1):
+        data = _whole_array(path, shape) if path.exists() else None
+        if data is not None: return data
+        if path.exists(): warnings.warn(f'{path}: damaged; its pictures are decoded again')
+        _make_array(path, shape, fill)
     return np.load(path, mmap_mode='c')
 
 # %% ../../nbs/13b_data.store.ipynb #57bcf81e

@@ -14,7 +14,8 @@ from pathlib import Path
 from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter
 from tqdm.auto import tqdm
-from ..core import InputError, atomic_path, usable_cores
+from ..core import InputError, usable_cores
+from ..whole import atomic_path
 from .chance import between, sample_tile, number, stream
 from .labels import PHASES, class_set, color_mask, encode_mask, save_png
 from .organs import CLIPS, COUNTS, contour_tile, plan_of

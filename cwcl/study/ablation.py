@@ -11,7 +11,8 @@ import numpy as np, pandas as pd
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from ..core import Recipe, atomic_path, method_recipe
+from ..core import Recipe, method_recipe
+from ..whole import atomic_path
 from ..cost import steps_per_epoch
 from .grid import Run, fold_seed
 from .measures import measure_iou, method_style

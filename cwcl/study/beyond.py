@@ -10,7 +10,8 @@ __all__ = ['CONTROL', 'TEACHER', 'SUM', 'BEYOND_ROWS', 'AIMS', 'BeyondRow', 'bey
 import numpy as np, pandas as pd
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from ..core import InputError, atomic_path
+from ..core import InputError
+from ..whole import atomic_path
 from ..cost import steps_per_epoch
 from .crossed import crossed_interval
 from .grid import TABLE_METHODS, Run

@@ -12,7 +12,8 @@ from matplotlib.patches import Patch
 from pathlib import Path
 from PIL import Image
 from ..checkpoint import load_model
-from ..core import InputError, atomic_path
+from ..core import InputError
+from ..whole import atomic_path
 from ..data.cholec import frame_table
 from ..data.labels import IGNORE, class_set, show_frame
 from ..data.store import FrameStore

@@ -6,20 +6,31 @@
 __all__ = ['VERSION', 'LEAD', 'read_result', 'read_results', 'invented_run']
 
 # %% ../../nbs/49b_study.records.ipynb #4f071b8d
-import json, math, numpy as np
+import math, numpy as np
 from pathlib import Path
 from ..core import InputError
 from .measures import NAMES
+from ..whole import check_seal, read_json
 
 # %% ../../nbs/49b_study.records.ipynb #16d5ae25
 VERSION = 1
+_CURE = 'delete it, and the run is done again'
+
+def _facts(file, beside=None): # A JSON file, what belongs to it -> what it holds, without its digest
+    found = read_json(file, _CURE)
+    if not isinstance(found, dict): return {}
+    check_seal(file, found, _CURE, beside)
+    return {k: v for k,v in found.items() if k != 'digest'}
 
 def _load_result(path, file): # Folder of a run or a JSON file, the file itself -> what it holds
-    found = json.loads(file.read_text())
-    if file != path:
-        found.update(key=path.name, recipe=json.loads((path/'recipe.json').read_text()))
-        first = path/'pretrain'/'metrics.json'
-        if first.exists(): found['pretrain'] = json.loads(first.read_text())
+    if file == path: return _facts(file)
+    def facts(folder):
+        recipe = read_json(folder/'recipe.json', _CURE)
+        return _facts(folder/'metrics.json', recipe),recipe
+    found,recipe = facts(path)
+    found.update(key=path.name, recipe=recipe)
+    first = path/'pretrain'
+    if (first/'metrics.json').exists(): found['pretrain'] = facts(first)[0]
     return found
 
 def read_result(
@@ -28,11 +39,8 @@ def read_result(
     "Read what a finished run has found"
     path = Path(path)
     file = path if path.suffix == '.json' else path/'metrics.json'
-    cure = 'delete it, and the run is done again'
-    try: found = _load_result(path, file)
-    except json.JSONDecodeError as e: raise InputError(f'{file}: half-written or no JSON ({e}); {cure}') from None
-    if not isinstance(found, dict) or found.get('kind') != 'cwcl run':
-        raise InputError(f'{file}: not the result of a run of this kit; {cure}')
+    found = _load_result(path, file)
+    if found.get('kind') != 'cwcl run': raise InputError(f'{file}: not the result of a run of this kit; {_CURE}')
     if found.get('version') != VERSION:
         raise InputError(f'{file}: results of version {found.get("version")}, this kit reads {VERSION}; '
             f'read it with the kit that wrote it ({found.get("kit")})')
@@ -42,6 +50,7 @@ def read_result(
             'give the folder that holds the folders of runs, or files that were published')
     return found
 
+# %% ../../nbs/49b_study.records.ipynb #21674bdb
 def read_results(
     folder, # Folders of runs, or JSON files, or both
 )->dict: # Key to result

@@ -10,7 +10,8 @@ __all__ = ['SHORT', 'STYLES', 'TEX', 'MARKS', 'summary', 'of_table', 'table1', '
 # %% ../../nbs/51_study.tables.ipynb #548f3b6e
 import pandas as pd
 from pathlib import Path
-from ..core import InputError, atomic_path
+from ..core import InputError
+from ..whole import atomic_path
 from .measures import NAMES, method_style, published_cells
 from .rows import MEANS, run_frame
 

@@ -12,7 +12,8 @@ import math, numpy as np, pandas as pd
 from dataclasses import replace
 from pathlib import Path
 from scipy.stats import t as student
-from ..core import InputError, Recipe, atomic_path, method_recipe, recipe
+from ..core import InputError, Recipe, method_recipe, recipe
+from ..whole import atomic_path
 from ..cost import steps_per_epoch
 from ..data.organs import CLIPS, plan_of
 from ..data.splits import TEST_VIDEOS, is_test

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from ..arithmetic import arithmetic
 from ..checkpoint import load_model
-from ..core import InputError, atomic_path
+from ..core import InputError
+from ..whole import atomic_path
 from ..data.cholec import presence
 from ..data.organs import COUNTS
 from ..data.streams import cwcl_dls

@@ -11,7 +11,7 @@ REPORT ?= runs/demo
 export PYTHONHASHSEED := 0
 export MPLBACKEND := agg
 
-.PHONY: setup demo test test-notebooks test-python test-slow mutants bench docs exercises lab readme hooks clean
+.PHONY: setup demo test test-notebooks test-python test-slow mutants bench docs exercises lab explorers readme hooks clean
 setup: .venv/.done
 
 .venv/.done: settings.ini setup.py pyproject.toml $(PINS)
@@ -63,8 +63,12 @@ docs: setup
 exercises: setup
 	$(BIN)/python -c 'from cwcl.check import write_exercises; print(len(write_exercises(tell=print)), "lessons written to exercises/")'
 
+# Both listen to this machine alone, and ask for the token that they print
 lab: setup
-	$(BIN)/jupyter lab
+	$(BIN)/jupyter lab --ip=127.0.0.1
+
+explorers: setup
+	$(BIN)/voila --Voila.ip=127.0.0.1 --Voila.auto_token=True nbs/63_explorers.ipynb
 
 # Notebooks are cleaned on commit and merged cell by cell
 hooks: setup

@@ -157,5 +157,6 @@ def read_json(
 ): # What it holds
     "Read a JSON file, or raise `DamagedFile`"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    except OSError as e: said = e.strerror
     except (ValueError, RecursionError) as e: said = f'half-written or not JSON ({e})'
     raise DamagedFile(f'{path}: {said}; {cure}')

@@ -70,7 +70,7 @@ def _checksum(a): # uint8 array -> CRC-32, as text
     return f'{crc:08x}'
 
 def _whole_array(path, shape): # File, shape -> the array, mapped; `None` if the file is damaged
-    try: a = np.load(path, mmap_mode='c')
+    try: a = np.lib.format.open_memmap(path, mode='c')
     except (ValueError, EOFError): return
     mark = path.with_suffix('.crc')
     if a.shape != shape or a.dtype != np.uint8: return
@@ -105,7 +105,7 @@ def mapped_array(
         if data is not None: return data
         if path.exists(): warnings.warn(f'{path}: damaged; its pictures are decoded again')
         _make_array(path, shape, fill)
-    return np.load(path, mmap_mode='c')
+    return np.lib.format.open_memmap(path, mode='c')
 
 # %% ../../nbs/13b_data.store.ipynb #57bcf81e
 _shared = ContextVar('shared', default=None) # Folder of frames that several processes use

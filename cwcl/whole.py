@@ -120,16 +120,14 @@ def read_tensors(
     cure:str, # What to do if it is damaged
 )->tuple: # (name to tensor, header)
     "Read a safetensors file, or raise `DamagedFile`"
+    def damaged(what): return DamagedFile(f'{path}: {what}; {cure}')
     try:
         with safe_open(path, framework='pt') as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             header = f.metadata() or {}
-    except (SafetensorError, OSError) as e: wrong = f'not a whole safetensors file ({e})'
-    else: wrong = None
-    if not wrong:
-        said = header.pop('digest', None)
-        if said and said != digest(header, tensors): wrong = 'damaged, its digest does not fit what it holds'
-    if wrong: raise DamagedFile(f'{path}: {wrong}; {cure}')
+    except (SafetensorError, OSError) as e: raise damaged(f'not a whole safetensors file ({e})') from None
+    said = header.pop('digest', None)
+    if said and said != digest(header, tensors): raise damaged('damaged, its digest does not fit what it holds')
     return tensors,header
 
 # %% ../nbs/00a_whole.ipynb #acc887a4

@@ -156,7 +156,7 @@ def check_device(
     try:
         torch.zeros(1, device=device).item()
         return torch.device(device)
-    except (RuntimeError, AssertionError) as e:
+    except (RuntimeError, AssertionError, ImportError) as e:
         raise InputError(f'device {device}: cannot be used on this machine, which has {torch.cuda.device_count()} '
             f'CUDA devices ({str(e).splitlines()[0]}); give cpu, or leave it out') from None
 

@@ -18,7 +18,10 @@ from typing import Annotated, Literal, get_args, get_origin
 
 # %% ../nbs/00_core.ipynb #11c4ebb7
 class InputError(ValueError):
-    "Invalid input that the user can fix; the message names the value and the fix"
+    "Invalid input that the user can fix; the message, always one line, names the value and the fix"
+    def __init__(self, text=''):
+        text = re.sub(r'\s*[\r\n]\s*', ' ', str(text))
+        super().__init__(text if len(text) < 1500 else f'{text[:1000]} ... {text[-400:]}')
 
 # %% ../nbs/00_core.ipynb #f5273cad
 _MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|can't start new thread")
@@ -134,8 +137,8 @@ def rank0_first(): # Yields whether this is the process with rank 0
 # %% ../nbs/00_core.ipynb #7d92f575
 _max,_min = 10.**sys.float_info.max_10_exp,10.**sys.float_info.min_10_exp # Round, because `help` prints them
 _below_1 = 1 - 1e-9 # An open end of a range is a little less
-Count = Annotated[int, (1, _max, 'a number from 1')]
-Index = Annotated[int, (0, _max, 'a number from 0')]
+Count = Annotated[int, (1, 10**6, 'a number from 1 to a million')]
+Index = Annotated[int, (0, 10**15, 'a number from 0')]
 Weight = Annotated[float, (0, _max, 'a number from 0')]
 Positive = Annotated[float, (_min, _max, 'a number above 0')]
 Probability = Annotated[float, (0, 1, 'a probability from 0 to 1')]
@@ -263,16 +266,20 @@ LIMITS = {f.name: f.type.__metadata__[0] for f in fields(Recipe) if get_origin(f
 LIMITS['widths'] = LIMITS['width']
 _KINDS = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'text', tuple: 'integers, as in (8, 16)'}
 
+_NAME = re.compile(r'(?!\.)[^/\\\0:]{0,80}')
+
 def _is_kind(v, kind): # A field's value, and the type of its default
     if kind is tuple: return isinstance(v, tuple) and all(_is_kind(o, int) for o in v)
     return isinstance(v, (int, float) if kind is float else kind) and isinstance(v, bool) == (kind is bool)
 
 def _check_field(k, v, default):
     "Raise `InputError` if a field has the wrong kind or is out of range"
-    own_classes = k == 'class_set' and '=' in str(v)
+    own_classes = k == 'class_set' and isinstance(v, str) and '=' in v
     if k in CHOICES and v not in CHOICES[k] and not own_classes:
         raise InputError(f'{k}={v!r}: choose one of {", ".join(map(str, CHOICES[k]))}')
     if k not in CHOICES and not _is_kind(v, type(default)): raise InputError(f'{k}={v!r}: give {_KINDS[type(default)]}')
+    if k == 'name' and not _NAME.fullmatch(v): raise InputError(f'name={v!r}: it becomes a part of the name of a '
+        'folder; give letters, digits and signs other than slashes')
     if k in LIMITS:
         low,high,said = LIMITS[k]
         values = v if k == 'widths' else [v]
@@ -441,7 +448,8 @@ def _from_json(
 )->Recipe:
     "Return the recipe that a JSON text describes"
     try: d = json.loads(text)
-    except ValueError as e: raise InputError(f'{source}: not JSON ({e}); write it with Recipe.to_json') from None
+    except (ValueError, RecursionError) as e:
+        raise InputError(f'{source}: not JSON ({e}); write it with Recipe.to_json') from None
     if not isinstance(d, dict): raise InputError(f'{source}: holds a {type(d).__name__}, not the fields of a recipe')
     known = {f.name for f in fields(cls)}
     lacking = ', '.join(sorted(known - set(d) - set(LATER)))

@@ -17,7 +17,8 @@ from .methods import METHODS
 # %% ../nbs/33c_options.ipynb #1f507197
 def _typed(t, v): # Type, value -> the value as that type
     "Convert a value, if nothing is lost by it"
-    if (t is bool) != isinstance(v, bool): raise ValueError(v)
+    if (t is bool) != isinstance(v, bool): raise TypeError
+    if isinstance(v, (int, float)) and abs(v) > 1e18: raise OverflowError
     if t is int and v != int(v): raise ValueError(v)
     return t(v)
 
@@ -27,6 +28,7 @@ def parse_changes(
     "Read recipe fields from the command line"
     if re.search(r'(^|,)\s*class_set\s*=[^,]*=', text):
         raise InputError('--change class_set: own classes are given with --classes, beside --frames and --masks')
+    if len(text) > 5000: raise InputError(f'--change {text[:40]}...: {len(text)} characters; give a file (--recipe)')
     types = {f.name: type(f.default) for f in fields(Recipe)}
     found = {}
     for o in filter(None, re.split(r',(?![^(]*\))', text)):
@@ -34,7 +36,7 @@ def parse_changes(
         if k not in types: raise InputError(f'--change {o}: {k} is not a field of Recipe; '
             f'the fields are {", ".join(types)}')
         try: found[k] = v if types[k] is str else _typed(types[k], ast.literal_eval(v))
-        except (ValueError, SyntaxError, TypeError):
+        except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
             raise InputError(f'--change {o}: {v!r} is not of type {types[k].__name__}; write {k}=value') from None
     return found
 
@@ -64,9 +66,10 @@ def given_recipe(
     file = Path(file)
     if not file.is_file(): raise InputError(f'--recipe {file}: no such file; '
         'give the recipe.json of a run, or a published result')
-    text = file.read_text(encoding='utf-8')
-    try: found = json.loads(text)
-    except json.JSONDecodeError as e: raise InputError(f'--recipe {file}: not JSON ({e})') from None
+    try:
+        text = file.read_text(encoding='utf-8')
+        found = json.loads(text)
+    except (ValueError, RecursionError) as e: raise InputError(f'--recipe {file}: not JSON ({e})') from None
     if isinstance(found, dict) and isinstance(found.get('recipe'), dict): text = json.dumps(found['recipe'])
     return replace(Recipe.from_json(text, file), **changes)
 

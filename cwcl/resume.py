@@ -117,6 +117,14 @@ def save_checkpoint(
 _CURE = 'delete its folder, and training starts from the beginning'
 _STRANGE = KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError # Of a state that is not ours
 
+def _check_kinds(state): # As `read_checkpoint`
+    "Raise `ValueError` if a state has not the parts of one"
+    opt,parts = state['opt'],state['parts']
+    sound = isinstance(state['epoch'], int) and 0 < state['epoch'] <= state['epochs'] and opt['hypers']
+    sound = sound and all(isinstance(o, dict) for o in [state['model'], *opt['hypers'], *opt['state'], *parts.values()])
+    sound = sound and all(set(LOADER_STATE[k].split()) <= parts[k].keys() for k in LOADER_STATE.keys() & parts.keys())
+    if not sound or not isinstance(parts['dls.train']['epoch'], int): raise ValueError('a part is missing')
+
 def _state_in(path): # A checkpoint -> its recipe, as a dict, and its state
     "Read one file, or raise `DamagedFile`"
     tensors,header = read_tensors(path, _CURE)
@@ -125,6 +133,7 @@ def _state_in(path): # A checkpoint -> its recipe, as a dict, and its state
         f'reads format {FORMAT}; {_CURE}')
     try:
         state = unpack(json.loads(header['state']), tensors)
+        _check_kinds(state)
         return stored_fields(json.loads(header['recipe'])) | {'epochs to train': state['epochs']},state
     except _STRANGE as e: raise DamagedFile(f'{path}: not a state that this kit wrote ({e!r}); {_CURE}') from None
 
@@ -153,6 +162,10 @@ def _check_same(path, old, state, net, epochs): # File, its recipe with `epochs 
         if old.get(k) != new.get(k):
             raise InputError(f'{path}: of a training with {k}={old.get(k)!r}, this one has {k}={new.get(k)!r}; '
                 f'choose another folder, or {_CURE}')
+    shapes = {k: v.shape for k,v in net.state_dict().items()}
+    try: fits = {k: v.shape for k,v in state['model'].items()} == shapes
+    except _STRANGE: fits = False
+    if not fits: raise DamagedFile(f'{path}: its weights are not those of this network; {_CURE}')
     for k,v in net.named_buffers():
         if k in ('mean', 'std') and not torch.allclose(state['model'][k], v.cpu(), atol=1e-4):
             raise InputError(f'{path}: of a training on other frames, whose mean or standard deviation differs; '

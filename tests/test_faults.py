@@ -119,7 +119,8 @@ def test_a_turned_bit_of_weights_is_refused(tmp_path, net):
     assert flip(path, lambda p: load_model(p, 'cpu'), same, n=60) > 55
 
 def test_a_turned_bit_of_a_result_is_refused(tmp_path):
-    facts = dict(kind='cwcl run', version=1, key='a', recipe=dict(seed=1), test=dict(mean_iou=.5136, confusion=[[9]*8]*8))
+    facts = dict(kind='cwcl run', version=1, key='a', recipe=dict(seed=1))
+    facts['test'] = dict(mean_iou=.5136, confusion=[[9]*8]*8)
     path = tmp_path/'a.json'
     path.write_text(json.dumps(sealed(facts), indent=1))
     assert flip(path, read_result, lambda found: facts.items() <= found.items()) > 150
@@ -144,9 +145,11 @@ def test_a_turned_bit_of_a_film_stops_in_one_line_or_is_painted_over(tmp_path):
 
 def huge_png(path, width, height):
     "A header that promises much, with nothing behind it"
-    def chunk(name, data): return len(data).to_bytes(4, 'big') + name + data + zlib.crc32(name + data).to_bytes(4, 'big')
-    head = width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + b'\x08\x02\0\0\0'
-    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b''))
+    def four(n): return n.to_bytes(4, 'big')
+    def chunk(name, data): return four(len(data)) + name + data + four(zlib.crc32(name + data))
+    head = four(width) + four(height) + b'\x08\x02\0\0\0'
+    chunks = chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunks)
 
 @pytest.mark.parametrize('size', [(60_000, 60_000), (2**31-1, 2**31-1), (MOST_PIXELS//100 + 1, 100)])
 @pytest.mark.parametrize('read', [read_image, read_mask, picture_size])

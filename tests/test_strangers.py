@@ -36,7 +36,7 @@ def test_no_line_runs_what_a_file_holds(file):
     assert words.get('allow_pickle') != 'True' and words.get('shell') != 'True' and words.get('weights_only') != 'False'
     imported = {a.name for o in nodes if isinstance(o, ast.Import) for a in o.names}
     imported |= {o.module for o in nodes if isinstance(o, ast.ImportFrom)}
-    assert not imported & {'pickle', 'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib', 'yaml', 'requests', 'urllib.request'}
+    assert not imported & set('pickle marshal shelve dill cloudpickle joblib yaml requests urllib.request'.split())
 
 # Tried
 
@@ -73,12 +73,13 @@ def recipe_of(path): return Recipe.from_json(path.read_text(encoding='utf-8', er
 
 def own(home):
     shutil.copytree(home/'frames', home/'masks')
-    return own_table(home/'frames', home/'masks', 'bed=0, tool=5').assign(seen=lambda t: [read_image(o) for o in t.image])
+    return [read_image(o) for o in own_table(home/'frames', home/'masks', 'bed=0, tool=5').image]
 
 FRAME = 'video01/video01_00080/frame_80_endo.png'
 READERS = [(f'a{o}', f) for o in ENDINGS for f in (read_image, read_mask, picture_size)]
-READERS += [('a.safetensors', load_model), ('a.pth', load_model), ('a.pkl', load_model), ('last.safetensors', checkpoint),
-    ('a.npy', refill), ('a.json', read_result), ('metrics.json', in_folder('run/metrics.json', lambda o: read_result(o/'run'))),
+READERS += [('a.safetensors', load_model), ('a.pth', load_model), ('a.pkl', load_model),
+    ('last.safetensors', checkpoint), ('a.npy', refill), ('a.json', read_result),
+    ('metrics.json', in_folder('run/metrics.json', lambda o: read_result(o/'run'))),
     ('recipe.json', recipe_of), ('video01-phase.txt', read_phases), ('VID01.json', read_phases), ('a.zip', data_root),
     ('a.mp4', probe_video), ('a.mkv', probe_video), ('a.csv', class_text),
     ('frame.png', in_folder(FRAME, frame_table)), ('frames/a/0.png', in_folder('frames/a/0.png', own))]

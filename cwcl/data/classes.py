@@ -19,7 +19,7 @@ def color_number(
 )->int: # Red, green and blue in one number of 24 bits
     "Turn a value of a mask, as a table writes it, into a number"
     value = value.strip()
-    found = re.fullmatch(r'(\d+)(?:\.0*)?|#([0-9a-fA-F]{6})', value)
+    found = re.fullmatch(r'(\d{1,9})(?:\.0*)?|#([0-9a-fA-F]{6})', value)
     if not found: raise InputError(f'{value!r} is neither an integer from 0 to 255 nor a color such as #b05a64')
     if found[2]: return int(found[2], 16)
     if int(found[1]) > 255: raise InputError(f'{value} is above 255, the largest value of a mask')

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..core import InputError, usable_cores
 from ..whole import atomic_path, digest
 from .folders import CLIP, FRAME, data_files, data_root
-from .images import CURES, picture_size, read_mask
+from .images import picture_size, read_mask
 from .labels import CLASSES, IGNORE, decode_mask, unknown_values
 
 # %% ../../nbs/11b_data.files.ipynb #701e070b
@@ -95,6 +95,8 @@ def frame_facts(
 
 # %% ../../nbs/11b_data.files.ipynb #bc946093
 INDEX = 'cwcl_index.csv'
+_WORDS = ['file', 'problem', 'value', 'values', 'digest']
+_PROBLEMS = 'mask without its frame', 'mask of another size', 'mask without a class'
 
 def _stamp(files, root):
     "Join the names, sizes and times of a frame's files"
@@ -111,9 +113,11 @@ def _load_index(root):
         first,_,text = (Path(root)/INDEX).read_text(encoding='utf-8').partition('\n')
         if first != f'# {digest(text)}': return empty
         known = pd.read_csv(io.StringIO(text), index_col='stamp', keep_default_na=False)
-    except (OSError, ValueError): return empty
+    except (OSError, ValueError, KeyError, TypeError): return empty
     if list(known.columns) != FACTS or not known.index.is_unique: return empty
-    return known[~known.problem.isin(list(CURES))]
+    counts = known.drop(columns=_WORDS).apply(pd.to_numeric, errors='coerce')
+    sound = np.isfinite(counts).all(axis=1) & known.problem.isin(['', *_PROBLEMS])
+    return known.assign(**counts)[sound] if sound.any() else empty
 
 # %% ../../nbs/11b_data.files.ipynb #f636f854
 def _copied_clips(

@@ -44,7 +44,7 @@ def data_files(
     return sorted(found, key=lambda p: p.parts)
 
 # %% ../../nbs/10b_data.folders.ipynb #a5cc3c9f
-FRAME = re.compile(r'frame_(\d+)_endo(_watershed_mask)?\.png', re.I)
+FRAME = re.compile(r'frame_(\d{1,9})_endo(_watershed_mask)?\.png', re.I)
 CLIP = re.compile(r'(video\d+)/(\1_\d+)', re.I)
 _video = re.compile(r'video\d+', re.I)
 _within = re.compile(r'video\d+(_\d+)?', re.I)
@@ -59,7 +59,7 @@ def _opened_zip(path): # A file -> context whose value is the open `ZipFile`
     try:
         with open(path, 'rb') as f: start = f.read(4)
         with zipfile.ZipFile(path) as z: yield z
-    except zipfile.BadZipFile as e:
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as e:
         if start[:2] == b'PK': raise InputError(f'{path}: cut short or damaged ({e}); fetch it again') from None
         raise InputError(f'{path}: neither a folder nor a zip; if it is another kind of archive, {_ADVICE}') from None
     except OSError as e: raise _shut(path, e) from None
@@ -74,13 +74,13 @@ def _zip_members(
         if '..' in parts or not parts[0] or ':' in parts[0]:
             raise InputError(f'{z.filename}: {o.filename!r} would land outside its folder; give CholecSeg8k')
         wanted = FRAME.fullmatch(parts[-1]) or 'phase_annotations' in parts[:-1] or parts[-1] == 'scenes.json'
-        if not wanted or any(map(_is_litter, parts)): continue
+        if not wanted or o.is_dir() or any(map(_is_litter, parts)): continue
         if o.flag_bits & 1: raise InputError(f'{z.filename}: asks for a password ({o.filename}); {_ADVICE}')
         found['/'.join(parts)] = o
     return found
 
 # %% ../../nbs/10b_data.folders.ipynb #a0074f3d
-_BROKEN = zipfile.BadZipFile,zlib.error,lzma.LZMAError,EOFError,OSError
+_BROKEN = zipfile.BadZipFile,zlib.error,lzma.LZMAError,EOFError,OSError,UnicodeDecodeError
 
 def _write_member(z, o, to): # Zip, member, file
     "Write a member piece by piece, or a line that says that it is broken"

@@ -113,9 +113,13 @@ def _plain_open(data, path, formats): # Content of a file, the file, formats -> 
     check_pixels(im.size, path)
     return im
 
+def _depth(im, data): # PIL image, content of the file -> bits of a channel
+    if data.startswith(_PNG): return data[24]
+    return max(im.tag_v2.get(258, (8,))) if im.format == 'TIFF' else 8
+
 def _open_picture(
     path, # A file of any of `_FORMATS`, with any ending
-)->tuple: # (PIL image, decoded and upright, name of the format)
+)->tuple: # (PIL image, decoded and upright, name of the format, bits of a channel)
     "Open a picture; anything that is wrong with it becomes one line"
     data = _read(path)
     try:
@@ -124,7 +128,7 @@ def _open_picture(
             n = getattr(im, 'n_frames', 1)
             if n == 1 or kind == 'MPO':
                 im.load()
-                return upright(im),kind
+                return upright(im),kind,_depth(im, data)
     except InputError: raise
     except UnidentifiedImageError:
         if data.startswith(_PNG): raise _damaged(path, 'its header is damaged') from None
@@ -141,13 +145,14 @@ def rgb(
         gray = ((np.asarray(im).astype(np.uint32) + 128)//257).astype(np.uint8)
         return np.repeat(gray[...,None], 3, axis=2)
     if im.mode in ('I', 'F'): raise InputError(f'a picture of mode {im.mode}, which has no agreed white; give 16 bits')
-    return np.array(im.convert('RGB'))
+    try: return np.array(im.convert('RGB'))
+    except ValueError: raise InputError(f'a picture of mode {im.mode}; give RGB') from None
 
 def read_image(
     path, # PNG, JPEG, BMP, TIFF or WebP
 )->np.ndarray: # uint8 `(H,W,3)`, upright
     "Read the pixels of a frame"
-    im,_ = _open_picture(path)
+    im = _open_picture(path)[0]
     try: return rgb(im)
     except InputError as e: raise _other_kind(path, str(e).split(';')[0]) from None
 
@@ -156,14 +161,15 @@ def read_mask(
     path, # PNG, BMP or TIFF
 )->np.ndarray: # uint8 `(H,W)`, `(H,W,3)` or `(H,W,4)`; uint16 `(H,W)` where a value is above 255
     "Read the values of a mask, as they are in the file"
-    im,kind = _open_picture(path)
+    im,kind,depth = _open_picture(path)
     if kind in ('JPEG', 'MPO', 'WEBP') or im.info.get('compression') == 'jpeg':
         raise _other_kind(path, f'a mask as {kind}, whose compression changes its values')
-    with open(path, 'rb') as f: head = f.read(26)
-    deep = head.startswith(_PNG) and head[24] == 16 and head[25] != 0
-    if deep or im.mode in ('I', 'F'): raise _other_kind(path, 'a mask with more than 8 bits a channel')
+    gray = im.mode == 'L' or im.mode.startswith('I;16')
+    deep = depth > 8 and not gray or im.mode in ('I', 'F')
+    if deep: raise _other_kind(path, 'a mask with more than 8 bits a channel')
     as_it_is = im.mode in ('L', 'RGB', 'RGBA') or im.mode.startswith('I;16')
-    a = np.array(im if as_it_is else im.convert('RGB'))
+    try: a = np.array(im) if as_it_is else rgb(im)
+    except InputError: raise _other_kind(path, f'a mask of mode {im.mode}') from None
     if a.dtype == np.uint8: return a
     return a.astype(np.uint8 if a.max(initial=0) < 256 else np.uint16)
 

@@ -7,6 +7,7 @@ __all__ = ['read_list', 'class_text', 'find_name', 'rows_of', 'video_names']
 
 # %% ../../nbs/12a_data.lists.ipynb #259545a0
 import codecs, csv, io, json, os, re, pandas as pd
+from collections import Counter
 from pathlib import Path
 from ..core import InputError
 from .classes import OwnClasses, color_number
@@ -32,11 +33,12 @@ def read_list(
     first = next((o for o in text.splitlines() if o.strip()), '')
     sep = max(',;\t', key=first.count)
     lines = csv.reader(io.StringIO(text, newline=None), delimiter=sep, skipinitialspace=True)
-    rows = {lines.line_num: [c.strip() for c in o] for o in lines if any(c.strip() for c in o)}
+    try: rows = {lines.line_num: [c.strip() for c in o] for o in lines if any(c.strip() for c in o)}
+    except csv.Error as e: raise InputError(f'{path}: no {what} ({e}); save it again as CSV') from None
     head = [o.lower() if o.lower() in needed + maybe else o for o in rows.pop(next(iter(rows), 0), [])]
     lacking = [o for o in needed if o not in head]
     if lacking: raise InputError(f'{path}: no column {lacking[0]} among {", ".join(head)}; needed: {", ".join(needed)}')
-    twice = [o for o in head if o and head.count(o) > 1]
+    twice = [o for o,k in Counter(head).items() if o and k > 1]
     if twice: raise InputError(f'{path}: two columns are called {twice[0]}; keep one of them')
     for n,row in rows.items():
         more = [o for o in row[len(head):] if o]
@@ -57,7 +59,8 @@ def _json_rows(path):
         coco = isinstance(o, dict) and 'categories' in o
         if coco: rows = [('background', '0'), *((c['name'], str(c['id'])) for c in o['categories'])]
         else: rows = [(c['name'], _json_value(c)) for c in o]
-    except (KeyError, TypeError, ValueError):
+        if not all(isinstance(name, str) for name,_ in rows): raise TypeError
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise InputError(f'{path}: neither a list of classes with name and color, nor a COCO file; '
             'give a CSV file with name and value') from None
     return {f'class {i}': o for i,o in enumerate(rows, 1)}
@@ -105,7 +108,7 @@ def find_name(
     if given in names: return given
     path = given.replace('\\', '/')
     for o in (path, re.sub(r'\.[A-Za-z]{2,4}$', '', path)):
-        parts = o.split('/')
+        parts = o.split('/')[-64:]
         for i in range(len(parts)):
             if '/'.join(parts[i:]) in names: return '/'.join(parts[i:])
 
@@ -133,7 +136,8 @@ def _by_rule(names, rule):
     "Cut videos out of the names by a regular expression"
     cure = 'write a rule with the video in round brackets, such as (.*)_'
     try: found = [re.search(rule, n) for n in names]
-    except re.error as e: raise InputError(f'{rule!r}: not a regular expression ({e}); {cure}') from None
+    except (re.error, OverflowError, ValueError, RecursionError) as e:
+        raise InputError(f'{rule!r}: not a regular expression ({e}); {cure}') from None
     lost = [n for n,m in zip(names, found) if not m or not m.re.groups or not m[1]]
     if lost: raise InputError(f'{rule!r}: finds no video in the name {lost[0]} ({len(lost)} of {len(names)}); {cure}')
     return [m[1] for m in found]

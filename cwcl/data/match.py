@@ -23,6 +23,8 @@ def _pattern(
     k = next((i for i,o in enumerate(parts) if re.search(r'[*?]|\{class\}', o)), len(parts))
     if k == len(parts) or os.path.isdir(pattern): return Path(pattern),None,''
     root = Path(*parts[:k])
+    if str(pattern).count('*') > 8 or str(pattern).count('{class}') > 1:
+        raise InputError(f'{pattern}: at most eight stars and one {{class}} are read; give a shorter pattern')
     rest = '/'.join(parts[k:])
     ending = re.search(r'\.[A-Za-z]+$', rest)
     if ending: rest = rest[:ending.start()]
@@ -47,7 +49,7 @@ def picture_files(
 )->list: # (name, class if the pattern has `{class}`, path)
     "List the files that a folder or a pattern means, sorted"
     root,pattern,ending = _pattern(where)
-    if not root.is_dir(): raise InputError(f'{root}: no such folder of {what}; give the one that holds them')
+    if not os.path.isdir(root): raise InputError(f'{root}: no such folder of {what}; give the one that holds them')
     found = []
     for path in data_files(root, (ending,) if ending in endings else endings):
         name = path.relative_to(root).with_suffix('').as_posix()

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from ..core import InputError, need
 from .classes import OwnClasses
-from .images import read_mask
+from .images import check_pixels, read_mask
 from .labels import IGNORE, save_png
 from .lists import find_name
 from .match import MASKS, picture_files
@@ -20,8 +20,9 @@ from .match import MASKS, picture_files
 def _runs(rle, size):
     "Return the pixels of run lengths, counted or squeezed into letters"
     if isinstance(rle['counts'], list):
-        counts = np.asarray(rle['counts'], dtype=np.int64)
-        if (counts < 0).any() or counts.sum() != size[0]*size[1]: raise ValueError(f'runs of {counts.sum()} pixels')
+        counts = [int(v) for v in rle['counts']]
+        whole = min(counts, default=0) >= 0 and sum(counts) == size[0]*size[1]
+        if not whole: raise ValueError(f'runs of {sum(counts)} pixels')
         return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
     return need('pycocotools.mask', 'coco').decode(dict(rle, size=list(size))).astype(bool)
 
@@ -67,6 +68,7 @@ def _classes_of(o, own):
 def _layers(o, of):
     "Return the size and the outlines of each image, by its number"
     sizes = {i['id']: (int(i['height']), int(i['width'])) for i in o['images']}
+    for h,w in sizes.values(): check_pixels((w, h), 'an image')
     layers = {i: [] for i in sizes}
     for a in o['annotations']:
         outline = a.get('segmentation')
@@ -95,7 +97,7 @@ def coco_masks(
             out[name] = Path(to)/f'{name}.png'
             save_png(out[name], own.write(stack_masks(mine, size, _ground(own))))
     except InputError as e: raise InputError(f'{file}: {e}') from None
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as e:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
         raise InputError(f'{file}: not a file in the COCO format ({type(e).__name__}: {e}); give one with images, '
             'categories and annotations') from None
     return out

@@ -103,16 +103,17 @@ def add_labels(
 def _phase_file(file):
     "Read the names of phases by the number of the frame"
     given = read_list(file, 'list of phases', 'frame', 'phase')
-    bad = next((o for o in given.frame if not re.fullmatch(r'[0-9]+(\.0*)?', o)), None)
+    bad = next((o for o in given.frame if not re.fullmatch(r'[0-9]{1,9}(\.0*)?', o)), None)
     if bad is not None: raise InputError(f'{file}: {bad!r} is not the number of a frame')
     found = given.set_index(given.frame.astype(float).astype(int)).phase
+    if not len(found): raise InputError(f'{file}: no rows; give frame and phase')
     if not found.index.is_monotonic_increasing: raise InputError(f'{file}: its frames are not in order')
     return found
 
 def _phase_numbers(names):
     "Number the phases; a name that is a number keeps it"
     known = sorted(set(names) - {'', '-1'})
-    numbers = all(o.isdecimal() for o in known)
+    numbers = all(o.isdecimal() and len(o) < 10 for o in known)
     found = {o: int(o) if numbers else i for i,o in enumerate(known)}
     if max(found.values(), default=0) > 127: raise InputError(f'phase {known[-1]}: give numbers up to 127, or names')
     return found | {'': -1, '-1': -1}
@@ -135,7 +136,7 @@ def own_phases(
     for v,given in read.items():
         numbers = [re.findall(r'[0-9]+', n.split('/')[-1]) for n in t.name[t.source == v]]
         if [] in numbers: raise InputError(f'{v}: a picture has no number in its name; give a list with name and phase')
-        out[t.source == v] = phase_at(given.map(ids), [int(o[-1]) for o in numbers])
+        out[t.source == v] = phase_at(given.map(ids), [int(o[-1][-18:]) for o in numbers])
     return out
 
 # %% ../../nbs/14c_data.own.ipynb #e2887e5b

@@ -14,7 +14,7 @@ from ..core import InputError
 from .labels import PHASES
 
 # %% ../../nbs/11a_data.phases.ipynb #fcd8e31f
-_integer = re.compile(r'(\d+)(?:[.,]0*)?')
+_integer = re.compile(r'(\d{1,9})(?:[.,]0*)?')
 
 def _letters(text): return re.sub('[^a-z]|and', '', text.lower())
 
@@ -103,7 +103,7 @@ def read_phases(
     if path.suffix.lower() == '.json': return _triplet_phases(path)
     line,frames,phases = _phase_rows(path)
     ids = {o: _phase_id(o) for o in set(phases)}
-    if not all(map(str.isdecimal, frames)) or None in ids.values():
+    if not all(o.isdecimal() and len(o) < 10 for o in frames) or None in ids.values():
         _check_rows(line, frames, phases, path)
         frames = [_integer.fullmatch(f)[1] for f in frames]
     frames = np.array(frames).astype(int)
@@ -128,7 +128,7 @@ def _frame_phase(
     names:dict, # From `_phase_names`
 )->int: # −1 if unknown
     "Return the phase that the vectors of a frame agree on"
-    def fits(v): return isinstance(v, list) and len(v) == 15 and isinstance(v[14], (int, float))
+    def fits(v): return isinstance(v, list) and len(v) == 15 and isinstance(v[14], (int, float)) and abs(v[14]) < 99
     if not isinstance(vectors, list) or not all(map(fits, vectors)):
         raise InputError(f'{where}: holds no list of vectors of 15 numbers, the last of them the phase; {_AGAIN}')
     ids = {f'{v[14]:g}' for v in vectors} - {'-1'}
@@ -141,9 +141,9 @@ def _frame_phase(
 def _triplet_phases(path)->pd.Series: # A file of CholecT50 -> as `read_phases`
     "Read the phases of one video of CholecT50"
     try: found = json.loads(path.read_text(encoding='utf-8-sig'))
-    except (OSError, ValueError) as e: raise InputError(f'{path}: unreadable ({e}); fetch the file again') from None
+    except (OSError, ValueError, RecursionError) as e: raise InputError(f'{path}: unreadable ({e}); {_AGAIN}') from None
     notes = found.get('annotations') if isinstance(found, dict) else None
-    if not isinstance(notes, dict) or not notes or not all(k.isdecimal() for k in notes):
+    if not isinstance(notes, dict) or not notes or not all(k.isdecimal() and len(k) < 8 for k in notes):
         raise InputError(f'{path}: no frames with annotations in it; give a file of the folder labels of CholecT50')
     fps = found.get('fps', 1)
     if fps not in (1, 5, 25): raise InputError(f'{path}: fps is {fps!r}; give 1, 5 or 25 frames per second')

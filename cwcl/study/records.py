@@ -44,7 +44,7 @@ def read_result(
     if found.get('version') != VERSION:
         raise InputError(f'{file}: results of version {found.get("version")}, this kit reads {VERSION}; '
             f'read it with the kit that wrote it ({found.get("kit")})')
-    lack = {'key', 'recipe'} - set(found)
+    lack = {k for k in ('key', 'recipe') if not isinstance(found.get(k), str if k == 'key' else dict)}
     if lack:
         raise InputError(f'{file}: has no {" and no ".join(sorted(lack))}; '
             'give the folder that holds the folders of runs, or files that were published')

@@ -1142,6 +1142,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cwcl.study.jobs.Worker.__call__': ('study.jobs.html#worker.__call__', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.Worker.__init__': ('study.jobs.html#worker.__init__', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.Worker.checkpoint': ('study.jobs.html#worker.checkpoint', 'cwcl/study/jobs.py'),
+                                 'cwcl.study.jobs._requeued': ('study.jobs.html#_requeued', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs._said': ('study.jobs.html#_said', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.estimate': ('study.jobs.html#estimate', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.executor': ('study.jobs.html#executor', 'cwcl/study/jobs.py'),

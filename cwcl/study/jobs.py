@@ -165,10 +165,19 @@ def executor(
     ex.update_parameters(timeout_min=timeout, gpus_per_node=gpus, cpus_per_task=threads, name='cwcl', **own)
     return ex
 
-# %% ../../nbs/51b_study.jobs.ipynb #708c6bb1
+# %% ../../nbs/51b_study.jobs.ipynb #a73507a0
 def _said(job): # Of submitit, failed -> one line
-    return f'job {job.job_id}: {str(job.exception()).strip().splitlines()[-1]}; its log is {job.paths.stderr}'
+    why = str(job.exception()).partition('You can check full logs')[0] # Where submitit repeats the paths of the logs
+    last = [o for o in why.splitlines() if o.strip('- ')][-1:] or ['it ended']
+    return f'job {job.job_id} ({job.state}): {last[0]}; its log is {job.paths.stderr}'
 
+def _requeued(jobs)->bool: # Of submitit, all said to have ended -> whether Slurm does one once more
+    ids = [o.job_id for o in jobs if isinstance(o, submitit.SlurmJob) and not o.paths.result_pickle.exists()]
+    if not ids: return False
+    asked = ['squeue', '--noheader', '--format=%i', f'--jobs={",".join(ids)}']
+    return bool(subprocess.run(asked, capture_output=True, text=True).stdout.strip())
+
+# %% ../../nbs/51b_study.jobs.ipynb #708c6bb1
 def run_jobs(
     runs:list, # Of `Run`
     folder, # Of the study
@@ -186,9 +195,11 @@ def run_jobs(
     gpus = torch.cuda.device_count() if kwargs.get('cluster', 'local') == 'local' else 0
     ex = executor(folder, **kwargs)
     devices = [device or (f'cuda:{i%gpus}' if gpus else None) for i in range(jobs)]
-    started = [ex.submit(Worker(methods), runs, folder.absolute(), data, phases, o) for o in devices]
+    try: started = [ex.submit(Worker(methods), runs, folder.absolute(), data, phases, o) for o in devices]
+    except submitit.core.utils.UncompletedJobError as e:
+        raise InputError(f'the cluster does not take the job: {str(e).strip().splitlines()[-1]}') from None
     while True:
-        ended = all(o.done() for o in started)
+        ended = all(o.done() for o in started) and not _requeued(started)
         for f in (folder/'locks').glob('*.json'):
             if seen: seen(json.loads(f.read_text()))
         if ended: break

@@ -12,7 +12,8 @@ from pathlib import Path
 import bench_lines # chkstyle: ignore
 from bench_clock import LINES, lacking, measured, on_cuda
 from bench_curves import curves
-from cwcl.core import atomic_path, default_device, set_seed
+from cwcl.core import default_device, set_seed
+from cwcl.whole import atomic_path
 from cwcl.study.tables import frame_markdown
 
 HOME = Path(__file__).parents[1]/'data'/'results'/'bench'

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from gpu_cost import cost_table
 from gpu_parts import PARTS
-from cwcl.core import atomic_path, recipe, set_seed
+from cwcl.core import recipe, set_seed
+from cwcl.whole import atomic_path
 
 @dataclass
 class Bench:

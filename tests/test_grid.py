@@ -264,6 +264,10 @@ def test_gpus_of_a_job(tmp_path, monkeypatch, given, want):
     executor(tmp_path, cluster='slurm', gpus=given, partition='fast')
     assert asked['gpus_per_node'] == want and asked['slurm_partition'] == 'fast'
 
+def test_a_job_has_time_to_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr('cwcl.study.jobs.submitit', SimpleNamespace(AutoExecutor=lambda **kw: None))
+    with pytest.raises(InputError, match='timeout=2: .*at least 3 minutes'): executor(tmp_path, 'slurm', timeout=2)
+
 @pytest.mark.parametrize('method', ['random', 'simclr', 'byol', 'dcl', 'dcl+cls'])
 def test_random_batches_have_the_rows_of_real_ones(smoke, table, method):
     from cwcl.data.streams import cwcl_dls

@@ -160,6 +160,8 @@ def executor(
     except RuntimeError as e:
         cure = 'leave --cluster out on a machine without a scheduler'
         raise InputError(f'cluster={cluster}: {e}; {cure}') from None
+    if timeout < 3: raise InputError(f'timeout={timeout}: Slurm may stop a job a minute early, before it has begun; '
+        'give at least 3 minutes')
     own = dict(slurm_partition=partition) if partition else {}
     if gpus is None: gpus = partition_gpus(partition)
     ex.update_parameters(timeout_min=timeout, gpus_per_node=gpus, cpus_per_task=threads, name='cwcl', **own)

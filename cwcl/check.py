@@ -9,7 +9,7 @@ __all__ = ['FOLD', 'NotYet', 'same', 'is_blank', 'check', 'is_solution', 'blank'
 import ast, json, os, re, numpy as np
 from pathlib import Path
 from .core import InputError
-from .whole import atomic_path
+from .whole import write_text
 
 # %% ../nbs/02_check.ipynb #34b489c0
 class NotYet(AssertionError):
@@ -124,6 +124,6 @@ def write_exercises(
             continue
         text = json.dumps(student_edition(nb), indent=1, ensure_ascii=False)
         text = re.sub(r'\]\((\w[\w.]*\.ipynb)', link, text)
-        with atomic_path(path) as p: p.write_text(text + '\n', encoding='utf-8')
+        write_text(path, text + '\n')
         files.append(path)
     return files

@@ -8,10 +8,11 @@ __all__ = ['LICENCES', 'LICENCE_IDS', 'model_card', 'save_model', 'read_weights'
 
 # %% ../nbs/33_checkpoint.ipynb #efa0cef6
 import cwcl, torch
+from contextlib import nullcontext
 from pathlib import Path
 from torch import nn
 from .core import InputError, Recipe, data_file, default_device, find_method
-from .whole import atomic_path, read_tensors, save_tensors
+from .whole import read_tensors, save_tensors, write_text
 from .tasks import CWCLNet
 
 # %% ../nbs/33_checkpoint.ipynb #1b1e3107
@@ -84,7 +85,7 @@ def save_model(
     state = {k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}
     header = dict(format='pt', kit=f'cwcl {cwcl.__version__}', recipe=net.recipe.to_json())
     card = model_card(net.recipe, net.classes.names, data, iou, note)
-    with atomic_path(path.with_suffix('.md')) as p: p.write_text(card, encoding='utf-8')
+    write_text(path.with_suffix('.md'), card)
     save_tensors(path, state, header)
     return path
 
@@ -178,9 +179,9 @@ def load_model(
     device = check_device(device)
     path = find_weights(path)
     state,r = read_weights(path)
-    if r.encoder == 'unet':
-        with torch.device('meta'): _check_fit(CWCLNet(r).state_dict(), state, r, path)
-    net = CWCLNet(r)
+    plain = r.encoder == 'unet' # Those of timm compute while they are built
+    with torch.device('meta') if plain else nullcontext(): net = CWCLNet(r)
     _check_fit(net.state_dict(), state, r, path)
+    if plain: net = CWCLNet(r)
     net.load_state_dict(state)
     return net.to(device).eval()

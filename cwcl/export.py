@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from .checkpoint import find_weights, load_model
 from .core import InputError, one_line_errors
-from .whole import atomic_path
+from .whole import atomic_path, write_text
 from .infer import pad_to_window, window_hits, window_starts, window_weights
 
 # %% ../nbs/61a_export.ipynb #d8565104
@@ -133,8 +133,7 @@ def export_model(
         off = onnx_difference(part, net)
         size = part.stat().st_size/1e6
         if not off <= most: raise InputError(f'{path}: {off:.1e} off PyTorch, {most:g} is allowed; try other versions')
-    if text:
-        with atomic_path(path.with_suffix('.md')) as p: p.write_text(text, encoding='utf-8')
+    if text: write_text(path.with_suffix('.md'), text)
     return dict(path=path, difference=off, megabytes=round(size, 2))
 
 # %% ../nbs/61a_export.ipynb #19f2990d

@@ -57,8 +57,8 @@ def video_writer(
         c.mux(s.encode())
 
 # %% ../nbs/60c_film.ipynb #2c5321af
-_CONTAINERS = 'mov mp4 m4a 3gp 3g2 mj2 matroska webm avi mpegts mpeg gif h264 hevc mpegvideo m4v ogg asf flv dv ' \
-    'mxf ivf obu mjpeg yuv4mpegpipe rm vc1 av1 apng wtv nut'
+_CONTAINERS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,gif,h264,hevc,mpegvideo,m4v,ogg,asf,flv,dv,' \
+    'mxf,ivf,obu,mjpeg,yuv4mpegpipe,rm,vc1,av1,apng,wtv,nut'
 _NO_FILM = 'has no pictures, or is of no kind that is opened; give a video'
 
 @contextmanager
@@ -68,8 +68,7 @@ def open_video(path): # Video file -> context whose value is (open PyAV containe
     _quiet_ffmpeg()
     lenient = {} if int(av.about.__version__.split('.')[0]) >= 19 else dict(metadata_errors='replace')
     try:
-        known = dict(format_whitelist=','.join(_CONTAINERS.split()))
-        with av.open(f'file:{path}', options=known, **lenient) as c:
+        with av.open(f'file:{path}', options=dict(format_whitelist=_CONTAINERS), **lenient) as c:
             films = [s for s in c.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not films: raise InputError(f'{path}: {_NO_FILM}')
             check_pixels((films[0].width, films[0].height), path)

@@ -62,16 +62,13 @@ def check(self:Lease):
         f'{self.file.lease_duration:.0f} s; let the other one finish')
 
 # %% ../nbs/00b_leases.ipynb #c2dc8c95
-@contextmanager
-def _held(lease, wait):
-    ours = lease.take(wait)
-    try: yield ours
-    finally:
-        if ours: lease.file.release()
-
 @patch
+@contextmanager
 def hold(self:Lease,
     wait:float=0, # As in `take`
-): # Context whose value is whether it is ours
+): # Yields whether it is ours
     "Have the lease within a block, and give it back"
-    return _held(self, wait)
+    ours = self.take(wait)
+    try: yield ours
+    finally:
+        if ours: self.file.release()

@@ -120,10 +120,12 @@ _STRANGE = KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeE
 def _check_kinds(state): # As `read_checkpoint`
     "Raise `ValueError` if a state has not the parts of one"
     opt,parts = state['opt'],state['parts']
-    sound = isinstance(state['epoch'], int) and 0 < state['epoch'] <= state['epochs'] and opt['hypers']
-    sound = sound and all(isinstance(o, dict) for o in [state['model'], *opt['hypers'], *opt['state'], *parts.values()])
-    sound = sound and all(set(LOADER_STATE[k].split()) <= parts[k].keys() for k in LOADER_STATE.keys() & parts.keys())
-    if not sound or not isinstance(parts['dls.train']['epoch'], int): raise ValueError('a part is missing')
+    dicts = [state['model'], *opt['hypers'], *opt['state'], *parts.values()]
+    numbers = [state['epoch'], parts['dls.train']['epoch']]
+    sound = [opt['hypers'] != [], 0 < state['epoch'] <= state['epochs'], *(isinstance(o, dict) for o in dicts)]
+    sound += [isinstance(o, int) for o in numbers]
+    sound += [set(LOADER_STATE[k].split()) <= parts[k].keys() for k in LOADER_STATE.keys() & parts.keys()]
+    if not all(sound): raise ValueError('a part is missing')
 
 def _state_in(path): # A checkpoint -> its recipe, as a dict, and its state
     "Read one file, or raise `DamagedFile`"

@@ -20,8 +20,8 @@ from .data.streams import cwcl_dls
 from .learner import check_precision
 from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, split_table
 from .tasks import CWCLNet
-from .train import run_facts, train_learner, train_run, write_text
-from .whole import sealed
+from .train import run_facts, train_learner, train_run, write_metrics
+from .whole import write_text
 
 # %% ../nbs/42_stages.ipynb #d046227e
 def refresh_averages(
@@ -47,7 +47,7 @@ def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENCES`, from
     note = f'A pre-trained {what} is untrained. {phase_note(r)}'
     save_model(out/'model.safetensors', net, data, note=note)
     facts['seconds'] = round(time.monotonic() - start, 2)
-    write_text(out/'metrics.json', json.dumps(sealed(facts, json.loads(r.to_json())), indent=1))
+    write_metrics(out, facts, r)
     shutil.rmtree(out/'checkpoint')
 
 def pretrain_run(
@@ -67,7 +67,7 @@ def pretrain_run(
     check_phases(table, r)
     check_precision(r.precision, device)
     with rank0_first() as first:
-        if first: write_text(claim_folder(out)/'recipe.json', r.to_json())
+        if first: write_text(claim_folder(out)/'recipe.json', r.to_json(), sync=True)
     out = Path(out)
     learn,log = train_learner(r, table, out, device, progress, make=find_method(r.method).make, cbs=cbs)
     facts = run_facts(learn, log, table, run_remarks(table, r, 'fold'))

@@ -246,8 +246,8 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
     assert same(before, encoder.state_dict()) and not Path('ran').exists()
 
 @needs_timm
-@pytest.mark.parametrize('name,says', [('resnet19', 'near it are resnet'), ('zzz', 'near it are'), ('mixer_s16_224', 'one size'),
-    ('hf-hub:timm/resnet18', 'no such model')])
+@pytest.mark.parametrize('name,says', [('resnet19', 'near it are resnet'), ('zzz', 'near it are'),
+    ('mixer_s16_224', 'one size'), ('hf-hub:timm/resnet18', 'no such model')])
 def test_a_model_that_will_not_do_is_one_line(name, says):
     with pytest.raises(InputError, match=says) as e: TimmEncoder(name)
     assert '\n' not in str(e.value)

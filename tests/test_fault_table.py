@@ -24,5 +24,4 @@ def test_every_test_of_faults_has_its_row():
     found = {f'{stem}::{o}' for stem in ('test_faults', 'test_killed') for o in functions_of(stem)}
     assert found <= named
 
-def test_no_row_is_there_twice():
-    assert max(Counter((o['kind'], o['fault']) for o in rows).values()) == 1
+def test_no_row_is_there_twice(): assert max(Counter((o['kind'], o['fault']) for o in rows).values()) == 1

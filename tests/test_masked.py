@@ -273,8 +273,8 @@ def test_a_body_fills_any_number_of_channels(small):
 
 # What does not go together
 
-NOT = {'stage=frozen': "choose stage='unfrozen'", 'norm=group': 'hidden', 'views=2': 'rebuilt once', 'chunks=2': 'whole',
-    'encoder=timm:resnet18': "choose encoder='unet'", 'sync_bn=True': 'visible cells'}
+NOT = {'stage=frozen': "choose stage='unfrozen'", 'norm=group': 'hidden', 'views=2': 'rebuilt once',
+    'chunks=2': 'whole', 'encoder=timm:resnet18': "choose encoder='unet'", 'sync_bn=True': 'visible cells'}
 
 @pytest.mark.parametrize('change,says', NOT.items())
 def test_what_it_cannot_have_is_refused_in_one_line(small, change, says):

@@ -21,8 +21,8 @@ RUNS = dict(last=dict(), best=dict(select='best'), bf16=dict(precision='bf16'), 
     masked=dict(method='masked', stage='pretrain'),
     average=dict(average=.9, colors=.5), average_best=dict(average=.9, select='best'),
     teacher=dict(method='random', average=.9, colors=.5, teacher=1., sure=.1, absent=.2))
-SHORT = [('last', 1), ('last', 2), ('best', 1), ('best', 2), ('bf16', 2), ('plateau', 1), ('plateau', 2), ('waiting', 2),
-    ('channels_last', 2), ('pk', 1), ('views', 1), ('random', 2), ('pretrain', 1), ('sinking', 2),
+SHORT = [('last', 1), ('last', 2), ('best', 1), ('best', 2), ('bf16', 2), ('plateau', 1), ('plateau', 2),
+    ('waiting', 2), ('channels_last', 2), ('pk', 1), ('views', 1), ('random', 2), ('pretrain', 1), ('sinking', 2),
     ('bank', 1), ('bank', 2), ('paste', 1), ('positives', 2), ('masked', 2),
     ('average', 1), ('average_best', 2), ('teacher', 2)]
 

@@ -67,6 +67,7 @@ def mask_facts(
         unknown=sum(unknown.values()), values=' '.join(values), channels=channels, **dict(zip(CLASSES.name, pixels)))
 
 # %% ../../nbs/11b_data.files.ipynb #0a289f88
+_LONE_MASK,_OTHER_SIZE,_NO_CLASS = 'mask without its frame','mask of another size','mask without a class'
 FACTS = ['file', 'problem', 'value', 'digest', 'width', 'height', *mask_facts(np.zeros((3,3), np.uint8))]
 
 def frame_facts(
@@ -77,7 +78,7 @@ def frame_facts(
     image,mask = files
     facts = dict.fromkeys(FACTS, 0) | dict.fromkeys(('file', 'problem', 'value', 'values', 'digest'), '')
     def wrong(file, problem, value): return facts | dict(file=file, problem=problem, value=value)
-    if not image: return wrong(mask, 'mask without its frame', 'no ' + mask.replace('_watershed_mask', ''))
+    if not image: return wrong(mask, _LONE_MASK, 'no ' + mask.replace('_watershed_mask', ''))
     path = image
     try:
         facts['width'],facts['height'] = size = picture_size(Path(root)/image)
@@ -88,15 +89,14 @@ def frame_facts(
     except InputError as e: return wrong(path, e.problem, e.what)
     facts |= mask_facts(pixels)
     h,w = pixels.shape[:2]
-    if (w,h) != size: return wrong(mask, 'mask of another size', f'{w}x{h}, its frame {size[0]}x{size[1]}')
+    if (w,h) != size: return wrong(mask, _OTHER_SIZE, f'{w}x{h}, its frame {size[0]}x{size[1]}')
     if not facts['unknown'] or any(facts[c] for c in CLASSES.name): return facts
     others = f'{facts["unknown"]} pixels of other values, as in a color mask: {facts["values"]}'
-    return wrong(mask, 'mask without a class', others)
+    return wrong(mask, _NO_CLASS, others)
 
 # %% ../../nbs/11b_data.files.ipynb #bc946093
 INDEX = 'cwcl_index.csv'
 _WORDS = ['file', 'problem', 'value', 'values', 'digest']
-_PROBLEMS = 'mask without its frame', 'mask of another size', 'mask without a class'
 
 def _stamp(files, root):
     "Join the names, sizes and times of a frame's files"
@@ -116,7 +116,7 @@ def _load_index(root):
     except (OSError, ValueError, KeyError, TypeError): return empty
     if list(known.columns) != FACTS or not known.index.is_unique: return empty
     counts = known.drop(columns=_WORDS).apply(pd.to_numeric, errors='coerce')
-    sound = np.isfinite(counts).all(axis=1) & known.problem.isin(['', *_PROBLEMS])
+    sound = np.isfinite(counts).all(axis=1) & known.problem.isin(['', _LONE_MASK, _OTHER_SIZE, _NO_CLASS])
     return known.assign(**counts)[sound] if sound.any() else empty
 
 # %% ../../nbs/11b_data.files.ipynb #f636f854

@@ -10,8 +10,8 @@ import errno, hashlib, lzma, os, re, shutil, zipfile, zlib
 from contextlib import contextmanager
 from pathlib import Path
 from tqdm import tqdm
-from uuid import uuid4
 from ..core import InputError
+from ..whole import part_path
 
 # %% ../../nbs/10b_data.folders.ipynb #1db6c99f
 _LITTER = {'__macosx', 'thumbs.db', 'desktop.ini', '@eadir', '$recycle.bin', 'system volume information', 'lost+found'}
@@ -94,7 +94,7 @@ def _write_member(z, o, to): # Zip, member, file
 @contextmanager
 def _fresh_folder(path): # Where the folder should appear -> context whose value is a folder to fill
     "Yield a folder that appears whole or not at all, even if another process makes it at the same time"
-    part = path.with_name(f'.{uuid4().hex[:8]}.part.{path.name}')
+    part = part_path(path)
     try:
         part.mkdir(parents=True)
         yield part

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from ..leases import Lease
 from ..core import InputError, usable_cores
-from ..whole import atomic_path
+from ..whole import atomic_path, write_text
 from .folders import cache_folder
 from .images import read_image, read_mask, rgb, upright
 from .labels import IGNORE, ClassSet
@@ -69,9 +69,9 @@ def _checksum(a): # uint8 array -> CRC-32, as text
     for part in a.reshape(len(a), -1) if len(a) else (): crc = zlib.crc32(part, crc)
     return f'{crc:08x}'
 
-def _whole_array(path, shape): # File, shape -> the array, mapped; `None` if the file is damaged
+def _whole_array(path, shape): # File, shape -> the array, mapped; `None` if there is no whole one
     try: a = np.lib.format.open_memmap(path, mode='c')
-    except (ValueError, EOFError): return
+    except (FileNotFoundError, ValueError, EOFError): return
     mark = path.with_suffix('.crc')
     if a.shape != shape or a.dtype != np.uint8: return
     return a if not mark.exists() or mark.read_text() == _checksum(a) else None
@@ -90,7 +90,7 @@ def _make_array(path, shape, fill): # As in `mapped_array`
             with open(p, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, p.stat().st_size)
         fill(out)
         out.flush()
-        with atomic_path(path.with_suffix('.crc')) as mark: mark.write_text(_checksum(out))
+        write_text(path.with_suffix('.crc'), _checksum(out))
         del out # Windows does not rename an open file
 
 def mapped_array(
@@ -100,12 +100,14 @@ def mapped_array(
 )->np.ndarray: # uint8, in the file
     "Open an array in a file; fill it if the file is not there yet, or damaged"
     path = Path(path)
+    data = _whole_array(path, shape)
+    if data is not None: return data
     with Lease(path.with_suffix('.lease')).hold(wait=-1):
-        data = _whole_array(path, shape) if path.exists() else None
+        data = _whole_array(path, shape) # Another process may have made it meanwhile
         if data is not None: return data
         if path.exists(): warnings.warn(f'{path}: damaged; its pictures are decoded again')
         _make_array(path, shape, fill)
-    return np.lib.format.open_memmap(path, mode='c')
+        return np.lib.format.open_memmap(path, mode='c')
 
 # %% ../../nbs/13b_data.store.ipynb #57bcf81e
 _shared = ContextVar('shared', default=None) # Folder of frames that several processes use

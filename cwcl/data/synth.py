@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter
 from tqdm.auto import tqdm
 from ..core import InputError, usable_cores
-from ..whole import atomic_path
+from ..whole import atomic_path, write_text
 from .chance import between, sample_tile, number, stream
 from .labels import PHASES, class_set, color_mask, encode_mask, save_png
 from .organs import CLIPS, COUNTS, contour_tile, plan_of
@@ -136,7 +136,7 @@ def _claim_scenes(
         except ValueError: raise InputError(f'{mark}: not JSON; {cure}') from None
         if old != args: raise InputError(f'{root}: holds scenes of {old}, not {args}; {cure}, or the same arguments')
     elif root.exists() and any(root.iterdir()): raise InputError(f'{root}: holds other files; {cure}')
-    with atomic_path(mark) as part: part.write_text(json.dumps(args))
+    write_text(mark, json.dumps(args))
 
 # %% ../../nbs/11_data.synth.ipynb #3b70b591
 NEW_FRAMES = 4 # Of a clip, at most: new patients are only tested on

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from ..core import Recipe, method_recipe
-from ..whole import atomic_path
+from ..whole import write_text
 from ..cost import steps_per_epoch
 from .grid import Run, fold_seed
 from .measures import measure_iou, method_style
@@ -164,7 +164,6 @@ def report_ablation(
     text = ablation_markdown(a)
     print(text)
     files = [Path(out)/f'ablation.{k}' for k in ('md', 'csv')]
-    for file,o in zip(files, (text + '\n', a.to_csv(index=False))):
-        with atomic_path(file) as p: p.write_text(o, encoding='utf-8')
+    for file,o in zip(files, (text + '\n', a.to_csv(index=False))): write_text(file, o)
     print('\nwritten:', *files)
     return files

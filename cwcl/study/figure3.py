@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from ..checkpoint import load_model
 from ..core import InputError
-from ..whole import atomic_path
+from ..whole import atomic_path, write_text
 from ..data.cholec import frame_table
 from ..data.labels import IGNORE, class_set, show_frame
 from ..data.store import FrameStore
@@ -114,7 +114,7 @@ def save_figure3(
     home = Path(to)/'figure3'
     o['frames'] = [_write_frame(home, f, class_set(o['classes']).colors) for f in o['frames']]
     index = dict(kind='cwcl figure 3', version=1, **o)
-    with atomic_path(home/'index.json') as p: p.write_text(json.dumps(index, indent=1))
+    write_text(home/'index.json', json.dumps(index, indent=1))
     pictures = {name for f in o['frames'] for name in (f['image'], *f['masks'].values())}
     for p in home.iterdir():
         if p.name not in pictures | {'index.json'}: p.unlink()

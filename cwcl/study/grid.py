@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from ..leases import Lease
 from ..core import InputError, Recipe, method_recipe, ranks, stored_fields
-from ..whole import atomic_path, sealed, sweep_parts
+from ..whole import sealed, sweep_parts, write_text
 from ..data.cholec import frame_table
 from ..data.splits import split_frames
 from ..ready import check_run
@@ -116,7 +116,7 @@ class Watch(Callback):
         row = dict(zip(self.recorder.metric_names[1:], values[-1])) if len(values) else {}
         now = dict(key=self.file.stem, epoch=self.epoch+1, epochs=self.n_epoch, stage=self.model.recipe.stage,
             mean_iou=row.get('mean_iou'))
-        with atomic_path(self.file) as p: p.write_text(json.dumps(now))
+        write_text(self.file, json.dumps(now))
         if self.seen: self.seen(now)
 
 # %% ../../nbs/50a_study.grid.ipynb #ab219c99
@@ -124,7 +124,7 @@ def run_lease(
     run:Run,
     folder, # Of the study
 )->Lease:
-    "Return the lease of a run, which whoever does it holds"
+    "Return the lease of a run, which the process that does it holds"
     return Lease(Path(folder)/'locks'/f'{run.key}.lease')
 
 def do_run(
@@ -138,10 +138,12 @@ def do_run(
 )->dict|None: # The result; `None` if another process is at it
     "Do a run unless it has been done, or is being done"
     folder = Path(folder)
+    found = run.result(folder)
+    if found is not None: return found
     lease = lease or run_lease(run, folder)
     with lease.hold() as ours:
         if not ours: return
-        found = run.result(folder)
+        found = run.result(folder) # Another process may have ended it meanwhile
         if found is not None: return found
         sweep_parts(folder/run.key)
         watch = Watch(folder/'locks'/f'{run.key}.json', seen, lease)
@@ -219,6 +221,6 @@ def publish(
         found = run.result(folder)
         if found is None: continue
         file = Path(to)/f'{run.key}.json'
-        with atomic_path(file) as p: p.write_text(json.dumps(sealed(_small(found)), separators=(',', ':')))
+        write_text(file, json.dumps(sealed(_small(found)), separators=(',', ':')))
         files.append(file)
     return files

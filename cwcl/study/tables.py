@@ -11,7 +11,7 @@ __all__ = ['SHORT', 'STYLES', 'TEX', 'MARKS', 'summary', 'of_table', 'table1', '
 import pandas as pd
 from pathlib import Path
 from ..core import InputError
-from ..whole import atomic_path
+from ..whole import write_text
 from .measures import NAMES, method_style, published_cells
 from .rows import MEANS, run_frame
 
@@ -189,6 +189,5 @@ def save_table(
     latex = table_latex(t, ' '.join([f'{title}, reproduced.', *notes])) + '\n' + table_latex(paper, said)
     text = dict(md=ours + theirs, tex=latex, csv=pd.concat([t, paper]).to_csv(index=False))
     files = [Path(folder)/f'{name}.{k}' for k in text]
-    for file,o in zip(files, text.values()):
-        with atomic_path(file) as p: p.write_text(o, encoding='utf-8')
+    for file,o in zip(files, text.values()): write_text(file, o)
     return files

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..arithmetic import arithmetic
 from ..checkpoint import load_model
 from ..core import InputError
-from ..whole import atomic_path
+from ..whole import atomic_path, write_text
 from ..data.cholec import presence
 from ..data.organs import COUNTS
 from ..data.streams import cwcl_dls
@@ -109,7 +109,7 @@ def run_tests(
         videos = tested_videos(net, dls, rows, told=more is None)
         found['test'] = dict(class_iou=found['test']['class_iou'], videos=videos)
         small = {k: v for k,v in found.items() if k not in ('log', 'valid')}
-        with atomic_path(file) as p: p.write_text(json.dumps(dict(small, key=run.key), separators=(',', ':')))
+        write_text(file, json.dumps(dict(small, key=run.key), separators=(',', ':')))
         files.append(file)
     return files
 

@@ -448,7 +448,7 @@ def _from_json(
 )->Recipe:
     "Return the recipe that a JSON text describes"
     try: d = json.loads(text)
-    except (ValueError, RecursionError) as e: raise InputError(f'{source}: not JSON: {e}') from None
+    except (ValueError, RecursionError) as e: raise InputError(f'{source}: not JSON; use Recipe.to_json: {e}') from None
     if not isinstance(d, dict): raise InputError(f'{source}: holds a {type(d).__name__}, not the fields of a recipe')
     known = {f.name for f in fields(cls)}
     lacking = ', '.join(sorted(known - set(d) - set(LATER)))

@@ -111,6 +111,8 @@ def _check_fit(own, state, r, path): # Tensors of a network and of a file, the r
         if own[k].shape != state[k].shape:
             raise InputError(f'{path}: {k} is {tuple(state[k].shape)}, this network needs {tuple(own[k].shape)}; '
                 f'the file is for {r.class_set} classes and widths {r.widths}')
+        if own[k].is_floating_point() != state[k].is_floating_point():
+            raise InputError(f'{path}: {k} is of {state[k].dtype}, this network needs {own[k].dtype}; train again')
         sound = state[k].isfinite().all()
         if not sound: raise InputError(f'{path}: {k} holds NaN or infinity, from a training that failed; train again')
 

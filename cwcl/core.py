@@ -275,7 +275,8 @@ def _is_kind(v, kind): # A field's value, and the type of its default
 def _check_field(k, v, default):
     "Raise `InputError` if a field has the wrong kind or is out of range"
     own_classes = k == 'class_set' and isinstance(v, str) and '=' in v
-    if k in CHOICES and v not in CHOICES[k] and not own_classes:
+    known = [(type(o), o) for o in CHOICES.get(k, ())] # 1 == True == 1.0, but only one of them is meant
+    if known and (type(v), v) not in known and not own_classes:
         raise InputError(f'{k}={v!r}: choose one of {", ".join(map(str, CHOICES[k]))}')
     if k not in CHOICES and not _is_kind(v, type(default)): raise InputError(f'{k}={v!r}: give {_KINDS[type(default)]}')
     if k == 'name' and not _NAME.fullmatch(v): raise InputError(f'name={v!r}: it becomes a part of the name of a '

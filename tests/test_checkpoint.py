@@ -50,13 +50,16 @@ def bad_files(folder, net):
     save_file(dict(a=torch.ones(1)), folder/'other.safetensors')
     save_file(dict(a=torch.ones(1)), folder/'old.safetensors', metadata=dict(recipe='{"colour": 1}'))
     _,*rest = net.state_dict().items()
-    save_file(dict(rest), folder/'lacks.safetensors', metadata=dict(recipe=net.recipe.to_json()))
+    head = dict(recipe=net.recipe.to_json())
+    save_file(dict(rest), folder/'lacks.safetensors', metadata=head)
+    save_file({k: v.to(torch.int8) for k,v in net.state_dict().items()}, folder/'bytes.safetensors', metadata=head)
 
 @pytest.mark.parametrize('name,says', [('pickle.pth', 'other formats can run code'),
     ('empty.safetensors', 'not a whole safetensors file'),
     ('cut.safetensors', 'not a whole safetensors file'), ('other.safetensors', 'no recipe in its header'),
     ('old.safetensors', 'colour: not a field'),
-    ('lacks.safetensors', 'lacks the tensor'), ('nosuch.safetensors', 'no such file')])
+    ('lacks.safetensors', 'lacks the tensor'), ('bytes.safetensors', 'is of torch.int8, this network needs'),
+    ('nosuch.safetensors', 'no such file')])
 def test_anything_else_is_refused_by_name(net, tmp_path, name, says):
     bad_files(tmp_path, net)
     with pytest.raises(InputError, match=says) as e: load_model(tmp_path/name)

@@ -34,6 +34,7 @@ def test_every_choice_is_checked(field):
     (dict(budget=1.5), '1.5'), (dict(scales=6), 'scales=6'), (dict(views=3), 'views=3'), (dict(overlap=1), 'overlap=1'),
     (dict(temp=0), 'temp=0'), (dict(epochs=-1), 'epochs=-1'), (dict(scales=3, skip=3), 'scales=3, skip=3'),
     (dict(method='random', stage='frozen'), "choose stage='joint'"),
+    (dict(views=True), 'views=True: choose one of 1, 2'), (dict(class_set=8.0), 'class_set=8.0: choose one of 8'),
     (dict(method='byol', stage='joint'), "choose stage='frozen'"),
     (dict(method='moco'), "method='moco': choose one of random, simclr"),
     (dict(method='simclr', views=1), 'two views'), (dict(flip=5), 'flip=5: give a probability'),

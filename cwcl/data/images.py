@@ -168,8 +168,8 @@ def read_mask(
     deep = depth > 8 and not gray or im.mode in ('I', 'F')
     if deep: raise _other_kind(path, 'a mask with more than 8 bits a channel')
     as_it_is = im.mode in ('L', 'RGB', 'RGBA') or im.mode.startswith('I;16')
-    try: a = np.array(im) if as_it_is else rgb(im)
-    except InputError: raise _other_kind(path, f'a mask of mode {im.mode}') from None
+    if not as_it_is and im.mode not in ('1', 'P', 'PA', 'LA'): raise _other_kind(path, f'a mask of mode {im.mode}')
+    a = np.array(im) if as_it_is else rgb(im)
     if a.dtype == np.uint8: return a
     return a.astype(np.uint8 if a.max(initial=0) < 256 else np.uint16)
 

@@ -18,6 +18,8 @@ def _other_field(run, old): # A `Run`, the recipe that was trained -> (name, tra
     wanted = asdict(run.recipe)
     return next(((k, old[k], v) for k,v in wanted.items() if k in old and plain(old[k]) != plain(v)), None)
 
+MEANS = ('mean_iou', 'mean_image_iou')
+
 def check_result(
     run:Run,
     found:dict, # Its result
@@ -26,6 +28,9 @@ def check_result(
     "Raise `InputError` if a result does not belong into the table"
     test = found.get('test')
     if not test: raise InputError(f'{run.key}: has no test scores; run it on data that has masks of the test videos')
+    lack = [k for k in ('frames', 'steps', 'seconds') if k not in found]
+    lack += [f'test.{k}' for k in ('class_iou', 'frames', 'ignored_share', *MEANS) if k not in test]
+    if lack: raise InputError(f'{run.key}: its result has no {", ".join(lack)}; delete it, and the run is done again')
     n = len(test['class_iou'])
     if run.table != 'ablate' and set(test['class_iou']) != set(NAMES):
         raise InputError(f'{run.key}: scored on {n} classes, the tables have the 8 of the paper; '
@@ -42,8 +47,6 @@ def check_result(
     return own
 
 # %% ../../nbs/50d_study.rows.ipynb #44d6a8a1
-MEANS = ('mean_iou', 'mean_image_iou')
-
 def run_frame(
     runs:list, # Of `Run`
     results:dict, # Key to result, from `read_results`

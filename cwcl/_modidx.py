@@ -1246,6 +1246,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cwcl.study.trial.differences': ('study.trial.html#differences', 'cwcl/study/trial.py'),
                                   'cwcl.study.trial.holm': ('study.trial.html#holm', 'cwcl/study/trial.py'),
                                   'cwcl.study.trial.invented_trial': ('study.trial.html#invented_trial', 'cwcl/study/trial.py'),
+                                  'cwcl.study.trial.labels_seen_interval': ('study.trial.html#labels_seen_interval', 'cwcl/study/trial.py'),
                                   'cwcl.study.trial.patient_values': ('study.trial.html#patient_values', 'cwcl/study/trial.py'),
                                   'cwcl.study.trial.report_trial': ('study.trial.html#report_trial', 'cwcl/study/trial.py'),
                                   'cwcl.study.trial.trial_chance': ('study.trial.html#trial_chance', 'cwcl/study/trial.py'),

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['REPLICATES', 'STEPS', 'ROWS', 'TRIAL_CLAIMS', 'DECIDING', 'SMALL', 'patient_values', 'class_pool', 'trial_recipe',
            'trial_runs', 'cell_table', 'differences', 'trial_interval', 'trial_verdicts', 'invented_trial',
-           'trial_chance', 'holm', 'by_plan', 'deciding_table', 'trial_table', 'report_trial']
+           'trial_chance', 'holm', 'by_plan', 'deciding_table', 'labels_seen_interval', 'trial_table', 'report_trial']
 
 # %% ../../nbs/52d_study.trial.ipynb #83f9ab4a
 import math, numpy as np, pandas as pd
 from dataclasses import replace
 from pathlib import Path
-from scipy.stats import t as student
+from scipy.stats import t as student, ttest_1samp
 from ..core import InputError, Recipe, method_recipe, recipe
 from ..whole import atomic_path
 from ..cost import steps_per_epoch
@@ -23,7 +23,7 @@ from .grid import TABLE_METHODS, Run, fold_seed
 from .judge import claim_rows
 from .kit import FRAMES_PER_CLIP
 from .measures import BUDGETS, MEASURES, PERCENTS, clip_values, measure_iou, method_name
-from .measures import video_confusion
+from .measures import run_table, video_confusion
 from .published import published_table
 from .stats import levels
 from .tables import frame_markdown
@@ -227,6 +227,18 @@ def deciding_table(
     t['p'] = holm(t.p.fillna(1))
     t['reads'] = [_reads(o.low, o.high, o.p) if o.whole else 'runs are missing' for o in t.itertuples()]
     return t.drop(columns='whole')
+
+# %% ../../nbs/52d_study.trial.ipynb #c1aea402
+def labels_seen_interval(
+    results:list, # Runs of the trial
+    part:Part, # Of a measure that a run has on its validation videos
+    alpha:float=.05, # Share of intervals that miss
+)->dict: # estimate, low, high
+    "Compare two methods on the validation videos, whose class labels were trained on"
+    t = run_table(results, part.measure, 'valid').pivot(index=['budget', 'fold'], columns='method', values='value')
+    d = (t[part.a] - t[part.b]).loc[part.budget].dropna()
+    ends = ttest_1samp(d, 0).confidence_interval(1-alpha)
+    return dict(estimate=float(d.mean()), low=float(ends.low), high=float(ends.high))
 
 # %% ../../nbs/52d_study.trial.ipynb #6237a82a
 def _two_videos(test): # Result of a test -> mean IoU over the classes of the paper's two videos

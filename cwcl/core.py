@@ -9,7 +9,7 @@ __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'S
            'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe', 'stored_fields']
 
 # %% ../nbs/00_core.ipynb #af4f576d
-import functools, importlib, json, os, random, re, signal, sys, threading, time, torch, cwcl, numpy as np
+import codecs, functools, importlib, json, os, random, re, signal, sys, threading, time, torch, cwcl, numpy as np
 import torch.distributed as dist
 from contextlib import contextmanager
 from dataclasses import dataclass, asdict, fields, replace
@@ -35,6 +35,20 @@ def _line(e): # Exception -> what a user should read of it; `None` if it is a bu
     if _KILLED.search(str(e)): return 'a helper process was killed, mostly for lack of memory; take fewer of them, ' \
         'or close other programs'
 
+# %% ../nbs/00_core.ipynb #56196837
+_PLAIN = {'−': '-', '±': '+-', '×': 'x', '†': '+', '→': '->', '…': '...'}
+
+def _plain(e): # `UnicodeEncodeError` -> what to write, and the position to go on from
+    lost = e.object[e.start:e.end]
+    return ''.join(_PLAIN.get(o) or o.encode('ascii', 'backslashreplace').decode() for o in lost),e.end
+
+codecs.register_error('cwcl.plain', _plain)
+
+def _write_plainly():
+    "Write what the encoding of the output lacks in signs that it has"
+    for o in (sys.stdout, sys.stderr):
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='cwcl.plain')
+
 # %% ../nbs/00_core.ipynb #c3283025
 @contextmanager
 def _in_order():
@@ -51,6 +65,7 @@ def one_line_errors(f): # A console script, below `call_parse`
     "Make a script end with one line and exit code 1 if its input is at fault"
     @functools.wraps(f)
     def wrapped(*args, **kwargs):
+        _write_plainly()
         try:
             with _in_order(): return f(*args, **kwargs)
         except KeyboardInterrupt: raise SystemExit(130) from None

@@ -1,5 +1,5 @@
 "Recipes, whole files, one-line errors"
-import json, pytest
+import json, os, pytest, subprocess, sys
 from dataclasses import fields, replace
 from fastcore.script import CliError
 from cwcl.core import CHOICES, PRESETS, InputError, Recipe, data_file, loss_weights, one_line_errors
@@ -65,3 +65,11 @@ def test_scripts_fail_in_one_line():
     with pytest.raises(CliError, match='a helper process was killed'):
         script(RuntimeError('DataLoader worker (pid 4) is killed by signal: Killed.'))
     with pytest.raises(InputError, match='nosuch.csv'): data_file('nosuch.csv')
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
+def test_a_table_is_printed_in_any_encoding(encoding):
+    "As on Windows, where what is sent to a file has no minus"
+    script = 'from cwcl.core import one_line_errors\n@one_line_errors\ndef f(): print("\u2212.01\u00b1.02")\nf()'
+    env = dict(os.environ, PYTHONIOENCODING=encoding)
+    p = subprocess.run([sys.executable, '-c', script], env=env, capture_output=True)
+    assert p.stdout.decode(encoding).strip() == ('-.01+-.02' if encoding == 'ascii' else '-.01\u00b1.02'), p.stderr

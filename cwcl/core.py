@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
-           'LATER', 'InputError', 'one_line_errors', 'MissingExtra', 'need', 'data_file', 'set_seed', 'default_device',
-           'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe', 'Recipe', 'find_method',
-           'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe', 'stored_fields']
+           'LATER', 'InputError', 'lacks_memory', 'one_line_errors', 'MissingExtra', 'need', 'data_file', 'set_seed',
+           'default_device', 'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe',
+           'Recipe', 'find_method', 'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe', 'stored_fields']
 
 # %% ../nbs/00_core.ipynb #af4f576d
 import codecs, functools, importlib, json, os, random, re, signal, sys, threading, time, torch, cwcl, numpy as np
@@ -24,13 +24,18 @@ class InputError(ValueError):
         super().__init__(text if len(text) < 1500 else f'{text[:1000]} ... {text[-400:]}')
 
 # %% ../nbs/00_core.ipynb #f5273cad
-_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|can't start new thread")
+_MEMORY = re.compile("can't allocate|not enough memory|out of memory|bad_alloc|can't start new thread|"
+    'Resource temporarily unavailable') # The last two: memory for another thread
 _KILLED = re.compile(r'(DataLoader worker|A process in the process pool).*(unexpectedly|abruptly|killed)', re.S)
+
+def lacks_memory(e:BaseException)->bool:
+    "Tell whether an error says, in any of the ways there are, that memory is short"
+    return isinstance(e, MemoryError) or bool(_MEMORY.search(str(e)))
 
 def _line(e): # Exception -> what a user should read of it; `None` if it is a bug
     if isinstance(e, (InputError, OSError)): return str(e)
     first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-    if isinstance(e, MemoryError) or _MEMORY.search(str(e)): return f'out of memory ({first}); close other programs, ' \
+    if lacks_memory(e): return f'out of memory ({first}); close other programs, ' \
         'or take less: a smaller batch and labelled, recompute=True, chunks=4, a smaller height and width'
     if _KILLED.search(str(e)): return 'a helper process was killed, mostly for lack of memory; take fewer of them, ' \
         'or close other programs'

@@ -60,7 +60,8 @@ def test_scripts_fail_in_one_line():
     with pytest.raises(CliError, match='No space left'): script(OSError(28, 'No space left on device'))
     with pytest.raises(ZeroDivisionError): script(ZeroDivisionError())
     lack = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried\nto"
-    for e in (MemoryError(), RuntimeError(lack), RuntimeError("can't start new thread")):
+    for e in (MemoryError(), RuntimeError(lack), RuntimeError("can't start new thread"),
+        RuntimeError('Resource temporarily unavailable')):
         with pytest.raises(CliError, match='^script: out of memory .*a smaller batch'): script(e)
     with pytest.raises(CliError, match='a helper process was killed'):
         script(RuntimeError('DataLoader worker (pid 4) is killed by signal: Killed.'))

@@ -75,6 +75,14 @@ def test_a_value_above_255_is_no_class_and_counted(tmp_path):
     own = OwnClasses(', '.join(f'c{i}={i}' for i in (*CLASSES.code, 255)))
     assert (own.read(pixels)[0,:3] == 255).all() and own.unknown(pixels) == {'306': 1, '1000': 1, '65535': 1}
 
+@pytest.mark.parametrize('lack', [MemoryError(), RuntimeError("can't allocate read lock")])
+@pytest.mark.parametrize('read', [read_image, read_mask, picture_size])
+def test_a_lack_of_memory_is_not_the_fault_of_a_file(tmp_path, monkeypatch, read, lack):
+    Image.fromarray(CODES).save(tmp_path/'m.png')
+    def fail(*_, **__): raise lack
+    monkeypatch.setattr(Image, 'open', fail)
+    with pytest.raises(MemoryError, match='m.png'): read(tmp_path/'m.png')
+
 def test_masks_that_would_change_their_values_are_refused(tmp_path):
     path = tmp_path/'m.png'
     for kind in ('JPEG', 'WEBP'):

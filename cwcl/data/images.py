@@ -11,7 +11,7 @@ import io, os, stat, struct, zlib
 import numpy as np
 from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
-from ..core import InputError
+from ..core import InputError, lacks_memory
 
 # %% ../../nbs/10a_data.images.ipynb #014ea04b
 CURES = {'unreadable': 'fetch the file again', 'cannot be opened': 'see that it is there, and that you may read it',
@@ -28,7 +28,13 @@ def _picture_error(
     e.what = str(what)
     return e
 
+# %% ../../nbs/10a_data.images.ipynb #a78ab3a4
 def _damaged(path, what): return _picture_error(path, 'unreadable', what)
+
+def _failed(path, e, what=None): # The file, an exception while it was read, what to say of it -> what to raise
+    "Tell a damaged file from a lack of memory, which is not the fault of the file"
+    return MemoryError(f'{path}: {e}') if lacks_memory(e) else _damaged(path, what or e)
+
 def _other_kind(path, what): return _picture_error(path, 'another kind of file', what)
 
 # %% ../../nbs/10a_data.images.ipynb #116caf36
@@ -100,6 +106,7 @@ def _read(path): # A file -> its content, of a PNG only what makes the pixels
 def upright(im): # PIL image
     "Turn a picture as its orientation tag says"
     try: return ImageOps.exif_transpose(im)
+    except MemoryError: raise
     except Exception: return im
 
 def _orientation(im): # PIL image -> its tag, 1 if it has none that can be read
@@ -133,7 +140,7 @@ def _open_picture(
     except UnidentifiedImageError:
         if data.startswith(_PNG): raise _damaged(path, 'its header is damaged') from None
         raise _what_it_is(data, path) from None
-    except Exception as e: raise _damaged(path, e) from None
+    except Exception as e: raise _failed(path, e) from None
     raise _other_kind(path, f'{n} pictures in one {kind}')
 
 # %% ../../nbs/10a_data.images.ipynb #5841d06c
@@ -187,7 +194,7 @@ def picture_size(
             size = im.size
             turned = _orientation(im)
     except InputError: raise
-    except Exception: raise _damaged(path, 'its header is damaged') from None
+    except Exception as e: raise _failed(path, e, 'its header is damaged') from None
     return size[::-1] if turned in (5, 6, 7, 8) else size
 
 png_size = picture_size # Its older name

@@ -18,8 +18,6 @@ def _other_field(run, old): # A `Run`, the recipe that was trained -> (name, tra
     wanted = asdict(run.recipe)
     return next(((k, old[k], v) for k,v in wanted.items() if k in old and plain(old[k]) != plain(v)), None)
 
-MEANS = ('mean_iou', 'mean_image_iou')
-
 def check_result(
     run:Run,
     found:dict, # Its result
@@ -28,9 +26,6 @@ def check_result(
     "Raise `InputError` if a result does not belong into the table"
     test = found.get('test')
     if not test: raise InputError(f'{run.key}: has no test scores; run it on data that has masks of the test videos')
-    lack = [k for k in ('frames', 'steps', 'seconds') if k not in found]
-    lack += [f'test.{k}' for k in ('class_iou', 'frames', 'ignored_share', *MEANS) if k not in test]
-    if lack: raise InputError(f'{run.key}: its result has no {", ".join(lack)}; delete it, and the run is done again')
     n = len(test['class_iou'])
     if run.table != 'ablate' and set(test['class_iou']) != set(NAMES):
         raise InputError(f'{run.key}: scored on {n} classes, the tables have the 8 of the paper; '
@@ -47,6 +42,17 @@ def check_result(
     return own
 
 # %% ../../nbs/50d_study.rows.ipynb #44d6a8a1
+MEANS = ('mean_iou', 'mean_image_iou')
+_SCORES = (*MEANS, 'ignored_share')
+
+def _numbers(run, found): # A `Run`, its result -> the numbers of its row
+    "Return what a result has for the table, or raise `InputError` for what it lacks"
+    test = found['test']
+    lack = [k for k in ('steps', 'seconds') if k not in found] + [f'test.{k}' for k in _SCORES if k not in test]
+    if lack: raise InputError(f'{run.key}: its result has no {", ".join(lack)}; delete it, and the run is done again')
+    seconds = found['seconds'] + found.get('pretrain', {}).get('seconds', 0)
+    return dict(test['class_iou'], steps=found['steps'], seconds=seconds, **{k: test[k] for k in _SCORES})
+
 def run_frame(
     runs:list, # Of `Run`
     results:dict, # Key to result, from `read_results`
@@ -61,11 +67,8 @@ def run_frame(
         row = dict(method=method_name(r), budget=budget, fold=r['fold'], seed=r['seed'], done=found is not None)
         if found:
             frames = check_result(run, found, frames)
-            test = found['test']
-            seconds = found['seconds'] + found.get('pretrain', {}).get('seconds', 0)
-            row.update(test['class_iou'], steps=found['steps'], seconds=seconds)
-            row.update({k: test[k] for k in (*MEANS, 'ignored_share')})
+            row.update(_numbers(run, found))
         rows.append(row)
-    numbers = [*NAMES, *MEANS, 'ignored_share', 'steps', 'seconds']
+    numbers = [*NAMES, *_SCORES, 'steps', 'seconds']
     df = pd.DataFrame(rows, columns=['method', 'budget', 'fold', 'seed', 'done', *numbers])
     return df.astype({k: float for k in numbers})

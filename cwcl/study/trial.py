@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['REPLICATES', 'STEPS', 'ROWS', 'TRIAL_CLAIMS', 'DECIDING', 'SMALL', 'patient_values', 'class_pool', 'trial_recipe',
            'trial_runs', 'cell_table', 'differences', 'trial_interval', 'trial_verdicts', 'invented_trial',
-           'trial_chance', 'holm', 'by_plan', 'deciding_table', 'labels_seen_interval', 'trial_table', 'report_trial']
+           'trial_chance', 'holm', 'by_plan', 'deciding_table', 'pooled_iou', 'pooled_values', 'replicate_interval',
+           'trial_table', 'report_trial']
 
 # %% ../../nbs/52d_study.trial.ipynb #83f9ab4a
 import math, numpy as np, pandas as pd
@@ -17,13 +18,14 @@ from ..whole import atomic_path
 from ..cost import steps_per_epoch
 from ..data.organs import CLIPS, plan_of
 from ..data.splits import TEST_VIDEOS, is_test
+from ..metrics import class_iou
 from .claims import CLAIMS, Claim, Part
 from .crossed import crossed_interval, crossed_studies, needed_gain
 from .grid import TABLE_METHODS, Run, fold_seed
 from .judge import claim_rows
 from .kit import FRAMES_PER_CLIP
 from .measures import BUDGETS, MEASURES, PERCENTS, clip_values, measure_iou, method_name
-from .measures import run_table, video_confusion
+from .measures import video_confusion
 from .published import published_table
 from .stats import levels
 from .tables import frame_markdown
@@ -229,32 +231,46 @@ def deciding_table(
     return t.drop(columns='whole')
 
 # %% ../../nbs/52d_study.trial.ipynb #c1aea402
-def labels_seen_interval(
+def pooled_iou(
+    test:dict, # What a run found on its test videos
+    keep, # Called with the name of a video: does it count?
+    without:tuple=(), # Classes that do not count
+)->float:
+    "Compute the mean IoU over the frames of some videos together, over the classes that they show"
+    cm = sum(np.asarray(v) for k,v in video_confusion(test).items() if keep(k))
+    each = zip(test['class_iou'], class_iou(cm).tolist(), cm.sum(1))
+    return float(np.mean([v for c,v,pixels in each if pixels and c not in without]))
+
+def pooled_values(
     results:list, # Runs of the trial
-    part:Part, # Of a measure that a run has on its validation videos
+    keep, # As in `pooled_iou`
+    without:tuple=(), # Classes that do not count
+)->pd.DataFrame: # A row per run: method, budget (percent), fold, value
+    "Return the pooled mean IoU of every run"
+    def row(o): return method_name(o['recipe']),round(100*o['recipe']['budget'], 6),o['recipe']['fold']
+    rows = [(*row(o), pooled_iou(o['test'], keep, without)) for o in results]
+    return pd.DataFrame(rows, columns=['method', 'budget', 'fold', 'value'])
+
+def replicate_interval(
+    values:pd.DataFrame, # From `pooled_values`, or from `run_table` with one seed for each fold
+    part:Part,
     alpha:float=.05, # Share of intervals that miss
 )->dict: # estimate, low, high
-    "Compare two methods on the validation videos, whose class labels were trained on"
-    t = run_table(results, part.measure, 'valid').pivot(index=['budget', 'fold'], columns='method', values='value')
+    "Compare two methods over paired replicates (Student's interval); other videos are not thought of"
+    t = values.pivot(index=['budget', 'fold'], columns='method', values='value')
     d = (t[part.a] - t[part.b]).loc[part.budget].dropna()
     ends = ttest_1samp(d, 0).confidence_interval(1-alpha)
     return dict(estimate=float(d.mean()), low=float(ends.low), high=float(ends.high))
 
 # %% ../../nbs/52d_study.trial.ipynb #6237a82a
-def _two_videos(test): # Result of a test -> mean IoU over the classes of the paper's two videos
-    "Score the paper's two videos together"
-    videos = video_confusion(test)
-    cm = sum(np.asarray(videos[k]) for k in TEST_VIDEOS)
-    return clip_values(dict(class_iou=test['class_iou'], clips=dict(both=cm)), 'mean IoU')['both']
-
 def trial_table(
     results:list, # Runs of the trial
 )->pd.DataFrame: # By method and budget (percent): new patients, with the spread of replicates; the two videos
     "Tabulate the primary measure, and the paper's two videos beside it"
     values = patient_values(results)
     by_run = values.groupby(['method', 'budget', 'replicate'], sort=False).value.mean()
-    pairs = [(method_name(o['recipe']), round(100*o['recipe']['budget'], 6), _two_videos(o['test'])) for o in results]
-    two = pd.DataFrame(pairs, columns=['method', 'budget', 'two']).groupby(['method', 'budget'], sort=False).two.mean()
+    pooled = pooled_values(results, TEST_VIDEOS.__contains__)
+    two = pooled.groupby(['method', 'budget'], sort=False).value.mean()
     cells = by_run.groupby(['method', 'budget'], sort=False)
     return cells.agg(patients='mean', spread='std', runs='count').assign(two_videos=two)
 

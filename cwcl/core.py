@@ -44,8 +44,9 @@ def _line(e): # Exception -> what a user should read of it; `None` if it is a bu
 _PLAIN = {'−': '-', '±': '+-', '×': 'x', '†': '+', '→': '->', '…': '...'}
 
 def _plain(e): # `UnicodeEncodeError` -> what to write, and the position to go on from
-    lost = e.object[e.start:e.end]
-    return ''.join(_PLAIN.get(o) or o.encode('ascii', 'backslashreplace').decode() for o in lost),e.end
+    o = e.object[e.start]
+    if e.encoding == 'ascii' and '\udc80' <= o <= '\udcff': return o.encode('ascii', 'surrogateescape'),e.start+1
+    return _PLAIN.get(o) or o.encode('ascii', 'backslashreplace').decode(),e.start+1
 
 codecs.register_error('cwcl.plain', _plain)
 

@@ -74,3 +74,10 @@ def test_a_table_is_printed_in_any_encoding(encoding):
     env = dict(os.environ, PYTHONIOENCODING=encoding)
     p = subprocess.run([sys.executable, '-c', script], env=env, capture_output=True)
     assert p.stdout.decode(encoding).strip() == ('-.01+-.02' if encoding == 'ascii' else '-.01\u00b1.02'), p.stderr
+
+@pytest.mark.skipif(os.name == 'nt', reason='names are text on Windows')
+def test_names_go_out_as_they_came_in_the_locale_c():
+    script = 'import sys\nfrom cwcl.core import one_line_errors\n@one_line_errors\ndef f(): print(sys.argv[1])\nf()'
+    env = dict(os.environ, LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
+    p = subprocess.run([sys.executable, '-c', script, 'sc\u00e9ne'.encode()], env=env, capture_output=True)
+    assert p.stdout.strip() == 'sc\u00e9ne'.encode(), p.stderr

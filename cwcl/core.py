@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
-           'LATER', 'InputError', 'lacks_memory', 'one_line_errors', 'MissingExtra', 'need', 'data_file', 'set_seed',
-           'default_device', 'usable_cores', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe',
-           'Recipe', 'find_method', 'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe', 'stored_fields']
+           'LATER', 'InputError', 'MissingExtra', 'need', 'data_file', 'set_seed', 'default_device', 'usable_cores',
+           'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe', 'Recipe', 'find_method', 'check_recipe',
+           'goals', 'loss_weights', 'recipe', 'method_recipe', 'stored_fields']
 
 # %% ../nbs/00_core.ipynb #af4f576d
-import codecs, functools, importlib, json, os, random, re, signal, sys, threading, time, torch, cwcl, numpy as np
+import importlib, json, os, random, re, sys, torch, cwcl, numpy as np
 import torch.distributed as dist
 from contextlib import contextmanager
 from dataclasses import dataclass, asdict, fields, replace
@@ -22,68 +22,6 @@ class InputError(ValueError):
     def __init__(self, text=''):
         text = re.sub(r'\s*[\r\n]\s*', ' ', str(text))
         super().__init__(text if len(text) < 1500 else f'{text[:1000]} ... {text[-400:]}')
-
-# %% ../nbs/00_core.ipynb #f5273cad
-_MEMORY = re.compile("can't allocate|not enough memory|out of memory|bad_alloc|can't start new thread|"
-    'Resource temporarily unavailable') # The last two: memory for another thread
-_KILLED = re.compile(r'(DataLoader worker|A process in the process pool).*(unexpectedly|abruptly|killed)', re.S)
-
-def lacks_memory(e:BaseException)->bool:
-    "Tell whether an error says, in any of the ways there are, that memory is short"
-    return isinstance(e, MemoryError) or bool(_MEMORY.search(str(e)))
-
-def _line(e): # Exception -> what a user should read of it; `None` if it is a bug
-    if isinstance(e, (InputError, OSError)): return str(e)
-    first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-    if lacks_memory(e): return f'out of memory ({first}); close other programs, ' \
-        'or take less: a smaller batch and labelled, recompute=True, chunks=4, a smaller height and width'
-    if _KILLED.search(str(e)): return 'a helper process was killed, mostly for lack of memory; take fewer of them, ' \
-        'or close other programs'
-
-# %% ../nbs/00_core.ipynb #56196837
-_PLAIN = {'−': '-', '±': '+-', '×': 'x', '†': '+', '→': '->', '…': '...'}
-
-def _plain(e): # `UnicodeEncodeError` -> what to write, and the position to go on from
-    o = e.object[e.start]
-    if e.encoding == 'ascii' and '\udc80' <= o <= '\udcff': return o.encode('ascii', 'surrogateescape'),e.start+1
-    return _PLAIN.get(o) or o.encode('ascii', 'backslashreplace').decode(),e.start+1
-
-codecs.register_error('cwcl.plain', _plain)
-
-def _write_plainly():
-    "Write what the encoding of the output lacks in signs that it has"
-    for o in (sys.stdout, sys.stderr):
-        if hasattr(o, 'reconfigure'): o.reconfigure(errors='cwcl.plain')
-
-# %% ../nbs/00_core.ipynb #c3283025
-@contextmanager
-def _in_order():
-    "Let a request to end clear away what is half-done"
-    def end(*_): raise SystemExit(128 + signal.SIGTERM)
-    main = threading.current_thread() is threading.main_thread()
-    ours = main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours: signal.signal(signal.SIGTERM, end)
-    try: yield
-    finally:
-        if ours and signal.getsignal(signal.SIGTERM) is end: signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-def one_line_errors(f): # A console script, below `call_parse`
-    "Make a script end with one line and exit code 1 if its input is at fault"
-    @functools.wraps(f)
-    def wrapped(*args, **kwargs):
-        _write_plainly()
-        try:
-            with _in_order(): return f(*args, **kwargs)
-        except KeyboardInterrupt: raise SystemExit(130) from None
-        except Exception as e:
-            said = _line(e)
-            if said is None: raise
-            from fastcore.script import CliError
-            rank = int(os.environ.get('RANK', 0))
-            if rank: time.sleep(5) # The first process usually says the same, and torchrun then ends this one
-            name = f'{f.__name__}, process {rank}' if rank else f.__name__
-            raise CliError(f'{name}: {" ".join(said.split())}') from e
-    return wrapped
 
 # %% ../nbs/00_core.ipynb #d40e7199
 class MissingExtra(InputError, ImportError):

@@ -12,7 +12,8 @@ from fastcore.script import call_parse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from .arithmetic import arithmetic
-from .core import InputError, Recipe, default_device, goals, one_line_errors, set_seed
+from .core import InputError, Recipe, default_device, goals, set_seed
+from .script import one_line_errors
 from .memory import advice, check_memory, free_memory, memory_table, one_step, same_random_state
 from .memory import say_bytes, step_bytes
 

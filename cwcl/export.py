@@ -11,7 +11,8 @@ from fastcore.script import call_parse
 from pathlib import Path
 from torch import Tensor, nn
 from .checkpoint import find_weights, load_model
-from .core import InputError, one_line_errors
+from .core import InputError
+from .script import one_line_errors
 from .whole import atomic_path, write_text
 from .infer import pad_to_window, window_hits, window_starts, window_weights
 

@@ -17,7 +17,8 @@ from fastcore.script import call_parse, store_true
 from .arithmetic import used_arithmetic
 from .leases import LostLease
 from .checkpoint import check_device, load_encoder, save_model
-from .core import InputError, Recipe, default_device, one_line_errors, set_seed
+from .core import InputError, Recipe, default_device, set_seed
+from .script import one_line_errors
 from .core import rank0_first, ranks
 from .cost import run_cost, steps_per_epoch
 from .data.cholec import frame_table

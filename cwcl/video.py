@@ -17,7 +17,8 @@ from matplotlib.ft2font import FT2Font
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
-from .core import InputError, one_line_errors
+from .core import InputError
+from .script import one_line_errors
 from .data.classes import OwnClasses
 from .data.folders import data_files
 from .data.images import ENDINGS, read_image

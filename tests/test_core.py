@@ -1,8 +1,7 @@
-"Recipes, whole files, one-line errors"
-import json, os, pytest, subprocess, sys
+"Recipes, and one kind of error"
+import json, pytest
 from dataclasses import fields, replace
-from fastcore.script import CliError
-from cwcl.core import CHOICES, PRESETS, InputError, Recipe, data_file, loss_weights, one_line_errors
+from cwcl.core import CHOICES, PRESETS, InputError, Recipe, data_file, loss_weights
 from cwcl.core import recipe
 
 def test_the_paper_as_we_read_it():
@@ -53,31 +52,5 @@ def test_other_json_is_refused_by_name(text, says):
 def test_a_frozen_recipe():
     with pytest.raises(AttributeError): Recipe().seed = 1
 
-def test_scripts_fail_in_one_line():
-    @one_line_errors
-    def script(e): raise e
-    with pytest.raises(CliError, match='^script: a b$'): script(InputError('a\n  b'))
-    with pytest.raises(CliError, match='No space left'): script(OSError(28, 'No space left on device'))
-    with pytest.raises(ZeroDivisionError): script(ZeroDivisionError())
-    lack = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried\nto"
-    for e in (MemoryError(), RuntimeError(lack), RuntimeError("can't start new thread"),
-        RuntimeError('Resource temporarily unavailable')):
-        with pytest.raises(CliError, match='^script: out of memory .*a smaller batch'): script(e)
-    with pytest.raises(CliError, match='a helper process was killed'):
-        script(RuntimeError('DataLoader worker (pid 4) is killed by signal: Killed.'))
+def test_a_table_that_the_kit_lacks():
     with pytest.raises(InputError, match='nosuch.csv'): data_file('nosuch.csv')
-
-@pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
-def test_a_table_is_printed_in_any_encoding(encoding):
-    "As on Windows, where what is sent to a file has no minus"
-    script = 'from cwcl.core import one_line_errors\n@one_line_errors\ndef f(): print("\u2212.01\u00b1.02")\nf()'
-    env = dict(os.environ, PYTHONIOENCODING=encoding)
-    p = subprocess.run([sys.executable, '-c', script], env=env, capture_output=True)
-    assert p.stdout.decode(encoding).strip() == ('-.01+-.02' if encoding == 'ascii' else '-.01\u00b1.02'), p.stderr
-
-@pytest.mark.skipif(os.name == 'nt', reason='names are text on Windows')
-def test_names_go_out_as_they_came_in_the_locale_c():
-    script = 'import sys\nfrom cwcl.core import one_line_errors\n@one_line_errors\ndef f(): print(sys.argv[1])\nf()'
-    env = dict(os.environ, LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
-    p = subprocess.run([sys.executable, '-c', script, 'sc\u00e9ne'.encode()], env=env, capture_output=True)
-    assert p.stdout.strip() == 'sc\u00e9ne'.encode(), p.stderr

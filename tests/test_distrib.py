@@ -289,7 +289,7 @@ def test_one_process_writes_and_the_others_read(scenes, tmp_path):
 
 def until_killed(r, data, out, said):
     "As the command: what ends it is one line in a file"
-    from cwcl.core import one_line_errors
+    from cwcl.script import one_line_errors
     os.environ['XDG_CACHE_HOME'] = str(out.parent/f'cache{ranks()[0]}')
     try: one_line_errors(run_here)(r, data, out)
     except BaseException as e: Path(f'{said}{ranks()[0]}').write_text(f'{type(e).__name__}: {e}')

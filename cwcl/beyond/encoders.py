@@ -12,7 +12,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from fastai.callback.core import Callback
-from ..core import InputError, Recipe, lacks_memory, need
+from ..core import InputError, Recipe, need
+from ..script import lacks_memory
 from ..learner import bare
 from ..models.unet import UNetDecoder, conv_block, pad_to_multiple
 

@@ -12,7 +12,8 @@ import numpy as np, pandas as pd
 from pathlib import Path
 from typing import Annotated
 from fastcore.script import call_parse
-from ..core import InputError, one_line_errors
+from ..core import InputError
+from ..script import one_line_errors
 from .files import data_root, read_image, read_mask, scan
 from .files import read_png # chkstyle: ignore
 from .labels import CLASSES, decode_mask

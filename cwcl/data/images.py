@@ -11,7 +11,8 @@ import io, os, stat, struct, zlib
 import numpy as np
 from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
-from ..core import InputError, lacks_memory
+from ..core import InputError
+from ..script import lacks_memory
 
 # %% ../../nbs/10a_data.images.ipynb #014ea04b
 CURES = {'unreadable': 'fetch the file again', 'cannot be opened': 'see that it is there, and that you may read it',

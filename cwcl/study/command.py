@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from fastcore.script import call_parse, store_true
 from ..checkpoint import check_device
-from ..core import InputError, one_line_errors, recipe
+from ..core import InputError, recipe
+from ..script import one_line_errors
 from ..cost import say_device
 from ..data.cholec import frame_table
 from ..memory import check_memory, free_memory, say_bytes

@@ -1,0 +1,34 @@
+"Commands: one line instead of a traceback, on every output"
+import os, pytest, subprocess, sys
+from fastcore.script import CliError
+from cwcl.core import InputError
+from cwcl.script import one_line_errors
+
+def test_scripts_fail_in_one_line():
+    @one_line_errors
+    def script(e): raise e
+    with pytest.raises(CliError, match='^script: a b$'): script(InputError('a\n  b'))
+    with pytest.raises(CliError, match='No space left'): script(OSError(28, 'No space left on device'))
+    with pytest.raises(ZeroDivisionError): script(ZeroDivisionError())
+    lack = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried\nto"
+    short = MemoryError(),OSError(12, 'Cannot allocate memory'),RuntimeError(lack)
+    threads = RuntimeError("can't start new thread"),RuntimeError('Resource temporarily unavailable')
+    for e in short + threads:
+        with pytest.raises(CliError, match='^script: out of memory .*a smaller batch'): script(e)
+    with pytest.raises(CliError, match='a helper process was killed'):
+        script(RuntimeError('DataLoader worker (pid 4) is killed by signal: Killed.'))
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
+def test_a_table_is_printed_in_any_encoding(encoding):
+    "As on Windows, where what is sent to a file has no minus"
+    script = 'from cwcl.script import one_line_errors\n@one_line_errors\ndef f(): print("\u2212.01\u00b1.02")\nf()'
+    env = dict(os.environ, PYTHONIOENCODING=encoding)
+    p = subprocess.run([sys.executable, '-c', script], env=env, capture_output=True)
+    assert p.stdout.decode(encoding).strip() == ('-.01+-.02' if encoding == 'ascii' else '-.01\u00b1.02'), p.stderr
+
+@pytest.mark.skipif(os.name == 'nt', reason='names are text on Windows')
+def test_names_go_out_as_they_came_in_the_locale_c():
+    script = 'import sys\nfrom cwcl.script import one_line_errors\n@one_line_errors\ndef f(): print(sys.argv[1])\nf()'
+    env = dict(os.environ, LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
+    p = subprocess.run([sys.executable, '-c', script, 'sc\u00e9ne'.encode()], env=env, capture_output=True)
+    assert p.stdout.strip() == 'sc\u00e9ne'.encode(), p.stderr

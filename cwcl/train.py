@@ -29,7 +29,8 @@ from .methods import load_methods
 from .multitask import cwcl_learner
 from .options import check_own, given_recipe, own_changes, own_frames, parse_changes, run_key
 from .options import with_field_help, without_phases
-from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, split_table
+from .ready import check_folder, check_phases, claim_folder, licence_of, phase_note, run_remarks
+from .ready import sole_writer, split_table
 from .resume import checkpoints, read_checkpoint
 from .results import epoch_log, evaluate, plot_curves, plot_iou, plot_segmentation, save_figure, truth_iou
 from .whole import sealed, write_text
@@ -143,6 +144,7 @@ def train_run(
     "Train and test one run, from a recipe to a results folder"
     _check_start(r, init)
     check_precision(r.precision, device)
+    check_folder(out, overwrite)
     start = time.monotonic()
     table = data
     if not isinstance(data, pd.DataFrame):
@@ -154,18 +156,16 @@ def train_run(
     if announce:
         for line in run_cost(r, parts, n_test, device): announce(line)
     remarks = run_remarks(table, r, split)
-    with rank0_first() as first:
-        if first: claim_folder(out, overwrite)
-    out = Path(out)
-    stopped = any(o.exists() for o in checkpoints(out/'checkpoint'/'last.safetensors'))
-    if stopped: tell(f'{out}: a training was stopped here; resuming after its last whole epoch')
-    for o in remarks: tell(o)
-    with rank0_first() as first:
-        if first: write_text(out/'recipe.json', r.to_json(), sync=True)
-    learn,log = train_learner(r, table, out, device, progress, init, cbs=cbs, tell=tell)
-    facts = dict(run_facts(learn, log, table, remarks), data=licence_of(data, table), overfit=split == 'none')
-    with rank0_first() as first:
-        return _finish(out, learn, log, table, facts, start) if first else json.loads((out/'metrics.json').read_text())
+    with sole_writer(out, tell) as out:
+        with rank0_first() as first:
+            if first: write_text(claim_folder(out, overwrite)/'recipe.json', r.to_json(), sync=True)
+        stopped = any(o.exists() for o in checkpoints(out/'checkpoint'/'last.safetensors'))
+        if stopped: tell(f'{out}: a training was stopped here; resuming after its last whole epoch')
+        for o in remarks: tell(o)
+        learn,log = train_learner(r, table, out, device, progress, init, cbs=cbs, tell=tell)
+        facts = dict(run_facts(learn, log, table, remarks), data=licence_of(data, table), overfit=split == 'none')
+        with rank0_first() as first: return _finish(out, learn, log, table, facts, start) if first else \
+            json.loads((out/'metrics.json').read_text())
 
 # %% ../nbs/34_train.ipynb #71308168
 def _write_results(out, learn, log, metrics, rows):
@@ -250,7 +250,7 @@ def cwcl_train(
     r = given_recipe(recipe, preset, changes)
     prefix = 'own-' if is_own else ''
     out = Path(out or f'runs/{prefix}{run_key(r, split)}')
-    if (out/'metrics.json').exists() and not overwrite: claim_folder(out)
+    check_folder(out, overwrite)
     steps = 1000 if split == 'none' and epochs is None else None
     with joined(device) as device:
         device = check_device(device)

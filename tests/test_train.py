@@ -11,6 +11,7 @@ from cwcl.checkpoint import load_model
 from cwcl.core import InputError, Recipe, recipe
 from cwcl.data.cholec import frame_table
 from cwcl.data.streams import cwcl_dls
+from cwcl.leases import Lease
 from cwcl.metrics import mean_iou
 from cwcl.options import parse_changes, run_key
 from cwcl.ready import check_phases, run_remarks, split_table
@@ -78,6 +79,17 @@ def test_a_finished_run_is_not_lost(run, scenes, smoke):
     before = (run[0]/'metrics.json').read_bytes()
     with pytest.raises(InputError, match='holds a finished run'): train_run(smoke, scenes, out=run[0])
     assert (run[0]/'metrics.json').read_bytes() == before
+
+def test_a_second_training_stays_out(scenes, smoke, tmp_path, monkeypatch):
+    "The same command in two windows; the first is alive"
+    monkeypatch.setattr(Lease, 'alive', lambda self: True)
+    out,said = tmp_path/'o',[]
+    with Lease(out/'writer.lease').hold() as ours:
+        assert ours
+        with pytest.raises(InputError, match='another training is writing here'):
+            train_run(smoke, scenes, out=out, tell=said.append)
+    assert 'waiting for a sign of life' in said[0]
+    assert not list(out.iterdir())
 
 def test_overfitting_is_marked(scenes, smoke, tmp_path):
     metrics = train_run(replace(smoke, epochs=1), scenes, out=tmp_path/'o', split='none')

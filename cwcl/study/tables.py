@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'STYLES', 'TEX', 'MARKS', 'summary', 'of_table', 'table1', 'table2', 'fold_table', 'published', 'digits',
-           'marked', 'mean_sd', 'table_cells', 'frame_markdown', 'table_markdown', 'table_latex', 'table_notes',
-           'save_table']
+           'marked', 'mean_sd', 'table_cells', 'frame_markdown', 'table_markdown', 'gap_text', 'number_markdown',
+           'table_latex', 'table_notes', 'save_table']
 
 # %% ../../nbs/51_study.tables.ipynb #548f3b6e
-import pandas as pd
+import numpy as np, pandas as pd
 from pathlib import Path
 from ..core import InputError
 from ..whole import write_text
@@ -122,6 +122,28 @@ def frame_markdown(df:pd.DataFrame)->str: # Of strings and numbers; NaN is left 
 def table_markdown(t:pd.DataFrame)->str: # See `summary`
     "Print the paper's layout in Markdown"
     return frame_markdown(table_cells(t, 'markdown'))
+
+# %% ../../nbs/51_study.tables.ipynb #652c2b2f
+def gap_text(
+    estimate:float, # A difference
+    low:float, # The ends of its interval
+    high:float,
+    kind:str='', # What the interval is, such as `95 % interval`
+    **_, # What else an interval brings, such as its level
+)->str:
+    "Write a difference and its interval, with three digits"
+    what = f'{kind} ' if kind else ''
+    return f'{estimate:+.3f} ({what}{low:+.3f} to {high:+.3f})'.replace('-', '−')
+
+def number_markdown(
+    t:pd.DataFrame, # Numbers and strings, under an index that is shown
+    digits:int=2, # Of every number that is not an integer
+)->str:
+    "Print a frame as a Markdown table, with its index and rounded numbers; NaN is left empty"
+    def text(v):
+        if not isinstance(v, float): return v
+        return '' if np.isnan(v) else f'{v:.{digits}f}'.replace('-', '−')
+    return frame_markdown(t.map(text).rename(columns=str).reset_index())
 
 # %% ../../nbs/51_study.tables.ipynb #411e9a07
 TEX = str.maketrans({**{k: '\\' + k for k in '&%_#${}'}, '\\': r'\textbackslash{}', '~': r'\textasciitilde{}',

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS', 'PRESETS',
            'LATER', 'InputError', 'MissingExtra', 'need', 'data_file', 'set_seed', 'default_device', 'usable_cores',
-           'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe', 'Recipe', 'find_method', 'check_recipe',
-           'goals', 'loss_weights', 'recipe', 'method_recipe', 'stored_fields']
+           'worker_count', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe', 'Recipe', 'find_method',
+           'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe', 'stored_fields']
 
 # %% ../nbs/00_core.ipynb #af4f576d
 import importlib, json, os, random, re, sys, torch, cwcl, numpy as np
@@ -78,6 +78,15 @@ def default_device()->torch.device:
 def usable_cores()->int:
     "Return how many cores this process may run on"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+def worker_count(
+    given:int|None, # Threads or processes that were asked for; one for each core if `None`
+    most:int=10**6, # Of those that were not asked for
+)->int:
+    "Return how many workers to start"
+    if given is None: return min(usable_cores(), most)
+    if given < 1: raise InputError(f'workers={given}: give 1 or more')
+    return given
 
 # %% ../nbs/00_core.ipynb #fcebe848
 def ranks()->tuple: # (rank of this process, how many train together); (0, 1) if it is alone

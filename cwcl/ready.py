@@ -8,7 +8,7 @@ __all__ = ['split_table', 'phase_note', 'phase_remarks', 'run_remarks', 'check_p
 
 # %% ../nbs/33b_ready.ipynb #1d1ad1c9
 import shutil, time, pandas as pd
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import noop
@@ -147,7 +147,9 @@ def sole_writer(
             time.sleep(min(1, term/10))
     try: yield Path(out)
     finally:
-        if lease: lease.file.release()
+        if lease:
+            lease.file.release()
+            with suppress(OSError): Path(out).rmdir() # If it is empty
 
 # %% ../nbs/33b_ready.ipynb #eae00df4
 def licence_of(

@@ -9,7 +9,7 @@ __all__ = ['StepTime', 'train_learner', 'kit_commit', 'run_facts', 'write_metric
 import json, shutil, subprocess, time
 import fastai, numpy as np, pandas as pd, torch, torchvision, cwcl
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import noop
@@ -128,7 +128,7 @@ def _check_start(r, init): # Recipe, weights to start from
 
 def train_run(
     r:Recipe, # Every choice
-    data, # Folder of frames in CholecSeg8k's layout, or a table from `own_split` or `own_table`
+    data, # Folder of frames in CholecSeg8k's layout, a table from `own_split` or `own_table`, or what makes one
     phases=None, # Phases of Cholec80 or CholecT50; `phase_annotations` within `data` if `None`, none at all if `False`
     out='runs/run', # Results folder
     split:str='fold', # `fold`: by video, as the paper; `none`: overfit all frames
@@ -145,18 +145,19 @@ def train_run(
     _check_start(r, init)
     check_precision(r.precision, device)
     check_folder(out, overwrite)
-    start = time.monotonic()
-    table = data
-    if not isinstance(data, pd.DataFrame):
-        with rank0_first(): table = frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
-    table,r = split_table(table, r, split)
-    *parts,n_test = (int((table.part == k).sum()) for k in ('train', 'valid', 'test'))
-    if steps: r = replace(r, epochs=-(-steps//steps_per_epoch(r, parts)))
-    check_phases(table, r)
-    if announce:
-        for line in run_cost(r, parts, n_test, device): announce(line)
-    remarks = run_remarks(table, r, split)
     with sole_writer(out, tell) as out:
+        start = time.monotonic()
+        table = data
+        if not isinstance(data, pd.DataFrame):
+            with rank0_first(): table = data() if callable(data) else \
+                frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
+        table,r = split_table(table, r, split)
+        *parts,n_test = (int((table.part == k).sum()) for k in ('train', 'valid', 'test'))
+        if steps: r = replace(r, epochs=-(-steps//steps_per_epoch(r, parts)))
+        check_phases(table, r)
+        if announce:
+            for line in run_cost(r, parts, n_test, device): announce(line)
+        remarks = run_remarks(table, r, split)
         with rank0_first() as first:
             if first: write_text(claim_folder(out, overwrite)/'recipe.json', r.to_json(), sync=True)
         stopped = any(o.exists() for o in checkpoints(out/'checkpoint'/'last.safetensors'))
@@ -255,9 +256,7 @@ def cwcl_train(
     with joined(device) as device:
         device = check_device(device)
         tell = noop if ranks()[0] else print
-        if is_own:
-            with rank0_first(): data = own_frames(own, phases or None, r, out, split)
-            phases = None
+        if is_own: data,phases = partial(own_frames, own, phases or None, r, out, split),None
         metrics = train_run(r, data, phases, out, split, device, overwrite, progress=not ranks()[0],
             tell=lambda o: tell('note:', o), steps=steps, announce=None if ranks()[0] else print)
         if not ranks()[0]: _report(metrics, out)

@@ -1,5 +1,5 @@
 "Picture files, folders and zips as people have them: read alike everywhere, or refused in one line"
-import io, json, os, re, shutil, struct, types, zipfile, zlib
+import errno, io, json, os, re, shutil, struct, types, zipfile, zlib
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -332,6 +332,21 @@ def test_a_broken_member_is_for_the_audit_to_find(clips, tmp_path, cache):
     assert report.attrs['stops'] == 1 and report.file[0] == 'video52/video52_00000/frame_1_endo.png'
     assert report.value[0] == "no picture, it begins with 'broken in a.zip'"
     assert 'unreadable (no picture' in one_line(frame_table, path)
+
+def test_an_error_that_passes_leaves_nothing_behind(clips, tmp_path, cache, monkeypatch):
+    "A network disk stumbles once; the zip is sound"
+    path = pack(clips, tmp_path/'a.zip')
+    real = shutil.copyfileobj
+    def stumble(*args):
+        monkeypatch.setattr('shutil.copyfileobj', real)
+        raise OSError(errno.EIO, 'Input/output error')
+    monkeypatch.setattr('shutil.copyfileobj', stumble)
+    assert 'Input/output error' in one_line(frame_table, path)
+    assert audit(path).attrs['stops'] == 0
+
+@pytest.mark.parametrize('workers', [-1, 0])
+def test_workers_are_counted_from_one(clips, workers):
+    assert f'workers={workers}: give 1 or more' in one_line(scan, clips, workers)
 
 def marked(at, value):
     "What writes a byte into the header of every member, in the file and in its directory"

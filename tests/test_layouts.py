@@ -8,9 +8,11 @@ from cwcl.core import InputError, Recipe, recipe
 from cwcl.data.cholec import frame_table
 from cwcl.data.classes import OwnClasses
 from cwcl.data.images import read_mask
+from cwcl.data.lists import class_text
 from cwcl.data.match import pair_names
 from cwcl.data.outlines import outline_mask
 from cwcl.data.own import own_split, own_table
+from cwcl.leases import Lease
 from cwcl.ready import licence_of
 from cwcl.study.jobs import step_seconds
 from cwcl.train import StepTime, cwcl_train, parse_changes, train_run
@@ -202,7 +204,8 @@ def test_what_the_command_asks_for_is_what_is_run(home, tmp_path, monkeypatch):
     lists = dict(phases=str(tmp_path/'p.csv'), labels=str(tmp_path/'l.csv'), fold=1, test='3', budget=1.)
     for more in (lists, dict(videos='(.)/', budget=.5)):
         with pytest.raises(CliError, match='seen'): cwcl_train(**here, **more, preset='smoke', out=str(tmp_path/'run'))
-    (r,t,phases),(r2,t2,_) = asked
+    (r,make,phases),(r2,make2,_) = asked
+    t,t2 = make(),make2()
     assert r.use_phase
     assert not r2.use_phase
     assert r.class_set == r2.class_set == CLASSES
@@ -236,13 +239,13 @@ def test_codes_of_the_data_set_may_be_merged(scenes):
     assert (t.liver.to_numpy() == real.liver).all() and (t.wall.to_numpy() == real['abdominal wall']).all()
     assert (t.tool.to_numpy() >= (real.grasper | real['l-hook electrocautery'])).all() and t.tool.any()
 
-def coco(home, tmp_path, change):
+def coco(home, tmp_path, change, classes='background=0, disc=1, bar=2'):
     "A COCO file of the plain layout's first frame, changed"
     o = dict(images=[dict(id=1, file_name='1/000.jpg', height=45, width=60)], categories=[dict(id=1, name='disc')],
         annotations=[dict(id=5, image_id=1, category_id=1, segmentation=[[10, 10, 30, 10, 30, 30, 10, 30]])])
     change(o)
     (tmp_path/'c.json').write_text(json.dumps(o))
-    return own_table(home/'plain'/'frames', tmp_path/'c.json', 'background=0, disc=1, bar=2', drawn=tmp_path/'drawn')
+    return own_table(home/'plain'/'frames', tmp_path/'c.json', classes, drawn=tmp_path/'drawn')
 
 def test_polygons_are_filled(home, tmp_path):
     t = coco(home, tmp_path, lambda o: None)
@@ -251,6 +254,49 @@ def test_polygons_are_filled(home, tmp_path):
     assert mask.sum() == 21*21
     assert (t['mask'] != '').sum() == 1
     assert t.disc.sum() == 1
+
+BAR = [[40, 10, 50, 10, 50, 30]]
+FROM_0 = lambda o: (o['categories'].append(dict(id=0, name='bar')), o['annotations'].append(dict(o['annotations'][0],
+    category_id=0, segmentation=BAR)))
+
+@pytest.mark.parametrize('classes', [None, 'bar=0, disc=1', 'bar=0, disc=1, rest=255', 'bar=0, disc=1, bg=7'])
+def test_the_first_organ_is_not_everything_else(home, tmp_path, classes):
+    "In a file that numbers its categories from 0"
+    t = coco(home, tmp_path, FROM_0, classes)
+    own = OwnClasses(class_text(tmp_path/'c.json') if classes is None else classes)
+    mask = own.read(read_mask(t['mask'].iloc[0]))
+    pixels = {k: int((mask == i).sum()) for i,k in enumerate(own.names)}
+    bar = int(outline_mask(BAR, (45, 60)).sum())
+    assert (pixels['bar'], pixels['disc']) == (bar, 21*21)
+    rest = 45*60 - bar - 21*21
+    ground = {'background', 'bg'} & pixels.keys()
+    if ground: assert pixels[ground.pop()] == rest
+    else: assert (mask == 255).sum() == rest
+
+def test_a_file_may_name_its_background(home, tmp_path):
+    for i in (0, 5):
+        coco(home, tmp_path, lambda o: o['categories'].append(dict(id=i, name='background')), None)
+        assert sorted(class_text(tmp_path/'c.json').split(', ')) == [f'background={i}', 'disc=1']
+
+def test_two_entries_of_one_picture_are_refused(home, tmp_path):
+    again = dict(id=2, file_name='elsewhere/1/000.jpg', height=45, width=60)
+    with pytest.raises(InputError, match='elsewhere/1/000.jpg and another image both mean the picture 1/000'):
+        coco(home, tmp_path, lambda o: o['images'].append(again))
+    for k in 'ab': shutil.copy(tmp_path/'c.json', tmp_path/f'{k}.json')
+    (tmp_path/'c.json').unlink()
+    text = (tmp_path/'a.json').read_text().replace('elsewhere/1/000', '1/001')
+    for k in 'ab': (tmp_path/f'{k}.json').write_text(text)
+    with pytest.raises(InputError, match='b.json: another file has masks of 1/000 too'):
+        own_table(home/'plain'/'frames', tmp_path/'*.json', 'background=0, disc=1', drawn=tmp_path/'drawn')
+
+def test_masks_are_drawn_by_who_may_write(home, tmp_path, monkeypatch):
+    "A second command does not draw over the masks of the first, which is training"
+    monkeypatch.setattr('cwcl.leases.Lease.alive', lambda self: True)
+    coco(home, tmp_path, lambda o: None)
+    given = dict(frames=str(home/'plain'/'frames'), masks=str(tmp_path/'c.json'), classes='background=0, disc=1')
+    with Lease(tmp_path/'run'/'writer.lease').hold(), pytest.raises(CliError, match='another training is writing here'):
+        cwcl_train(**given, out=str(tmp_path/'run'), preset='smoke')
+    assert not (tmp_path/'run'/'masks').exists()
 
 def rle(counts, size=(45, 60)): return dict(counts=counts, size=list(size))
 BAD = {}

@@ -90,6 +90,13 @@ def test_several_values_are_one_class_and_some_are_none():
     assert len(own) == 2
     assert own.write(np.array([[1, 255]], np.uint8)).tolist() == [[[5]*3, [255]*3]]
 
+def test_nothing_is_never_a_class():
+    "Also where a class is white"
+    mask = np.array([[0, 1, 255]], np.uint8)
+    for text in ('bed=0, tool=255', 'bed=1, tool=255', 'bed=0, tool=5, ignore=255', 'a=#ffffff, b=#fffffe'):
+        own = OwnClasses(text)
+        assert (own.read(own.write(mask)) == mask).all() and not own.unknown(own.write(mask)), text
+
 def test_a_recipe_carries_its_classes():
     r = small()
     assert Recipe.from_json(r.to_json()) == r
@@ -190,6 +197,12 @@ def test_lost_folders_are_one_line(home, tmp_path):
         with pytest.raises(InputError, match=says) as e: call()
         assert '\n' not in str(e.value)
 
+def test_a_picture_is_from_one_video(tmp_path):
+    (tmp_path/'v.csv').write_text('name,video\ntrain/01.png,op1\ntest/01.png,op2\n')
+    with pytest.raises(InputError, match='01 is from op1 and from op2'): video_names(['01'], tmp_path/'v.csv')
+    (tmp_path/'v.csv').write_text('name,video\ntrain/01.png,op1\n01.png,op1\n')
+    assert video_names(['01'], tmp_path/'v.csv') == ['op1']
+
 def test_videos(home, tmp_path):
     names = list(pictures(home/'frames'))
     (tmp_path/'v.csv').write_text('name,video\n' + '\n'.join(f'{n},{"x" if "anna" in n else "y"}' for n in names))
@@ -286,12 +299,40 @@ def test_phases_of_ones_own(home, tmp_path):
     assert t[t.source == 'carla'].phase.tolist() == [-1, 1, 1, 2, 2]
     (tmp_path/'files'/'anna.txt').write_text('frame,phase\n2,cut\n0,enter\n')
     (tmp_path/'n.csv').write_text('name,phase\nanna/00,200\n')
-    cases = {tmp_path/'files': 'anna.txt: its frames are not in order',
+    cases = {tmp_path/'files': 'anna.txt line 3: frame 0 follows 2',
         tmp_path/'n.csv': 'phase 200: give numbers up to 127',
         home/'gray.csv': 'no column phase', tmp_path/'gone': 'gone: no such list of phases',
         home/'frames': 'no file of a video in it'}
     for phases,says in cases.items():
         with pytest.raises(InputError, match=says): own_table(home/'frames', home/'masks', GREY, phases=phases)
+
+@pytest.mark.parametrize('rows,says', [('0,a\n100,b\n9000,c', 'line 4: frame 9000 follows 100'),
+    ('0,a\n0,b\n9,c', 'line 3: frame 0 follows 0')])
+def test_a_file_of_phases_has_a_row_for_every_step(home, tmp_path, rows, says):
+    (tmp_path/'anna.txt').write_text('frame,phase\n' + rows)
+    with pytest.raises(InputError, match=says + '.*also where the phase stays'):
+        own_table(home/'frames', home/'masks', GREY, phases=tmp_path)
+
+def test_a_video_has_one_file_of_phases(home, tmp_path):
+    for k in ('anna.txt', 'anna-phase.txt'): (tmp_path/k).write_text('frame,phase\n0,a\n')
+    with pytest.raises(InputError, match='a second file of the same video'):
+        own_table(home/'frames', home/'masks', GREY, phases=tmp_path)
+
+def test_a_test_needs_masks(home):
+    "Or its score would be that of validation, without a word"
+    t = own_table(home/'frames', home/'masks', GREY)
+    bare = t.assign(mask=t['mask'].where(t.source != 'carla', ''))
+    with pytest.raises(InputError, match='carla: for the test, but without a mask'):
+        own_split(bare, small(), test='carla')
+    assert (own_split(bare.assign(mask=t['mask'].where(t.frame > 0, '')), small(), test='carla').part == 'test').any()
+
+def test_every_how_many_th_mask_is_validated_on(home):
+    "And not every how many-th picture, which may have none"
+    t = own_table(home/'frames', home/'masks', GREY)
+    s = own_split(t.assign(mask=t['mask'].where(t.frame % 2 == 1, '')), small(batch=2, labelled=1), 'anna')
+    for step,want in ((1, [1, 3, 5]), (2, [1, 5]), (80, [1])):
+        dls = cwcl_dls(s, small(batch=2, labelled=1, valid_step=step), device='cpu')
+        assert dls.valid.dataset.table.frame.tolist() == want
 
 def test_videos_for_validation_may_be_dealt(home):
     t = own_table(home/'frames', home/'masks', GREY)

@@ -201,6 +201,8 @@ def test_no_mask_no_part_no_validation(split, smoke, tmp_path):
     with pytest.raises(InputError, match='run split_frames first'): cwcl_dls(split.drop(columns='part'), smoke)
     with pytest.raises(InputError, match='labelled, but has no mask'): cwcl_dls(astray, smoke)
     with pytest.raises(InputError, match='no validation frame'): cwcl_dls(split[split.part != 'valid'], smoke)
+    with pytest.raises(InputError, match='its mask is NaN'): cwcl_dls(split.assign(mask=split['mask'].replace('', None)
+        .where(split.index > 0)), smoke)
     t = split.copy()
     t.loc[t.index[t.part == 'train'][0], 'image'] = str(tmp_path/'gone.png')
     with pytest.raises(InputError, match='gone.png: cannot be opened'): cwcl_dls(t, smoke)

@@ -66,6 +66,12 @@ class OwnClasses:
         ids = {k: i for i,k in enumerate(self.names)}
         return np.array(sorted((v, ids.get(k, 255)) for k,vs in class_values(self.text).items() for v in vs)).T
 
+    @cached_property
+    def nothing(self):
+        "Return the value of a pixel without a class: white, or the next color that no class has"
+        taken = {v for v,i in self.lookup.T.tolist() if i != 255}
+        return next(v for v in range(0xffffff, 0, -1) if v not in taken)
+
     @property
     def names(self): return tuple(self.values)
 
@@ -105,7 +111,7 @@ def unknown(
     pixels:np.ndarray, # A mask as it is in its file
 )->dict: # Value as the text would write it, to number of pixels
     "Count the values of a mask that are not in the text; white is not counted"
-    known = {0xffffff, *self.lookup[0]}
+    known = {0xffffff, self.nothing, *self.lookup[0]}
     found,n = np.unique(_pixel_values(pixels)[self.read(pixels) == 255], return_counts=True)
     counts = {v: int(k) for v,k in zip(found.tolist(), n) if v not in known}
     return {f'#{v:06x}' if v % 0x010101 else str(v // 0x010101): k for v,k in counts.items()}
@@ -115,7 +121,7 @@ def unknown(
 def write(
     self:OwnClasses,
     mask:np.ndarray, # Class numbers, uint8 `(H,W)`, 255 where no class is
-)->np.ndarray: # uint8 `(H,W,3)`; pixels without a class white
+)->np.ndarray: # uint8 `(H,W,3)`; pixels without a class in the color `nothing`
     "Return a mask as its file would hold it"
-    v = np.array([*self.values.values(), *[0xffffff]*(256-len(self))])[mask]
+    v = np.array([*self.values.values(), *[self.nothing]*(256-len(self))])[mask]
     return (v[..., None] >> np.array([16, 8, 0]) & 255).astype(np.uint8)

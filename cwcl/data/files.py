@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tqdm import tqdm
-from ..core import InputError, usable_cores
+from ..core import InputError, worker_count
 from ..whole import atomic_path, digest
 from .folders import CLIP, FRAME, data_files, data_root
 from .images import picture_size, read_mask
@@ -151,7 +151,7 @@ def scan(
     stamps = [_stamp(p, root) for p in pairs]
     known = _load_index(root)
     todo = [(s,p) for s,p in zip(stamps, pairs) if s not in known.index]
-    with ThreadPoolExecutor(workers or min(usable_cores(), 16)) as pool:
+    with ThreadPoolExecutor(worker_count(workers, 16)) as pool:
         found = pool.map(partial(frame_facts, root=root), [p for _,p in todo])
         new = list(tqdm(found, 'reading', len(todo), unit='frame', disable=not progress or not todo))
     facts = known

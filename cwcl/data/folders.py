@@ -6,7 +6,7 @@
 __all__ = ['FRAME', 'CLIP', 'data_files', 'cache_folder', 'unpacked', 'data_root']
 
 # %% ../../nbs/10b_data.folders.ipynb #6c913763
-import errno, hashlib, lzma, os, re, shutil, zipfile, zlib
+import hashlib, lzma, os, re, shutil, zipfile, zlib
 from contextlib import contextmanager
 from pathlib import Path
 from tqdm import tqdm
@@ -80,16 +80,14 @@ def _zip_members(
     return found
 
 # %% ../../nbs/10b_data.folders.ipynb #a0074f3d
-_BROKEN = zipfile.BadZipFile,zlib.error,lzma.LZMAError,EOFError,OSError,UnicodeDecodeError
+_BROKEN = zipfile.BadZipFile,zlib.error,lzma.LZMAError,EOFError,UnicodeDecodeError
 
 def _write_member(z, o, to): # Zip, member, file
     "Write a member piece by piece, or a line that says that it is broken"
     try:
         with z.open(o) as source, open(to, 'wb') as f: shutil.copyfileobj(source, f)
     except (NotImplementedError, RuntimeError) as e: raise InputError(f'{z.filename}: {e}; {_ADVICE}') from None
-    except _BROKEN as e:
-        if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): raise
-        to.write_bytes(f'broken in {Path(z.filename).name}'.encode())
+    except _BROKEN: to.write_bytes(f'broken in {Path(z.filename).name}'.encode())
 
 @contextmanager
 def _fresh_folder(path): # Where the folder should appear -> context whose value is a folder to fill

@@ -13,7 +13,7 @@ from ..core import InputError, need
 from .classes import OwnClasses
 from .images import check_pixels, read_mask
 from .labels import IGNORE, save_png
-from .lists import find_name
+from .lists import find_name, is_background
 from .match import MASKS, picture_files
 
 # %% ../../nbs/13c_data.outlines.ipynb #977a743b
@@ -49,7 +49,11 @@ def stack_masks(
     for i,layer in sorted(layers, key=lambda o: -o[1].sum()): out[layer] = i
     return out
 
-def _ground(own): return int(own.read(np.zeros((1, 1), np.uint8))[0, 0])
+def _ground(own, drawn): # Own classes, names of those that have outlines -> number of the class of everything else
+    named = [i for i,name in enumerate(own.names) if is_background(name)]
+    if named: return named[0]
+    zero = int(own.read(np.zeros((1, 1), np.uint8))[0, 0])
+    return IGNORE if zero != IGNORE and own.names[zero] in drawn else zero
 
 # %% ../../nbs/13c_data.outlines.ipynb #94c30997
 def _classes_of(o, own):
@@ -66,14 +70,14 @@ def _classes_of(o, own):
     return of
 
 def _layers(o, of):
-    "Return the size and the outlines of each image, by its number"
+    "Return the size of each image and its outlines, (number of the class, outline), by the number of the image"
     sizes = {i['id']: (int(i['height']), int(i['width'])) for i in o['images']}
     for h,w in sizes.values(): check_pixels((w, h), 'an image')
     layers = {i: [] for i in sizes}
     for a in o['annotations']:
         outline = a.get('segmentation')
         if not outline: raise InputError(f'annotation {a.get("id")} has no outline; take those with a box alone out')
-        layers[a['image_id']].append((of[a['category_id']], outline_mask(outline, sizes[a['image_id']])))
+        layers[a['image_id']].append((of[a['category_id']], outline))
     return {i: (sizes[i], o) for i,o in layers.items()}
 
 # %% ../../nbs/13c_data.outlines.ipynb #7e53c35c
@@ -90,12 +94,16 @@ def coco_masks(
     try:
         o = json.loads(file.read_text(encoding='utf-8-sig'))
         layers = _layers(o, _classes_of(o, own))
+        ground = _ground(own, {c['name'] for c in o['categories']})
         for i in o['images']:
             name = places.get((file.parent/i['file_name']).resolve()) or find_name(i['file_name'], images)
             if name is None: raise InputError(f'no picture {i["file_name"]} ({len(o["images"])} in the file)')
-            size,mine = layers[i['id']]
+            if name in out: raise InputError(f'{i["file_name"]} and another image both mean the picture {name}; '
+                'give the folder above all of them (--frames)')
+            size,outlines = layers[i['id']]
+            mine = [(k, outline_mask(v, size)) for k,v in outlines]
             out[name] = Path(to)/f'{name}.png'
-            save_png(out[name], own.write(stack_masks(mine, size, _ground(own))))
+            save_png(out[name], own.write(stack_masks(mine, size, ground)))
     except InputError as e: raise InputError(f'{file}: {e}') from None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
         raise InputError(f'{file}: not a file in the COCO format ({type(e).__name__}: {e}); give one with images, '
@@ -120,6 +128,7 @@ def layer_masks(
     "Stack the masks of single classes"
     files,out = {},{}
     for name,cls,path in picture_files(pattern, 'masks', MASKS): files.setdefault(name, {})[cls] = path
+    ground = _ground(own, {cls for mine in files.values() for cls in mine})
     for name,mine in files.items():
         layers = []
         for cls,path in mine.items():
@@ -128,5 +137,5 @@ def layer_masks(
             layers.append((own.names.index(cls), _one_class(path)))
         if len({o.shape for _,o in layers}) > 1: raise InputError(f'{path}: another size than other masks of {name}')
         out[name] = Path(to)/f'{name}.png'
-        save_png(out[name], own.write(stack_masks(layers, layers[0][1].shape, _ground(own))))
+        save_png(out[name], own.write(stack_masks(layers, layers[0][1].shape, ground)))
     return out

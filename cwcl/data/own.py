@@ -18,7 +18,7 @@ from .images import picture_size, read_mask
 from .lists import class_text, read_list, rows_of, video_names
 from .match import pair_names, pair_up, picture_files, pictures
 from .outlines import coco_masks, layer_masks
-from .phases import phase_at
+from .phases import check_steps, phase_at
 from .splits import balanced_parts, drawn_masks
 
 # %% ../../nbs/14c_data.own.ipynb #da6a74d6
@@ -78,7 +78,11 @@ def _own_files(
     if drawn is None: raise InputError(f'{masks}: these masks have to be drawn first; give a folder for them (drawn=)')
     if not _is_coco(masks): return images,pair_up(images, layer_masks(masks, own, drawn), frames)
     found = {}
-    for file in _coco_files(masks): found |= coco_masks(file, images, own, drawn)
+    for file in _coco_files(masks):
+        more = coco_masks(file, images, own, drawn)
+        twice = found.keys() & more.keys()
+        if twice: raise InputError(f'{file}: another file has masks of {min(twice)} too; put them into one file')
+        found |= more
     return images,found
 
 # %% ../../nbs/14c_data.own.ipynb #df8a468c
@@ -107,7 +111,7 @@ def _phase_file(file):
     if bad is not None: raise InputError(f'{file}: {bad!r} is not the number of a frame')
     found = given.set_index(given.frame.astype(float).astype(int)).phase
     if not len(found): raise InputError(f'{file}: no rows; give frame and phase')
-    if not found.index.is_monotonic_increasing: raise InputError(f'{file}: its frames are not in order')
+    check_steps(given.index, found.index.to_numpy(), file, 'give a row for every step, also where the phase stays')
     return found
 
 def _phase_numbers(names):
@@ -129,7 +133,10 @@ def own_phases(
         given = read_list(phases, 'list of phases', 'name', 'phase')
         given = rows_of(given, dict.fromkeys(t.name), phases).phase
         return t.name.map(given.map(_phase_numbers(given))).fillna(-1).astype(np.int8).to_numpy()
-    files = {p.stem.removesuffix('-phase'): p for p in data_files(phases, ('.txt', '.csv'))}
+    files = {}
+    for p in data_files(phases, ('.txt', '.csv')):
+        old = files.setdefault(p.stem.removesuffix('-phase'), p)
+        if old != p: raise InputError(f'{p}: a second file of the same video, beside {old.name}; keep one of them')
     read = {v: _phase_file(files[v]) for v in sorted(set(t.source) & files.keys())}
     if not read: raise InputError(f'{phases}: no file of a video in it, such as {t.source.iloc[0]}.txt')
     ids = _phase_numbers(pd.concat(read.values()))
@@ -214,6 +221,8 @@ def own_split(
     "Give each frame the part it plays, video by video"
     known = set(table.source)
     test = _names(test, known)
+    if test and not (table.source.isin(test) & (table['mask'] != '')).any():
+        raise InputError(f'{", ".join(test)}: for the test, but without a mask; name a video with masks (--test)')
     folds = own_folds(table, test) if valid is None else [_names(valid, known)]
     k = recipe.fold if valid is None else 0
     if k >= len(folds): raise InputError(f'fold={k}: choose 0 to {len(folds)-1}, or name the videos for validation')
@@ -231,7 +240,8 @@ def own_remarks(
     r:Recipe,
 )->list: # Sentences
     "Say what a reader of the score should know about the data"
-    by = {p: ', '.join(dict.fromkeys(t.source)) for p,t in table.groupby('part')}
+    masked = table[table['mask'] != '']
+    by = {p: ', '.join(dict.fromkeys(t.source)) for p,t in masked.groupby('part')}
     said = [f'validation on {by.get("valid")}; --valid names others, --fold deals them']
     none = 'no video is kept for the test (--test), so the scores are those of validation'
     said.append(f'test on {by["test"]}' if 'test' in by else none)

@@ -8,6 +8,7 @@ __all__ = ['TwoStreamDL', 'class_labelled', 'has_strong_views', 'batch_views', '
 # %% ../../nbs/15_data.streams.ipynb #68b5a59b
 import textwrap, numpy as np, pandas as pd, torch
 from functools import cached_property, partial
+from itertools import chain
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import InputError, Recipe, default_device, goals, ranks
@@ -62,7 +63,7 @@ class TwoStreamDL(FrameDL):
         return self.epochs(epoch)
 
     def own(self, batch): return batch[self.part[0]::self.part[1]]
-    def get_idxs(self): return sum(map(self.own, self.batches(self.epoch)), [])
+    def get_idxs(self): return list(chain.from_iterable(map(self.own, self.batches(self.epoch))))
     def gather(self, idxs):
         d = self.dataset
         keep = len(self.own(range(self.n_labelled))) if d.recipe.presence_from == 'image' else len(idxs)
@@ -128,6 +129,9 @@ def class_labelled(
 )->pd.Series: # bool
     "Select the frames of the class-only stream, after checking that there are enough of all kinds"
     if 'part' not in table: raise InputError('the table has no column part; run split_frames first')
+    lost = table.image[table['mask'].isna()]
+    if len(lost): raise InputError(f"{lost.iloc[0]}: its mask is NaN, and neither a path nor ''; "
+        'read a saved table with keep_default_na=False')
     masked = table['mask'] != ''
     shows_some = table.select_dtypes(bool).drop(columns='labelled', errors='ignore').any(axis=1)
     pool = (masked | shows_some) & table.part.isin(['train', 'valid'] if r.valid_labels else ['train'])
@@ -182,7 +186,8 @@ def cwcl_dls(
     "Make the loaders: labelled and class-only frames for training, whole frames for validation"
     r = recipe
     pool = class_labelled(table, r)
-    valid = (table.part == 'valid') & (table['mask'] != '') & (table.groupby('clip').cumcount() % r.valid_step == 0)
+    valid = (table.part == 'valid') & (table['mask'] != '')
+    valid &= valid.groupby(table['clip']).cumsum() % r.valid_step == 1 % r.valid_step
     used = pool | valid
     t = table[used]
     in_pool,in_valid = (o[used].to_numpy() for o in (pool, valid))

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter
 from tqdm.auto import tqdm
-from ..core import InputError, usable_cores
+from ..core import InputError, worker_count
 from ..whole import atomic_path, write_text
 from .chance import between, sample_tile, number, stream
 from .labels import PHASES, class_set, color_mask, encode_mask, save_png
@@ -171,14 +171,6 @@ def _missing_frames(
     return jobs
 
 # %% ../../nbs/11_data.synth.ipynb #fd7b0ec3
-def _processes(
-    workers:int|None, # As for `write_scenes`
-)->int:
-    "Return how many processes to use, one for each processor that we may run on if `None`"
-    if workers is None: return usable_cores()
-    if workers < 1: raise InputError(f'workers={workers}: give 1 or more')
-    return workers
-
 def _draw_clips(
     jobs:list, # Arguments of `write_clip`
     workers:int, # Processes
@@ -209,7 +201,7 @@ def write_scenes(
     unknown = [v for v in videos or () if plan_of(v) not in COUNTS.index]
     if unknown: raise InputError(f'videos={unknown[0]}: no plan for it; give names that end in the number of one of '
         f'{", ".join(COUNTS.index)}')
-    workers = _processes(workers)
+    workers = worker_count(workers)
     clip_frames(frames_per_clip)
     args = dict(scenes=1, frames_per_clip=frames_per_clip, size=list(size), seed=seed)
     if sets > 1: args['sets'] = sets

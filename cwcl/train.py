@@ -21,7 +21,7 @@ from .core import InputError, Recipe, default_device, set_seed
 from .script import one_line_errors
 from .core import rank0_first, ranks
 from .cost import run_cost, steps_per_epoch
-from .data.cholec import frame_table
+from .data.cholec import frame_table, frames_digest
 from .data.streams import cwcl_dls
 from .distrib import joined
 from .learner import bare, check_precision
@@ -151,6 +151,7 @@ def train_run(
         if not isinstance(data, pd.DataFrame):
             with rank0_first(): table = data() if callable(data) else \
                 frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
+        made_of = frames_digest(table)
         table,r = split_table(table, r, split)
         *parts,n_test = (int((table.part == k).sum()) for k in ('train', 'valid', 'test'))
         if steps: r = replace(r, epochs=-(-steps//steps_per_epoch(r, parts)))
@@ -164,7 +165,8 @@ def train_run(
         if stopped: tell(f'{out}: a training was stopped here; resuming after its last whole epoch')
         for o in remarks: tell(o)
         learn,log = train_learner(r, table, out, device, progress, init, cbs=cbs, tell=tell)
-        facts = dict(run_facts(learn, log, table, remarks), data=licence_of(data, table), overfit=split == 'none')
+        facts = dict(run_facts(learn, log, table, remarks), data=licence_of(data, table), data_digest=made_of,
+            overfit=split == 'none')
         with rank0_first() as first: return _finish(out, learn, log, table, facts, start) if first else \
             json.loads((out/'metrics.json').read_text())
 

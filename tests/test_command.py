@@ -3,9 +3,14 @@ import re, shutil, pytest
 from fastcore.script import CliError
 from commands import run_command
 from cwcl.core import InputError, data_file, recipe
+from cwcl.data.cholec import frames_digest
+from cwcl.data.splits import TEST_VIDEOS
+from cwcl.study.ablation import ablation, ablation_markdown, ablation_table
 from cwcl.study.claims import CLAIMS, claims_of
 from cwcl.study.command import _integers, _wanted_runs, cwcl_table
-from cwcl.study.kit import embedded_frames, kit_results
+from cwcl.study.kit import embedded_frames, frame_counts, kit_results
+from cwcl.study.records import read_results
+from cwcl.study.rows import check_frames
 
 def command(*args, cwd, timeout=900):
     "Exit code, output, errors"
@@ -33,7 +38,8 @@ BAD = """--table 3 -> Tables 1 and 2
 --preset tiny -> choose one of
 --change tmep=1 -> not a field
 --change budget=0.5,temp=0.1 -> --change budget: the table sets this itself
---data nowhere --preset smoke -> nowhere"""
+--data nowhere --preset smoke -> nowhere
+--change class_set=13 -> a table has the paper's 8 classes"""
 
 @pytest.mark.parametrize('line', BAD.splitlines())
 def test_bad_input_is_one_line(tmp_path, line):
@@ -107,6 +113,33 @@ def test_an_ablation_brings_its_bases_first():
     runs,pairs = _wanted_runs('ablate', recipe('smoke'), (0, 1), (0,), {0: (60, 20), 1: (50, 30)})
     place = {o.key: i for i,o in enumerate(runs)}
     assert len(place) == len(runs) and all(place[b.key] < place[a.key] for a,b in pairs)
+
+@pytest.mark.skipif(not kit_results(), reason='there are no published results')
+def test_an_ablation_is_compared_with_all_seeds_of_its_bases(tmp_path, monkeypatch, capsys):
+    "As in lesson 54"
+    monkeypatch.chdir(tmp_path)
+    cwcl_table(ablate=True, show=True)
+    home = kit_results()
+    pairs = ablation(recipe('study'), frame_counts(home))
+    assert ablation_markdown(ablation_table(pairs, read_results(home))) in capsys.readouterr().out
+
+def test_results_of_other_data_are_not_taken_for_these(tmp_path, table, scenes, monkeypatch):
+    digest,counts = frames_digest(table),table.video.value_counts().to_dict()
+    check_frames(dict(a=dict(frames=counts, data_digest=digest), old=dict(frames=counts)), table)
+    with pytest.raises(InputError, match='old: made from 2 other frames'): check_frames(dict(old=dict(frames=dict(a=2))), table)
+    phase,label = table.phase.copy(),table.liver.copy()
+    phase.iloc[3] += 1
+    label.iloc[5] ^= True
+    for other in (table.assign(phase=phase), table.assign(liver=label), table.iloc[::-1]):
+        with pytest.raises(InputError, match='a: made from'): check_frames(dict(a=dict(frames=counts, data_digest=digest)), other)
+    assert frames_digest(table.assign(part='train', labelled=True)) == digest
+
+def test_a_table_needs_masks_of_its_test(tmp_path, scenes):
+    shutil.copytree(scenes, tmp_path/'d')
+    for v in TEST_VIDEOS:
+        for o in (tmp_path/'d'/v).rglob('*watershed_mask.png'): o.unlink()
+    where = dict(data=str(tmp_path/'d'), out=str(tmp_path/'o'), preset='smoke', device='cpu', yes=True)
+    with pytest.raises(CliError, match='video12, video52: without a mask'): cwcl_table(**where)
 
 def test_integers():
     assert _integers('0,2', 'folds') == (0, 2)

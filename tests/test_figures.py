@@ -55,6 +55,7 @@ def test_every_method_has_a_look_of_its_own():
 def test_one_chart_holds_one_kind_of_runs():
     one = 'dcl', .1, 0, 0
     odd = [invented(*one, key='ablate-dcl-b10-f0-s0-temp=1'), invented(*one, 'pretrain')]
+    odd += [invented(*one, key=f'{k}-dcl-b10-f0-s0-bank') for k in ('beyond', 'why')]
     odd.append(dict(invented(*one), test=None))
     assert chart_runs(STUDY + odd + TWO) == STUDY and chart_runs(STUDY + odd + TWO, True) == TWO
     assert chart_runs({str(i): o for i,o in enumerate(STUDY)}) == STUDY

@@ -11,7 +11,7 @@ from cwcl.study.grid import TABLE_METHODS, Run, check_runs, do_run, fold_parts, 
 from cwcl.study.grid import run_all
 from cwcl.study.records import read_result, read_results
 from cwcl.study.jobs import EpochBar, Worker, estimate, executor, kinds, largest_step, say_estimate, sharing
-from cwcl.study.jobs import partition_gpus, visible_gpus
+from cwcl.study.jobs import _written_down, partition_gpus, visible_gpus
 from cwcl.study.ablation import READINGS, ablation, same_steps
 from cwcl.train import steps_per_epoch
 
@@ -315,3 +315,13 @@ def test_readings_keep_the_steps(smoke, scenes):
         n = [o.recipe.epochs*steps_per_epoch(o.recipe, parts[o.recipe.fold]) for o in (a, b)]
         assert abs(n[0] - n[1]) <= steps_per_epoch(a.recipe, parts[a.recipe.fold])/2 + 1
     assert same_steps(replace(r, batch=12), r, parts[0]).epochs > r.epochs
+
+def test_what_is_half_written_is_not_read(tmp_path):
+    "`write_text` writes beside the file, and renames"
+    (tmp_path/'.ab12.part.table1-x.json').touch()
+    (tmp_path/'torn.json').write_text('{"key"')
+    (tmp_path/'table1-x.json').write_text('{"key": "table1-x"}')
+    assert list(_written_down(tmp_path)) == [dict(key='table1-x')]
+    (tmp_path/'torn.json').unlink()
+    (tmp_path/'table1-x.json').unlink()
+    assert read_results(tmp_path) == {}

@@ -3,7 +3,7 @@ import numpy as np, pytest
 from itertools import product
 from fastcore.script import CliError
 from scipy.stats import t as student
-from cwcl.core import recipe
+from cwcl.core import InputError, recipe
 from cwcl.cost import steps_per_epoch
 from cwcl.data.synth import write_scenes
 from cwcl.data.cholec import frame_table
@@ -15,7 +15,7 @@ from cwcl.study.command import cwcl_table
 from cwcl.study.crossed import crossed_interval, crossed_studies, mean_squares, needed_gain
 from cwcl.study.grid import _small
 from cwcl.study.kit import find_results, kit_results
-from cwcl.study.measures import BUDGETS, NAMES
+from cwcl.study.measures import BUDGETS, NAMES, video_confusion
 from cwcl.study.trial import (ROWS, STEPS, TRIAL_CLAIMS, by_plan, deciding_table, differences, holm, invented_trial,
     patient_values, trial_chance, trial_interval, trial_runs, trial_table, trial_verdicts)
 from cwcl.study.why import filter_runs, fresh_tests, second_runs, tissue_tests, why_runs
@@ -38,6 +38,7 @@ def test_mean_squares_and_interval_by_loops(seed):
     both = runs + patients - rest
     if both >= max(runs, patients): df = both**2/(runs**2/(r-1) + patients**2/(v-1) + rest**2/((r-1)*(v-1)))
     else: df = r-1 if runs >= patients else v-1
+    if min(r, v) < 5: df = min(df, min(r, v) - 1)
     half = student.ppf(.975, max(df, 1))*(max(runs, patients, both)/(r*v))**.5
     got = crossed_interval(d)
     np.testing.assert_allclose((got['low'], got['high']), (d.mean()-half, d.mean()+half))
@@ -49,9 +50,10 @@ def test_a_patient_without_a_value_is_left_out():
     assert crossed_interval(wide) == crossed_interval(d)
     assert np.isnan(crossed_interval(d[:1])['low'])
 
-@pytest.mark.parametrize('spreads', [(0, 0, .03), (.02, 0, .03), (0, .03, .02), (.02, .02, .02)])
-def test_an_interval_misses_no_more_than_it_may(spreads):
-    y = crossed_studies(4000, *spreads, (6, 14), 1)
+@pytest.mark.parametrize('spreads', [(0, 0, .03), (.02, 0, .03), (0, .03, .02), (.02, .02, .02), (.01, .03, 0)])
+@pytest.mark.parametrize('shape', [(6, 14), (6, 2), (6, 4), (2, 34), (3, 34)])
+def test_an_interval_misses_no_more_than_it_may(spreads, shape):
+    y = crossed_studies(4000, *spreads, shape, 1)
     missed = ((needed_gain(y) < 0) | (needed_gain(-y) < 0)).mean()
     assert missed < .065
 
@@ -108,6 +110,15 @@ def test_the_measure_and_the_table(clips):
     t = trial_table(runs)
     assert t.loc[('random', 10), 'runs'] == 3 and abs(t.patients.iloc[0] - values.value.mean()) < 1e-9
 
+def test_a_run_without_a_score_is_one_line():
+    run = result('random', 0, .1, np.random.default_rng(0))
+    run.update(test=None, key='trial1-x')
+    with pytest.raises(InputError, match='trial1-x: has no test scores'): patient_values([run])
+
+def test_a_changed_batch_has_equal_rows():
+    rows = {o.recipe.method: batch_rows(o.recipe)[0] for o in trial_runs(replicates=(0,), batch=48)}
+    assert {rows[m] for m in rows if m != 'random'} == {48}
+
 def test_what_is_published_has_a_matrix_per_video():
     run = result('random', 0, .1, np.random.default_rng(0))
     many = run['test']['clips'] | {f'video{200+k}_00000': np.eye(8).tolist() for k in range(60)}
@@ -126,6 +137,12 @@ def test_verdicts_find_what_was_put_in():
     early = [o for o in runs if o['recipe']['fold'] < 5]
     assert len(early) == 5*9
     assert (trial_verdicts(early, claims).verdict == 'inconclusive').all(), 'before all runs are there'
+    on = trial_verdicts(runs, claims).query('not whole').reason
+    assert on.str.startswith('On new patients').all()
+    def on_two(o): return {k: v for k,v in video_confusion(o['test']).items() if k in TEST_VIDEOS}
+    two = [dict(o, test=dict(class_iou=o['test']['class_iou'], videos=on_two(o))) for o in runs]
+    on = trial_verdicts(two, claims).query('not whole').reason
+    assert on.str.startswith('On these two test videos').all()
     missing = trial_verdicts(runs[1:2], claims)
     assert missing.reason.str.contains('missing runs').any()
 
@@ -165,7 +182,7 @@ def test_what_decides():
     few = deciding_table(values[values.replicate < 4])
     assert set(few.reads) == {'runs are missing'}
     none = deciding_table(values[values.method == 'random'])
-    assert set(none.reads) == {'runs are missing'} and (none.p == 1).all()
+    assert set(none.reads) == {'runs are missing'} and none.p.isna().all()
 
 def test_patients_of_a_plan_count_once():
     v = invented_trial({'a': 0}, shape=(2, 3)).assign(patient=lambda t: t.patient.replace('video101', 'video200'))

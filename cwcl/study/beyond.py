@@ -106,9 +106,10 @@ def masks_needed(
     iou:float, # The score to reach
 )->float: # Percent; the first or the last where the scores do not reach so far
     "Compute how many masks a recipe needs to reach a score, on a line over their logarithm"
-    best = np.maximum.accumulate(ious)
-    new = np.r_[True, np.diff(best) > 0]
-    return float(np.exp(np.interp(iou, best[new], np.log(budgets)[new])))
+    reached = np.flatnonzero(np.asarray(ious) >= iou)
+    k = reached[0] if len(reached) else len(ious)-1
+    if k == 0 or not len(reached): return float(budgets[k])
+    return float(np.exp(np.interp(iou, ious[k-1:k+1], np.log(budgets[k-1:k+1]))))
 
 # %% ../../nbs/52e_study.beyond.ipynb #1bfaf3fb
 def masks_saved(
@@ -139,7 +140,7 @@ AIMS = {'ten times fewer masks': -.01, 'better than what there is': .05, 'labels
 
 def _judge(parts, margin): # Gains that belong to one aim
     "Judge an aim: it holds if every part does, and is missed if one part is"
-    if any(not np.isfinite(o['low']) for o in parts): return 'runs are missing'
+    if any(o['runs'] < REPLICATES or not np.isfinite(o['low']) for o in parts): return 'runs are missing'
     if any(o['high'] < margin for o in parts): return 'missed'
     need = 0 if margin > 0 else margin
     held = all(o['low'] > need and o['estimate'] >= margin for o in parts)

@@ -39,7 +39,7 @@ def chart_runs(
     every = list(results.values() if isinstance(results, dict) else results)
     stages,kind = (('frozen', 'unfrozen'), 'two stages') if two_stage else (('joint',), 'one stage')
     def fits(o):
-        alone = str(o.get('key', '')).startswith('ablate-')
+        alone = str(o.get('key', '')).startswith(('ablate-', 'beyond-', 'why-'))
         return o['recipe'].get('stage', 'joint') in stages and o.get('test') and not alone
     runs = list(filter(fits, every))
     if not runs:

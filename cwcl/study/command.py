@@ -19,7 +19,7 @@ from ..memory import check_memory, free_memory, say_bytes
 from ..methods import load_methods
 from ..options import parse_changes, with_field_help, without_phases
 from ..results import save_figure
-from .ablation import ablation, report_ablation
+from .ablation import ablation, base_seeds, report_ablation
 from .charts import budget_curve
 from .claims import claims_of
 from .grid import TABLE_METHODS, check_runs, fold_parts, grid, run_all
@@ -27,6 +27,7 @@ from .kit import embedded_frames, find_results, frame_counts, kit_results
 from .jobs import EpochBar, estimate, largest_step, run_jobs, say_estimate, sharing
 from .beyond import base_runs, beyond_runs, report_beyond
 from .why import report_why, why_runs
+from .rows import check_frames, check_test
 from .trial import REPLICATES, report_trial, trial_runs
 from .tables import fold_table, frame_markdown, save_table, table1, table2, table_markdown, table_notes
 from .verdicts import verdict_table, verdicts
@@ -127,9 +128,12 @@ def _integers(
 def _shared_recipe(
     preset:str, # See `recipe`
     change:str, # As in `--change`
+    ablate:bool=False,
 ): # `Recipe`
     "Return the recipe that all runs of a table share"
     changes = parse_changes(change)
+    if not ablate and changes.get('class_set', 8) != 8: raise InputError(f'--change class_set={changes["class_set"]}: '
+        "a table has the paper's 8 classes; leave it out, or train single runs (cwcl_train)")
     own = sorted(set(changes) & {'method', 'stage', 'budget', 'fold', 'seed'})
     cure = 'the table sets this itself; --folds and --seeds choose among its runs'
     if own: raise InputError(f'--change {", ".join(own)}: {cure}')
@@ -177,10 +181,12 @@ def _report_trial(
     runs:list, # Of `Run`
     results:dict, # Key to result
     out, # Folder for CSV
+    home=None, # Folder of the kit's results, if the runs are the kit's
+    **changes, # Fields of the recipes that differ
 ):
     "Print a table of the trial, and write it"
     if table == 'beyond': report_beyond(runs, results, out)
-    elif table == 'why': report_why(runs, results, out)
+    elif table == 'why': report_why(runs, results, out, home, **changes)
     else: report_trial(results, out, table)
 
 def _check_table(
@@ -234,27 +240,28 @@ def cwcl_table(
     if data and not Path(data).exists(): raise InputError(f'--data {data}: no such folder or zip')
     if no_phases: phases,change = without_phases(phases, change)
     yours = load_methods(With) if With else []
-    r = _shared_recipe(preset, change)
+    r = _shared_recipe(preset, change, ablate)
     home = kit_results(preset) if preset in ('study', 'trial') and not (data or change or out) else None
     out = Path(out or f'runs/{preset}')
     get_frames = cache(lambda: frame_table(data or embedded_frames(preset), phases, r.min_pixels, progress=True))
-    which = _integers(folds, 'folds')
+    which,more = _integers(folds, 'folds'),_integers(seeds, 'seeds')
     counts = frame_counts(home) if home and ablate else {}
     if ablate and not set(which) <= set(counts): counts = fold_parts(get_frames(), r, which)
-    runs,pairs = _wanted_runs(name, r, which, _integers(seeds, 'seeds'), counts, methods, yours,
-        parse_changes(change))
+    runs,pairs = _wanted_runs(name, r, which, more, counts, methods, yours, parse_changes(change))
     folders = [o for o in (home, out) if o]
     results = find_results(runs, folders)
+    if data and results: check_frames(results, get_frames())
     todo = [o for o in runs if o.key not in results]
     if todo and not show:
         here = cluster == 'local'
         options = dict(partition=partition, gpus=0 if device == 'cpu' else gpus, timeout=timeout, resubmit=resubmit)
         if With: options['methods'] = [With]
         on = str(check_device(device if here else None))
+        check_test(get_frames())
         check_runs(todo, get_frames(), on if here else 'cuda')
         _confirm(todo, len(runs), out, get_frames(), jobs, on, yes, here)
         _do_missing(todo, out, data or embedded_frames(preset), phases, jobs, cluster, device, **options)
         results |= find_results(todo, folders)
-    if ablate: report_ablation(pairs, results, out)
-    elif name in TRIALS: _report_trial(name, runs, results, out)
+    if ablate: report_ablation(pairs, results | find_results(base_seeds(pairs, more), folders), out)
+    elif name in TRIALS: _report_trial(name, runs, results, out, home, **parse_changes(change))
     else: _report_table(name, runs, results, out, per_fold)

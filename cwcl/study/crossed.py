@@ -21,6 +21,8 @@ def mean_squares(
     return runs, patients, (interaction(d)**2).sum((-2, -1))/((r-1)*(v-1))
 
 # %% ../../nbs/49c_study.crossed.ipynb #f73e35cb
+_FEW = 5
+
 def _standard_error(d): # `(...,R,V)` -> (standard error of the mean, degrees of freedom)
     "Estimate how far the mean of a crossed table would move with other runs and other patients"
     r,v = d.shape[-2:]
@@ -30,6 +32,7 @@ def _standard_error(d): # `(...,R,V)` -> (standard error of the mean, degrees of
     squares = runs**2/(r-1) + patients**2/(v-1) + rest**2/((r-1)*(v-1))
     df = both**2/np.where(squares > 0, squares, 1)
     df = np.select([both >= most, runs >= patients], [df, r-1], v-1)
+    if min(r, v) < _FEW: df = np.minimum(df, min(r, v) - 1)
     return np.sqrt(most/(r*v)),np.maximum(df, 1)
 
 def crossed_interval(

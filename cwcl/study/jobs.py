@@ -9,6 +9,7 @@ __all__ = ['kinds', 'largest_step', 'sharing', 'estimate', 'say_estimate', 'Epoc
 # %% ../../nbs/51b_study.jobs.ipynb #2211db07
 import json, os, shutil, subprocess, time, torch
 import pandas as pd
+from contextlib import suppress
 from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
@@ -180,6 +181,11 @@ def _requeued(jobs)->bool: # Of submitit, all said to have ended -> whether Slur
     return bool(subprocess.run(asked, capture_output=True, text=True).stdout.strip())
 
 # %% ../../nbs/51b_study.jobs.ipynb #708c6bb1
+def _written_down(locks): # Folder -> what `Watch` has written there
+    "Yield how far the runs are; a file that is just being written is looked at the next time"
+    for f in locks.glob('[!.]*.json'):
+        with suppress(OSError, ValueError): yield json.loads(f.read_text())
+
 def run_jobs(
     runs:list, # Of `Run`
     folder, # Of the study
@@ -202,8 +208,8 @@ def run_jobs(
         raise InputError(f'the cluster does not take the job: {str(e).strip().splitlines()[-1]}') from None
     while True:
         ended = all(o.done() for o in started) and not _requeued(started)
-        for f in (folder/'locks').glob('*.json'):
-            if seen: seen(json.loads(f.read_text()))
+        for now in _written_down(folder/'locks'):
+            if seen: seen(now)
         if ended: break
         time.sleep(poll)
     shutil.rmtree(folder/'frames', ignore_errors=True)

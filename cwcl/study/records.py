@@ -57,7 +57,8 @@ def read_results(
     "Read every finished run of a folder"
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f'{folder}: no such folder of results')
-    files = [o for o in sorted(folder.iterdir()) if o.suffix == '.json' or (o/'metrics.json').exists()]
+    whole = (o for o in sorted(folder.iterdir()) if o.name[0] != '.') # Not one that is just being written
+    files = [o for o in whole if o.suffix == '.json' or (o/'metrics.json').exists()]
     return {o['key']: o for o in map(read_result, files)}
 
 # %% ../../nbs/49b_study.records.ipynb #656960ea

@@ -40,6 +40,8 @@ def patient_values(
     rows = []
     for o in results:
         r = o['recipe']
+        if not o.get('test'): raise InputError(f'{o.get("key", method_name(r))}: has no test scores; '
+            'run it on data that has masks of the test videos')
         videos = video_confusion(o['test'])
         new = {k: v for k,v in videos.items() if len(k) > len('video12')}
         found = clip_values(dict(class_iou=o['test']['class_iou'], clips=new or videos), measure)
@@ -67,7 +69,7 @@ def trial_recipe(
     fields = {}
     if method == 'simclr': fields['projection'] = r.projection if 'projection' in changes else 'linear'
     own = r.labelled if stage == 'joint' else 0
-    if r.views == 2: fields['batch'] = (ROWS - own)//2
+    if r.views == 2: fields['batch'] = (r.batch - own)//2
     r = replace(r, **fields)
     fields['epochs'] = changes.get('epochs') or round(STEPS/steps_per_epoch(r, (class_pool(), 0)))
     return replace(r, **fields)
@@ -127,6 +129,8 @@ def trial_verdicts(
     "Judge which claims hold on new patients, do not hold, or are inconclusive"
     results = list(results.values() if isinstance(results, dict) else results)
     values = {m: patient_values(results, m) for m in {p.measure for c in claims for p in c.parts}}
+    new = any(len(v) > len('video12') for o in values.values() for v in o.patient.unique())
+    place,kind = ('on new patients', 'patients') if new else ('on these two test videos', 'videos')
     def interval(p, a):
         got = trial_interval(values[p.measure], p, a)
         return dict(got, low=np.nan, high=np.nan) if got['why'] else got # No verdict before all runs are there
@@ -134,9 +138,9 @@ def trial_verdicts(
     def ahead(p):
         d = differences(values[p.measure], p)
         d = d.mean(0) if len(d) else d
-        return f'higher in {(d > 0).sum()} of {(~np.isnan(d)).sum()} patients'
-    def where(p): return 'On new patients'
-    return pd.DataFrame([o for c in claims for o in claim_rows(c, interval, ahead, where, alpha, 'on new patients')])
+        return f'higher in {(d > 0).sum()} of {(~np.isnan(d)).sum()} {kind}'
+    def where(p): return place.capitalize()
+    return pd.DataFrame([o for c in claims for o in claim_rows(c, interval, ahead, where, alpha, place)])
 
 # %% ../../nbs/52d_study.trial.ipynb #aad7bd7e
 def invented_trial(
@@ -226,7 +230,7 @@ def deciding_table(
         row = dict(a=o.a, b=o.b, masks=o.budget, gain=got['estimate'], low=got['low'], high=got['high'], p=p)
         rows.append(row | dict(plan_low=plan['low'], plan_high=plan['high'], runs=got['note'], whole=not got['why']))
     t = pd.DataFrame(rows)
-    t['p'] = holm(t.p.fillna(1))
+    t['p'] = np.where(t.whole, holm(t.p.fillna(1)), np.nan)
     t['reads'] = [_reads(o.low, o.high, o.p) if o.whole else 'runs are missing' for o in t.itertuples()]
     return t.drop(columns='whole')
 

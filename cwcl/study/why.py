@@ -24,7 +24,7 @@ from .beyond import BEYOND_ROWS, CONTROL, BeyondRow, base_runs, beyond_aims, bey
 from .beyond import gain, named_results
 from .crossed import crossed_interval
 from .grid import TABLE_METHODS, Run
-from .kit import find_results, kit_results
+from .kit import find_results
 from .measures import BUDGETS
 from .tables import frame_markdown
 from .trial import REPLICATES, cell_table, patient_values, trial_recipe
@@ -83,10 +83,11 @@ def _retests(runs, wanted, what): # Of `Run`; (row, share of masks) of some; suc
 
 def filter_runs(
     replicates=range(REPLICATES),
+    **changes, # Fields of all recipes that differ
 )->dict: # A `Run` to the run with 1 % of the masks whose network it tests
     "List the tests with a filter"
     wanted = [(o.base, .01) for o in FILTER_ROWS]
-    return _retests(base_runs(replicates) + beyond_runs(replicates), wanted, 'filtered')
+    return _retests(base_runs(replicates, **changes) + beyond_runs(replicates, **changes), wanted, 'filtered')
 
 def run_tests(
     tests:dict, # `Run` to the run whose network it tests
@@ -98,12 +99,13 @@ def run_tests(
     "Do the tests that are missing, of networks that are there"
     files = []
     for run,source in tests.items():
-        found = source.result(folder)
+        weights = Path(folder)/source.key/'model.safetensors'
         file = Path(to)/f'{run.key}.json'
+        found = source.result(folder) if weights.exists() else None
         if found is None or file.exists(): continue
         parts = split_table(table, run.recipe)[0]
         dls = cwcl_dls(parts, run.recipe, device='cpu')
-        net = load_model(Path(folder)/source.key/'model.safetensors', 'cpu')
+        net = load_model(weights, 'cpu')
         rows = parts[parts.part == 'test']
         if more is not None: rows = pd.concat([rows, more], ignore_index=True)
         videos = tested_videos(net, dls, rows, told=more is None)
@@ -118,11 +120,12 @@ FRESH = tuple(f'video{k}{o[-2:]}' for k in (10, 11) for o in COUNTS.index)
 
 def fresh_tests(
     replicates=range(REPLICATES),
+    **changes, # Fields of all recipes that differ
 )->dict: # A `Run` to the run whose network it tests
     "List the tests of the aims on fresh patients"
     at_one = *TABLE_METHODS['table1'], 'control', 'control-x4', 'sum', 'teacher', 'teacher-all-classes'
     wanted = [('random', .1), *((k, .01) for k in at_one)]
-    return _retests(base_runs(replicates) + beyond_runs(replicates), wanted, 'fresh')
+    return _retests(base_runs(replicates, **changes) + beyond_runs(replicates, **changes), wanted, 'fresh')
 
 def fresh_aims(
     results:dict, # Key to result
@@ -158,10 +161,11 @@ def second_runs(
 
 def tissue_tests(
     replicates=range(REPLICATES),
+    **changes, # Fields of all recipes that differ
 )->dict: # A `Run` to the run whose network it tests
     "List the tests on thirteen patients with connective tissue"
     wanted = [(k, .1) for k in ('random', 'dcl+cls', 'no-tissue', 'tissue-random', 'tissue-dcl+cls')]
-    return _retests(why_runs(replicates) + second_runs(replicates), wanted, '13')
+    return _retests(why_runs(replicates, **changes) + second_runs(replicates, **changes), wanted, '13')
 
 # %% ../../nbs/52f_study.why.ipynb #adc404f6
 def tissue_table(
@@ -197,12 +201,12 @@ def report_why(
     runs:list, # Of `Run`, from `why_runs`
     results:dict, # Key to result
     out, # Folder for the table, as CSV
+    home=None, # Folder of the kit's results, if the runs are the kit's
+    **changes, # Fields of all recipes that differ
 ):
-    "Print the three experiments, and write them; those beside its runs are taken from the kit's results"
-    tests = filter_runs()
-    tissue = tissue_tests()
-    fresh = fresh_tests()
-    folders = [o for o in (kit_results('trial'), out) if o]
+    "Print the three experiments, and write them; tests of finished networks are looked for beside the runs"
+    tests,tissue,fresh = (f(**changes) for f in (filter_runs, tissue_tests, fresh_tests))
+    folders = [o for o in (home, out) if o]
     more = [*tests, *(o for o in tests.values() if o.table == 'beyond')]
     t = why_table([*runs, *more], results | find_results(more, folders))
     if not len(t): raise InputError('why: no run of it is done')

@@ -318,9 +318,9 @@ def check_recipe(r): # `Recipe`
     if r.stage not in own.stages:
         raise InputError(f'stage={r.stage!r} with method={r.method!r}: {own.label} has no such stage; '
             f'choose stage={own.stages[0]!r}')
-    if r.views < own.fields.get('views', 1):
-        raise InputError(f'method={r.method!r} with views={r.views}: it compares two views; choose views=2 '
-            '(method_recipe sets this and the rest)')
+    _check_views(r, own)
+    if r.deterministic and r.up == 'bilinear': raise InputError("deterministic=True with up='bilinear': on a GPU its "
+        "gradient is added up in any order; choose up='transpose'")
 
 # %% ../nbs/00_core.ipynb #49603d91
 def _check_encoder(r):
@@ -344,6 +344,16 @@ def _check_masked(r):
     for k,(v,why) in allowed.items():
         found = getattr(r, k)
         if found != v: raise InputError(f"{k}={found!r} with method='masked': {why}; choose {k}={v!r}")
+
+def _check_views(r, own): # Recipe, its `Method`
+    "Raise `InputError` if a method that compares views cannot train with these fields"
+    given = f'method={r.method!r} with goals {", ".join(own.goals)}'
+    if r.views < own.fields.get('views', 1) or 'simclr' in own.goals and r.views < 2:
+        raise InputError(f'{given} and views={r.views}: it compares two views; choose views=2 '
+            '(method_recipe sets this and the rest; a method of yours brings fields=dict(views=2))')
+    if {'simclr', 'dcl'} <= set(own.goals): raise InputError(f'{given}: one contrast at a time; choose dcl or simclr')
+    if {'simclr', 'cls'} <= set(own.goals) and r.strong: raise InputError(f'{given} and strong=True: the views have no '
+        'presence head; choose strong=False')
 
 # %% ../nbs/00_core.ipynb #cf23b9d3
 def goals(r:Recipe)->set: # Of seg, dcl, cls, simclr and byol, or the name of a method that brings a loss of its own

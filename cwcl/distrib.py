@@ -61,6 +61,8 @@ def joined(
     signal.signal(signal.SIGTERM, _on_terminate)
     try: yield device
     except RuntimeError as e:
+        if 'Duplicate GPU' in str(e): raise InputError('two processes have the same GPU, and each needs one; give '
+            '--nproc_per_node no more than there are GPUs') from None
         lost = any(o in str(e) for o in ('gloo', 'NCCL', 'Connection', 'ProcessGroup'))
         if not lost or isinstance(e, torch.cuda.OutOfMemoryError): raise
         if ranks()[0] == 0: signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -68,7 +68,11 @@ class FrameAccumulation(GradientAccumulation):
     def before_step(self):
         self.count += 1
         self.learn.loss_grad = self.loss_grad*self.batches
-        if self.count % self.batches: raise CancelBatchException
+        rest = self.count % self.batches
+        if rest and self.iter < self.n_iter-1: raise CancelBatchException
+        self.count = 0
+        for p in self.model.parameters():
+            if rest and p.grad is not None: p.grad.mul_(self.batches/rest)
 
 # %% ../nbs/30_learner.ipynb #abe24112
 class LossGraph(ShowGraphCallback):

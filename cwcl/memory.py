@@ -166,7 +166,8 @@ def _lighter(r): # -> fields to change, the mildest first
     half = {} if r.precision in ('bf16', 'fp16') else dict(precision='bf16')
     again = {**half, **({} if r.recompute else dict(recompute=True))}
     most = r.labelled if 'seg' in goals(r) else r.batch
-    chunks = [] if 'byol' in goals(r) else [{**again, 'chunks': k} for k in (2, 4, 8) if r.chunks < k <= most]
+    whole = goals(r) & {'byol', 'masked'} or r.teacher or r.absent # Their batches cannot be cut
+    chunks = [] if whole else [{**again, 'chunks': k} for k in (2, 4, 8) if r.chunks < k <= most]
     return [o for o in (half, again, *chunks) if o]
 
 def _as_change(changes): return '--change ' + ','.join(f'{k}={v}' for k,v in changes.items())

@@ -42,14 +42,14 @@ class LossTerms(Callback):
     task = dict(gdl='seg', focal='seg', presence='cls', dcl='dcl', lonely='dcl', nt_xent='simclr', byol='byol',
         masked='masked')
     def before_fit(self):
-        self.sums = {}
-        self.n = 0
+        self.sums,self.steps = {},{}
     def before_train(self): self.before_fit()
     def after_loss(self):
         if not self.training: return
-        for k,v in self.loss_func.terms.items(): self.sums[k] = self.sums.get(k, 0) + v
-        self.n += 1
-    def mean(self, name): return float(self.sums[name])/self.n if name in self.sums else None
+        for k,v in self.loss_func.terms.items():
+            self.sums[k] = self.sums.get(k, 0) + v
+            self.steps[k] = self.steps.get(k, 0) + 1
+    def mean(self, name): return float(self.sums[name])/self.steps[name] if name in self.sums else None
     def columns(self, r, cbs=()): # Recipe, callbacks with `columns` of their own
         task = dict(self.task)
         if find_method(r.method).loss: task[r.method] = r.method

@@ -10,7 +10,7 @@ __all__ = ['parse_changes', 'field_help', 'with_field_help', 'given_recipe', 'wi
 import ast, json, re, pandas as pd
 from dataclasses import fields, replace
 from pathlib import Path
-from .core import CHOICES, LIMITS, InputError, Recipe, recipe
+from .core import CHOICES, LIMITS, InputError, Recipe, find_method, recipe
 from .data.own import own_classes, own_split, own_table
 from .methods import METHODS
 
@@ -71,7 +71,14 @@ def given_recipe(
         found = json.loads(text)
     except (ValueError, RecursionError) as e: raise InputError(f'--recipe {file}: not JSON ({e})') from None
     if isinstance(found, dict) and isinstance(found.get('recipe'), dict): text = json.dumps(found['recipe'])
-    return replace(Recipe.from_json(text, file), **changes)
+    r = Recipe.from_json(text, file)
+    method = changes.get('method', r.method)
+    if method == r.method: return replace(r, **changes)
+    brought = find_method(method).fields | changes
+    left = [k for k in find_method(r.method).fields if k not in brought]
+    if left: raise InputError(f'--recipe {file} is of {r.method}, which sets {", ".join(left)}; for {method} give the '
+        f'recipe of another method, or say --change {left[0]}=...')
+    return replace(r, **brought)
 
 # %% ../nbs/33c_options.ipynb #69f41903
 def without_phases(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import noop
 from .core import InputError, Recipe, data_file, goals, ranks
-from .data.controls import controlled
+from .data.controls import controlled, set_controls
 from .data.folders import data_root
 from .data.labels import class_set
 from .data.own import own_remarks, own_split
@@ -30,10 +30,13 @@ def split_table(
 )->tuple: # (table with the columns part and labelled, recipe that fits its size)
     "Assign each frame to training, validation or test"
     if split not in ('fold', 'none'): raise InputError(f'split={split!r}: choose fold or none')
-    if split == 'fold' and 'part' in table: return table,r
+    if split == 'fold' and 'part' in table: return controlled(table, r),r
     if split == 'fold':
         by_video = own_split if 'source' in table else split_frames
         return controlled(by_video(table, r), r),r
+    own = set_controls(r)
+    if own: raise InputError(f'{own[0]}={getattr(r, own[0])!r} with split={split!r}: a control needs training and test '
+        'apart; leave one of the two out')
     masked = table[table['mask'] != '']
     if not len(masked): raise InputError(f'none of {len(table)} frames has a mask: nothing to overfit')
     n = len(masked)

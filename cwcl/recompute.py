@@ -22,9 +22,9 @@ def frozen_running_stats(
     "Let batch norm normalize by the batch as usual but not remember it"
     norms = [(o, o.momentum, o.num_batches_tracked) for o in _batch_norms(net)]
     try:
-        for o,*_ in norms:
+        for o,_,n in norms:
             o.momentum = 0.
-            o.num_batches_tracked = None
+            if n is not None: o.num_batches_tracked = n.clone() # To count in; some norms ask that it be there
         yield
     finally:
         for o,momentum,n in norms:

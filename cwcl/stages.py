@@ -18,7 +18,7 @@ from .data.augment import SegAugment
 from .data.cholec import frame_table
 from .data.streams import cwcl_dls
 from .learner import check_precision
-from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, split_table
+from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, sole_writer, split_table
 from .tasks import CWCLNet
 from .train import run_facts, train_learner, train_run, write_metrics
 from .whole import write_text
@@ -66,15 +66,15 @@ def pretrain_run(
     table,_ = split_table(table, r)
     check_phases(table, r)
     check_precision(r.precision, device)
-    with rank0_first() as first:
-        if first: write_text(claim_folder(out)/'recipe.json', r.to_json(), sync=True)
-    out = Path(out)
-    learn,log = train_learner(r, table, out, device, progress, make=find_method(r.method).make, cbs=cbs)
-    facts = run_facts(learn, log, table, run_remarks(table, r, 'fold'))
-    if r.refresh_bn: refresh_averages(learn.model.encoder, table, r, learn.dls.device)
-    with rank0_first() as first:
-        if first: _finish(out, learn, r, licence_of(data, table), facts, start)
-    return json.loads((out/'metrics.json').read_text())
+    with sole_writer(out) as out:
+        with rank0_first() as first:
+            if first: write_text(claim_folder(out)/'recipe.json', r.to_json(), sync=True)
+        learn,log = train_learner(r, table, out, device, progress, make=find_method(r.method).make, cbs=cbs)
+        facts = run_facts(learn, log, table, run_remarks(table, r, 'fold'))
+        if r.refresh_bn: refresh_averages(learn.model.encoder, table, r, learn.dls.device)
+        with rank0_first() as first:
+            if first: _finish(out, learn, r, licence_of(data, table), facts, start)
+        return json.loads((out/'metrics.json').read_text())
 
 # %% ../nbs/42_stages.ipynb #98ba01f6
 def ready_encoder(

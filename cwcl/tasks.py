@@ -75,7 +75,10 @@ def unreached(self:CWCLNet)->list: # Modules
     own = find_method(r.method)
     free = own.loss is not None and own.name in trained # A loss of its own may look at anything
     used = dict(decoder='seg' in trained, msph=alpha or beta or free, presence_head=alpha or free)
-    return [getattr(self, k) for k,v in used.items() if not v]
+    out = [getattr(self, k) for k,v in used.items() if not v]
+    by_heads = 'seg' not in trained and trained <= {'dcl', 'cls', 'simclr', own.name}
+    deep = self.encoder.levels[self.levels.stop:] if by_heads and r.encoder == 'unet' else []
+    return [*out, *deep]
 
 # %% ../nbs/28_tasks.ipynb #5a48010c
 @patch
@@ -270,7 +273,10 @@ def weighted_terms(self:CWCLLoss,
         region_term = import_module('cwcl.beyond.positives').region_term
         terms['regions'] = (r.regions, region_term(r, out[0].shape[1], out[3], mask, ids))
     own = find_method(r.method)
-    if own.loss and own.name in goals(r): terms[own.name] = (r.beta, own.loss(r, out[:3], mask, presence, ids))
+    if own.loss and own.name in goals(r):
+        value = own.loss(r, out[:3], mask, presence, ids)
+        if not isinstance(value, Tensor): value = torch.tensor(float(value), device=presence.device) # No pair, no loss
+        terms[own.name] = r.beta,value
     return terms
 
 # %% ../nbs/28_tasks.ipynb #405ea228

@@ -314,7 +314,7 @@ def test_a_method_of_ones_own_may_have_it(monkeypatch):
     for k in ('mine', 'both'): monkeypatch.setitem(METHODS, k, None) # Gone again afterwards
     register_method('mine', loss=lambda *a: 0, goals=('dcl',))
     assert recipe('smoke', method='mine', bank=8).bank == 8
-    register_method('both', loss=lambda *a: 0, goals=('dcl', 'simclr'))
+    register_method('both', loss=lambda *a: 0, goals=('dcl', 'simclr'), fields=dict(views=2))
     with pytest.raises(InputError, match='compares no frames'): recipe('smoke', method='both', bank=8)
 
 @pytest.mark.parametrize('size', [0, 5])

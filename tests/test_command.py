@@ -126,12 +126,14 @@ def test_an_ablation_is_compared_with_all_seeds_of_its_bases(tmp_path, monkeypat
 def test_results_of_other_data_are_not_taken_for_these(tmp_path, table, scenes, monkeypatch):
     digest,counts = frames_digest(table),table.video.value_counts().to_dict()
     check_frames(dict(a=dict(frames=counts, data_digest=digest), old=dict(frames=counts)), table)
-    with pytest.raises(InputError, match='old: made from 2 other frames'): check_frames(dict(old=dict(frames=dict(a=2))), table)
+    made = dict(a=dict(frames=counts, data_digest=digest))
+    with pytest.raises(InputError, match='old: made from 2 other frames'):
+        check_frames(dict(old=dict(frames=dict(a=2))), table)
     phase,label = table.phase.copy(),table.liver.copy()
     phase.iloc[3] += 1
     label.iloc[5] ^= True
     for other in (table.assign(phase=phase), table.assign(liver=label), table.iloc[::-1]):
-        with pytest.raises(InputError, match='a: made from'): check_frames(dict(a=dict(frames=counts, data_digest=digest)), other)
+        with pytest.raises(InputError, match='a: made from'): check_frames(made, other)
     assert frames_digest(table.assign(part='train', labelled=True)) == digest
 
 def test_a_table_needs_masks_of_its_test(tmp_path, scenes):

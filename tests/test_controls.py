@@ -1,10 +1,14 @@
 "Controls for class labels: label sets of other clips, a class that no label names, masks for whole clips"
 import numpy as np, pandas as pd, pytest
+from dataclasses import replace
 from fastcore.script import CliError
+from PIL import Image
 from cwcl.core import InputError, recipe
 from cwcl.data.controls import controlled, other_rows, permuted_labels, whole_clips, withheld_label
 from cwcl.data.labels import CLASSES
 from cwcl.data.splits import split_frames
+from cwcl.options import own_frames
+from cwcl.ready import split_table
 from cwcl.train import cwcl_train
 
 NAMES = list(CLASSES.name)
@@ -74,3 +78,33 @@ def test_a_wrong_class_stops_before_the_first_step(scenes, tmp_path):
     call = dict(data=str(scenes), preset='smoke', out=str(tmp_path/'o'), device='cpu')
     with pytest.raises(CliError, match="withheld='spleen'"): cwcl_train(**call, change='withheld=spleen')
     with pytest.raises(CliError, match='label_sets'): cwcl_train(**call, change='label_sets=none')
+
+def test_controls_reach_data_of_ones_own(home, tmp_path):
+    "By the command, whose table comes with its parts"
+    own = dict(frames=home/'frames', masks=home/'masks', classes=None, videos=None, labels=None, valid='b', test=None)
+    def made(**changes):
+        r = recipe('smoke', class_set='bed=0, tool=1', use_phase=False, budget=1., **changes)
+        t = own_frames(own, None, r, tmp_path, 'fold')
+        return split_table(t, r)[0],r
+    plain,_ = made()
+    assert plain.tool.any()
+    t,r = made(withheld='tool')
+    assert not t.tool.any()
+    with pytest.raises(InputError, match="withheld='spleen'"): made(withheld='spleen')
+    t,r = made(label_sets='shuffled')
+    assert not t.tool.equals(plain.tool) and split_table(t, r)[0].equals(t), 'once, not twice'
+    with pytest.raises(InputError, match="withheld='tool' with split='none'"):
+        split_table(plain, replace(r, withheld='tool', label_sets='own'), 'none')
+
+@pytest.fixture
+def home(tmp_path):
+    "Two videos of eight frames, a tool in some"
+    rng = np.random.default_rng(0)
+    for v in 'ab':
+        for k in range(8):
+            mask = np.zeros((20, 30), np.uint8)
+            mask[5:15, 5:15] = rng.random() < .5
+            for kind,o in dict(frames=rng.integers(0, 255, (20, 30, 3), dtype=np.uint8), masks=mask).items():
+                (tmp_path/kind/v).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(o).save(tmp_path/kind/v/f'{k}.png')
+    return tmp_path

@@ -5,8 +5,8 @@ from dataclasses import replace
 from torch.profiler import ProfilerActivity, profile
 from cwcl.baselines.byol import BYOLLoss, BYOLNet
 from cwcl.core import InputError, recipe
-from cwcl.cost import _sample, run_cost, run_seconds, say_device, step_seconds
-from cwcl.memory import GiB, check_memory, one_step, random_batch, saved_bytes, step_bytes
+from cwcl.cost import _sample, run_cost, run_seconds, say_device, share_of_step, step_seconds
+from cwcl.memory import GiB, check_memory, one_step, random_batch, saved_bytes, say_bytes, step_bytes
 from pages import root
 
 def real_bytes(r):
@@ -82,6 +82,25 @@ def test_a_card_of_8_24_or_80_gib(monkeypatch, change, free, says):
     if found := re.search(r'precision=(\w+),batch=(\d+),labelled=(\d+)', said[-1]):
         smaller = replace(r, precision=found[1], batch=int(found[2]), labelled=int(found[3]))
         assert .8*free*GiB < step_bytes(smaller) <= free*GiB
+
+def test_each_gpu_holds_its_part_of_a_batch(monkeypatch):
+    "As lesson 32 says: a run on eight cards is for a batch that does not fit on one"
+    r = recipe('paper')
+    part = share_of_step(r, 8)
+    assert (part.batch, part.labelled) == (25, 8) and share_of_step(r, 1) == r
+    assert share_of_step(recipe('paper', batch=3, labelled=2, chunks=2), 2).chunks == 1
+    assert share_of_step(recipe('smoke', batch=2, labelled=1, average=.9, teacher=1.), 2).batch == 2, 'one has no mask'
+    monkeypatch.setattr('cwcl.cost.ranks', lambda: (0, 8))
+    monkeypatch.setattr('torch.cuda.get_device_name', lambda device: 'a card')
+    assert 'needs 20' in lines(monkeypatch, r, 12)[1], 'on the CPU the processes share the memory'
+    need = say_bytes(step_bytes(part))
+    assert lines(monkeypatch, r, 12, 'cuda:0')[1] == f'memory: at least {need} for a training step'
+
+@pytest.mark.parametrize('change', [dict(method='masked'), dict(average=.99, teacher=1.), dict(absent=.1)])
+def test_nobody_is_advised_what_a_recipe_cannot_have(change):
+    r = recipe('paper', **change)
+    says = 'cuda:0: a step of .* needs 30.0 GiB, 0.5 GiB are free; --change prec.* would fit'
+    with pytest.raises(InputError, match=says): check_memory(r, 30*GiB, .5*GiB, 'cuda:0')
 
 def test_processes_share_a_card():
     r = recipe('smoke')

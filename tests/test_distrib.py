@@ -9,10 +9,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
 from fastcore.script import CliError
-from cwcl.core import InputError, default_device, find_method, method_recipe, ranks, recipe, set_seed
+from cwcl.core import InputError, default_device, find_method, method_recipe, ranks, recipe, set_seed, usable_cores
 from cwcl.cost import step_seconds
 from cwcl.data.cholec import frame_table
-from cwcl.data.files import usable_cores
 from cwcl.data.labels import class_set
 from cwcl.data.splits import split_frames
 from cwcl.data.store import FrameStore
@@ -21,6 +20,7 @@ from cwcl.distrib import GatheredLoss, check_ranks, join_ranks, joined, synced
 from cwcl.memory import one_step
 from cwcl.methods import register_method
 from cwcl.parts import part_of
+from cwcl.recompute import frozen_running_stats
 from cwcl.resume import ResumeCallback
 from cwcl.study.command import cwcl_table
 from cwcl.tasks import CWCLNet
@@ -368,6 +368,30 @@ def test_batch_norm_is_synchronized_on_gpus_alone():
     assert not any(isinstance(o, nn.SyncBatchNorm) for o in synced(net, 'cpu', False).modules())
     assert any(isinstance(o, nn.SyncBatchNorm) for o in synced(net, 'cuda').modules())
     with pytest.raises(InputError, match="norm='group'"): replace(TINY, sync_bn=True)
+
+def test_synchronized_norms_may_be_frozen():
+    "PyTorch's norm for several GPUs asks that its count of batches be there"
+    norm = nn.SyncBatchNorm(3)
+    with frozen_running_stats(norm):
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked += 1
+    assert norm.num_batches_tracked == 0
+
+def test_two_processes_on_one_gpu_are_told_so(monkeypatch):
+    monkeypatch.setattr('cwcl.distrib.join_ranks', lambda device: device)
+    monkeypatch.setattr('cwcl.distrib.ranks', lambda: (1, 2))
+    monkeypatch.setattr('signal.signal', lambda *a: None)
+    with pytest.raises(InputError, match='two processes have the same GPU'), joined('cuda'):
+        raise RuntimeError('NCCL error: Duplicate GPU detected : rank 1 and rank 0')
+
+def test_levels_below_the_deepest_head_have_no_gradient_to_wait_for():
+    for skip,want in ((0, [True]*5), (1, [True]*4 + [False])):
+        net = CWCLNet(recipe('smoke', method='dcl', stage='pretrain', skip=skip, scales=2))
+        assert [all(p.requires_grad for p in o.parameters()) for o in net.encoder.levels] == want
+        net.n_labelled = 0
+        loss = sum(z.sum() for z in net(torch.rand(2, 3, 64, 64))[2])
+        loss.backward()
+        assert all((p.grad is not None) == p.requires_grad for p in net.encoder.parameters())
 
 def test_a_process_alone_meets_nobody(tiny, alone):
     with joined('cpu') as device: assert device == 'cpu' and ranks() == (0, 1)

@@ -282,3 +282,10 @@ def test_work_is_counted_without_moving_the_generators():
     state = torch.get_rng_state()
     r = recipe('smoke', encoder='timm:convnext_atto')
     assert step_flops(r) == step_flops(r) > 0 and torch.equal(state, torch.get_rng_state())
+
+def test_class_means_are_compared_in_its_decoder_too(stand_in):
+    r = recipe('smoke', encoder='timm:any', scales=2, regions=.1)
+    net = CWCLNet(r)
+    net.n_labelled = 2
+    logits,_,_,maps = net(torch.rand(3, 3, 64, 64))
+    assert logits.shape[:1] == maps.shape[:1] == (2,) and logits.shape[-2:] == maps.shape[-2:]

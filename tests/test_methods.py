@@ -1,8 +1,12 @@
 "Methods: registered once, known everywhere; a stranger's file goes through table, verdicts and chart."
 import json, subprocess, sys, numpy as np, pytest
 from pathlib import Path
+from dataclasses import replace
 from cwcl.core import METHODS, InputError, Recipe, goals, method_recipe, recipe
+from cwcl.data.streams import cwcl_dls
 from cwcl.methods import OUR_METHODS, load_methods, register_method
+from cwcl.multitask import cwcl_learner
+from cwcl.results import epoch_log
 from cwcl.study.claims import claims_of
 from cwcl.study.command import cwcl_table
 from cwcl.study.grid import grid
@@ -145,3 +149,34 @@ def test_every_eye_tells_six_methods_of_yours_from_each_other_and_from_ours(eye)
     i,j = np.triu_indices(13, 1)
     far = apart(rgb, eye)[0]
     assert far[j >= 7].min() > 15 and len(rgb) == 13
+
+@pytest.mark.parametrize('goals,changes,says', [
+    (('simclr',), dict(views=1), 'choose views=2.*a method of yours brings'),
+    (('dcl', 'simclr'), dict(views=2), 'one contrast at a time'),
+    (('cls', 'simclr'), dict(views=2, strong=True), 'choose strong=False')])
+def test_goals_that_do_not_go_together_are_refused(monkeypatch, goals, changes, says):
+    monkeypatch.setitem(METHODS, 'mine', None)
+    register_method('mine', goals=goals)
+    with pytest.raises(InputError, match=says): recipe('smoke', method='mine', **changes)
+
+def test_a_loss_of_ones_own_may_be_a_number(monkeypatch, table, smoke):
+    "Such as 0., where a batch holds no pair"
+    monkeypatch.setitem(METHODS, 'mine', None)
+    register_method('mine', loss=lambda *a: 0., goals=('cls',))
+    r = replace(smoke, method='mine', epochs=1)
+    learn = cwcl_learner(cwcl_dls(table, r, device='cpu'), 'mine', r)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert epoch_log(learn).mine.tolist() == [0]
+
+def test_another_method_of_a_recipe_brings_its_fields(tmp_path):
+    from cwcl.train import given_recipe
+    file = tmp_path/'recipe.json'
+    file.write_text(recipe('smoke', method='dcl').to_json())
+    got = given_recipe(file, 'demo', dict(method='simclr'))
+    assert (got.views, got.scales, got.projection) == (2, 1, 'mlp_bn')
+    assert given_recipe(file, 'demo', dict(method='cls')) == recipe('smoke', method='cls')
+    file.write_text(recipe('smoke', method='simclr').to_json())
+    with pytest.raises(InputError, match='is of simclr, which sets views, scales, projection; for dcl give'):
+        given_recipe(file, 'demo', dict(method='dcl'))
+    given = dict(method='dcl', views=1, scales=3, projection='linear')
+    assert given_recipe(file, 'demo', given) == recipe('smoke', method='dcl')

@@ -120,13 +120,14 @@ class StemDecoder(UNetDecoder):
     def forward(self,
         feats:list, # From `TimmEncoder`: frames, then maps
         size:tuple|None=None, # Height and width of the frames
+        with_map:bool=False, # As in `UNetDecoder`
     )->Tensor: # Logits, `(N,C,*size)`
         x,*maps = feats
         made = []
         for i in range(len(self.stem)):
             x = self.run(self.stem_level, i, x)
             made.append(x)
-        return super().forward(made + maps, size)
+        return super().forward(made + maps, size, with_map)
 
     def stem_level(self, i, x): return self.stem[i](F.max_pool2d(x, 2) if i else x)
 

@@ -41,8 +41,7 @@ class LossTerms(Callback):
     order = 5
     task = dict(gdl='seg', focal='seg', presence='cls', dcl='dcl', lonely='dcl', nt_xent='simclr', byol='byol',
         masked='masked')
-    def before_fit(self):
-        self.sums,self.steps = {},{}
+    def before_fit(self): self.sums,self.steps = {},{}
     def before_train(self): self.before_fit()
     def after_loss(self):
         if not self.training: return

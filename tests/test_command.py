@@ -127,8 +127,8 @@ def test_results_of_other_data_are_not_taken_for_these(tmp_path, table, scenes, 
     digest,counts = frames_digest(table),table.video.value_counts().to_dict()
     check_frames(dict(a=dict(frames=counts, data_digest=digest), old=dict(frames=counts)), table)
     made = dict(a=dict(frames=counts, data_digest=digest))
-    with pytest.raises(InputError, match='old: made from 2 other frames'):
-        check_frames(dict(old=dict(frames=dict(a=2))), table)
+    two = dict(old=dict(frames=dict(a=2)))
+    with pytest.raises(InputError, match='old: made from 2 other frames'): check_frames(two, table)
     phase,label = table.phase.copy(),table.liver.copy()
     phase.iloc[3] += 1
     label.iloc[5] ^= True

@@ -346,7 +346,8 @@ def test_an_error_that_passes_leaves_nothing_behind(clips, tmp_path, cache, monk
 
 @pytest.mark.parametrize('workers', [-1, 0])
 def test_workers_are_counted_from_one(clips, workers):
-    assert f'workers={workers}: give 1 or more' in one_line(scan, clips, workers)
+    said = one_line(scan, clips, workers)
+    assert f'workers={workers}: give 1 or more' in said
 
 def marked(at, value):
     "What writes a byte into the header of every member, in the file and in its directory"

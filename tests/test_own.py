@@ -315,15 +315,15 @@ def test_a_file_of_phases_has_a_row_for_every_step(home, tmp_path, rows, says):
 
 def test_a_video_has_one_file_of_phases(home, tmp_path):
     for k in ('anna.txt', 'anna-phase.txt'): (tmp_path/k).write_text('frame,phase\n0,a\n')
-    with pytest.raises(InputError, match='a second file of the same video'):
-        own_table(home/'frames', home/'masks', GREY, phases=tmp_path)
+    given = home/'frames',home/'masks',GREY
+    with pytest.raises(InputError, match='a second file of the same video'): own_table(*given, phases=tmp_path)
 
 def test_a_test_needs_masks(home):
     "Or its score would be that of validation, without a word"
     t = own_table(home/'frames', home/'masks', GREY)
     bare = t.assign(mask=t['mask'].where(t.source != 'carla', ''))
-    with pytest.raises(InputError, match='carla: for the test, but without a mask'):
-        own_split(bare, small(), test='carla')
+    says = 'carla: for the test, but without a mask'
+    with pytest.raises(InputError, match=says): own_split(bare, small(), test='carla')
     assert (own_split(bare.assign(mask=t['mask'].where(t.frame > 0, '')), small(), test='carla').part == 'test').any()
 
 def test_every_how_many_th_mask_is_validated_on(home):

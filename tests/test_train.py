@@ -86,8 +86,8 @@ def test_a_second_training_stays_out(scenes, smoke, tmp_path, monkeypatch):
     out,said = tmp_path/'o',[]
     with Lease(out/'writer.lease').hold() as ours:
         assert ours
-        with pytest.raises(InputError, match='another training is writing here'):
-            train_run(smoke, scenes, out=out, tell=said.append)
+        given = dict(out=out, tell=said.append)
+        with pytest.raises(InputError, match='another training is writing here'): train_run(smoke, scenes, **given)
     assert 'waiting for a sign of life' in said[0]
     assert not list(out.iterdir())
 

@@ -46,11 +46,7 @@ def read_list(
     full = [(row + ['']*len(head))[:len(head)] for row in rows.values()]
     return pd.DataFrame(full, index=list(rows), columns=head, dtype=object)
 
-# %% ../../nbs/12a_data.lists.ipynb #135a7cc8
-def _json_value(c):
-    if 'color' not in c: return str(c['classid'])
-    return '#' + ''.join(f'{int(v):02x}' for v in c['color'])
-
+# %% ../../nbs/12a_data.lists.ipynb #e8fd3b55
 def is_background(name:str)->bool:
     "Tell whether a name means all that is not outlined"
     return name.strip(' _').lower() in ('background', 'bg')
@@ -58,6 +54,11 @@ def is_background(name:str)->bool:
 def _free(rows): # (name, value) of classes -> the first number that none of them has
     taken = {v for _,v in rows}
     return next((v for v in map(str, range(255)) if v not in taken), '0')
+
+# %% ../../nbs/12a_data.lists.ipynb #135a7cc8
+def _json_value(c):
+    if 'color' not in c: return str(c['classid'])
+    return '#' + ''.join(f'{int(v):02x}' for v in c['color'])
 
 def _json_rows(path):
     "Read rows (name, value) of the classes in a JSON file, by their places"

@@ -841,6 +841,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'cwcl.memory._as_change': ('memory.html#_as_change', 'cwcl/memory.py'),
                              'cwcl.memory._half': ('memory.html#_half', 'cwcl/memory.py'),
                              'cwcl.memory._lighter': ('memory.html#_lighter', 'cwcl/memory.py'),
+                             'cwcl.memory._may_be': ('memory.html#_may_be', 'cwcl/memory.py'),
                              'cwcl.memory._parts': ('memory.html#_parts', 'cwcl/memory.py'),
                              'cwcl.memory.advice': ('memory.html#advice', 'cwcl/memory.py'),
                              'cwcl.memory.batch_rows': ('memory.html#batch_rows', 'cwcl/memory.py'),

@@ -161,15 +161,18 @@ def memory_table(
     return {m: [need(m, p) for p in precisions] for m in METHODS}
 
 # %% ../nbs/31a_memory.ipynb #c1a413e9
+def _may_be(r, changes): # Recipe, fields -> whether a recipe can have them
+    try: return bool(replace(r, **changes))
+    except InputError: return False
+
 def _lighter(r): # -> fields to change, the mildest first
     "List what needs less memory and leaves the batch as it is"
     half = {} if r.precision in ('bf16', 'fp16') else dict(precision='bf16')
     again = {**half, **({} if r.recompute else dict(recompute=True))}
-    most = r.labelled if 'seg' in goals(r) else r.batch
-    whole = goals(r) & {'byol', 'masked'} or r.teacher or r.absent # Their batches cannot be cut
-    chunks = [] if whole else [{**again, 'chunks': k} for k in (2, 4, 8) if r.chunks < k <= most]
-    return [o for o in (half, again, *chunks) if o]
+    chunks = [{**again, 'chunks': k} for k in (2, 4, 8) if r.chunks < k]
+    return [o for o in (half, again, *chunks) if o and _may_be(r, o)]
 
+# %% ../nbs/31a_memory.ipynb #2731ea22
 def _as_change(changes): return '--change ' + ','.join(f'{k}={v}' for k,v in changes.items())
 
 def advice(

@@ -1166,6 +1166,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cwcl.study.jobs.partition_gpus': ('study.jobs.html#partition_gpus', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.run_jobs': ('study.jobs.html#run_jobs', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.say_estimate': ('study.jobs.html#say_estimate', 'cwcl/study/jobs.py'),
+                                 'cwcl.study.jobs.sbatch_options': ('study.jobs.html#sbatch_options', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.sharing': ('study.jobs.html#sharing', 'cwcl/study/jobs.py'),
                                  'cwcl.study.jobs.visible_gpus': ('study.jobs.html#visible_gpus', 'cwcl/study/jobs.py')},
             'cwcl.study.judge': { 'cwcl.study.judge._complete': ('study.judge.html#_complete', 'cwcl/study/judge.py'),

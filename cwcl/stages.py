@@ -57,6 +57,7 @@ def pretrain_run(
     out='runs/pretrain', # Results folder
     device=None, # The GPU where there is one, if `None`
     progress:bool=False, # Show bars and a row per epoch
+    tell=lambda s: None, # Called with each remark, such as `print`
     cbs=None, # More callbacks for the training
 )->dict: # What `metrics.json` holds
     "Train an encoder without masks, and leave it in a folder"
@@ -66,10 +67,11 @@ def pretrain_run(
     table,_ = split_table(table, r)
     check_phases(table, r)
     check_precision(r.precision, device)
-    with sole_writer(out) as out:
+    with sole_writer(out, tell) as out:
         with rank0_first() as first:
             if first: write_text(claim_folder(out)/'recipe.json', r.to_json(), sync=True)
-        learn,log = train_learner(r, table, out, device, progress, make=find_method(r.method).make, cbs=cbs)
+        learn,log = train_learner(r, table, out, device, progress, make=find_method(r.method).make, cbs=cbs,
+            tell=tell)
         facts = run_facts(learn, log, table, run_remarks(table, r, 'fold'))
         if r.refresh_bn: refresh_averages(learn.model.encoder, table, r, learn.dls.device)
         with rank0_first() as first:
@@ -103,5 +105,5 @@ def stages_run(
     if r.stage == 'joint': return train_run(r, data, phases, out, **given)
     first = Path(out)/'pretrain'
     done = ready_encoder(replace(r, stage='pretrain'), first)
-    if done is None: pretrain_run(r, data, phases, first, device, progress, cbs)
+    if done is None: pretrain_run(r, data, phases, first, **given)
     return train_run(r, data, phases, out, init=first/'model.safetensors', **given)

@@ -39,6 +39,7 @@ BAD = """--table 3 -> Tables 1 and 2
 --change tmep=1 -> not a field
 --change budget=0.5,temp=0.1 -> --change budget: the table sets this itself
 --data nowhere --preset smoke -> nowhere
+--sbatch mem=4G -> --sbatch mem=4G: belongs to a cluster; add --cluster slurm
 --change class_set=13 -> a table has the paper's 8 classes"""
 
 @pytest.mark.parametrize('line', BAD.splitlines())
@@ -91,7 +92,7 @@ def test_a_table_of_some_methods(tmp_path, monkeypatch, capsys):
 def test_help_names_every_option(tmp_path):
     code,out,_ = command('--help', cwd=tmp_path)
     where = 'table ablate data phases no-phases methods out preset folds seeds'
-    how = 'jobs cluster partition gpus timeout resubmit yes'
+    how = 'jobs cluster partition gpus timeout resubmit sbatch yes'
     assert not code and all(f'--{o}' in out for o in (where + ' ' + how).split())
 
 def test_every_claim_belongs_to_one_table():

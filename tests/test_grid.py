@@ -264,6 +264,15 @@ def test_gpus_of_a_job(tmp_path, monkeypatch, given, want):
     executor(tmp_path, cluster='slurm', gpus=given, partition='fast')
     assert asked['gpus_per_node'] == want and asked['slurm_partition'] == 'fast'
 
+def test_what_a_cluster_is_told_beside(tmp_path, monkeypatch):
+    "An account, the memory of a job: written into the script of submitit"
+    from submitit.slurm.slurm import SlurmExecutor
+    monkeypatch.setattr(SlurmExecutor, 'affinity', classmethod(lambda cls: 2))
+    ex = executor(tmp_path, cluster='slurm', gpus=0, sbatch='--account=surgery --mem=32G exclusive')
+    script = ex._executor._make_submission_file_text('true', 'x')
+    told = re.findall(r'^#SBATCH --(account|mem|exclusive|time)(?:=(\S+))?$', script, re.M)
+    assert sorted(told) == [('account', 'surgery'), ('exclusive', ''), ('mem', '32G'), ('time', '1440')]
+
 def test_a_job_has_time_to_begin(tmp_path, monkeypatch):
     monkeypatch.setattr('cwcl.study.jobs.submitit', SimpleNamespace(AutoExecutor=lambda **kw: None))
     with pytest.raises(InputError, match='timeout=2: .*at least 3 minutes'): executor(tmp_path, 'slurm', timeout=2)

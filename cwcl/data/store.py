@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from tqdm import tqdm
 from ..leases import Lease
-from ..core import InputError, usable_cores
+from ..core import InputError, worker_count
 from ..whole import atomic_path, write_text
 from .folders import cache_folder
 from .images import read_image, read_mask, rgb, upright
@@ -126,7 +126,7 @@ class FrameStore:
     ):
         self.classes = classes
         self.size = size
-        self.threads = threads or min(usable_cores(), 16)
+        self.threads = worker_count(threads, 16)
         self.progress = progress
         self.cache = Path(cache_dir or cache_folder())
         self.sent_to = None # GPU that does not hold them

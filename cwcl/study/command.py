@@ -228,6 +228,7 @@ def cwcl_table(
     gpus:int=None, # Of each job on a cluster; 1 where the partition has any if not given
     timeout:int=1440, # Minutes after which a job of a cluster is stopped
     resubmit:int=3, # How often such a job is submitted again
+    sbatch:str='', # Other options of Slurm for it, such as "account=surgery mem=32G"
     device:str=None, # cpu, cuda or cuda:1; a GPU where there is one if not given
     yes:store_true=False, # Start without asking
     show:store_true=False, # Print what is finished, and start nothing
@@ -237,6 +238,8 @@ def cwcl_table(
     if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise InputError('cwcl_table under torchrun: every process would do '
         'the same runs; start it alone, with --jobs')
     if jobs < 1: raise InputError(f'--jobs {jobs}: give at least 1')
+    if cluster == 'local' and (partition or sbatch): raise InputError(f'{"--sbatch" if sbatch else "--partition"} '
+        f'{sbatch or partition}: belongs to a cluster; add --cluster slurm')
     if data and not Path(data).exists(): raise InputError(f'--data {data}: no such folder or zip')
     if no_phases: phases,change = without_phases(phases, change)
     yours = load_methods(With) if With else []
@@ -254,7 +257,8 @@ def cwcl_table(
     todo = [o for o in runs if o.key not in results]
     if todo and not show:
         here = cluster == 'local'
-        options = dict(partition=partition, gpus=0 if device == 'cpu' else gpus, timeout=timeout, resubmit=resubmit)
+        options = dict(partition=partition, gpus=0 if device == 'cpu' else gpus, timeout=timeout, resubmit=resubmit,
+            sbatch=sbatch)
         if With: options['methods'] = [With]
         on = str(check_device(device if here else None))
         check_test(get_frames())

@@ -1,29 +1,33 @@
 "What goes beyond the paper, as a study: its runs, what each is measured against, masks saved, aims"
-import numpy as np, pandas as pd, pytest, torch
+import json, numpy as np, pandas as pd, pytest, torch
 from dataclasses import replace
+from types import SimpleNamespace
 from fastcore.script import CliError
 from cwcl.checkpoint import load_model
 from cwcl.core import InputError
 from cwcl.cost import steps_per_epoch
 from cwcl.data.cholec import frame_table
-from cwcl.data.organs import COUNTS, plan_of
+from cwcl.data.labels import class_set
+from cwcl.data.organs import CLIPS, COUNTS, plan_of
 from cwcl.data.splits import is_test, split_frames
 from cwcl.data.streams import cwcl_dls
 from cwcl.data.synth import write_scenes
 from cwcl.metrics import confusion_matrix
+from cwcl.study.answers import DOSES, dose_slope, foreign_share, gap_table, report_why, seen_gaps, tissue_table
+from cwcl.study.answers import why_table
 from cwcl.study.beyond import BEYOND_ROWS, CONTROL, base_runs, beyond_aims, beyond_runs, beyond_table, gain
 from cwcl.study.beyond import masks_needed, masks_saved, named_results
 from cwcl.study.command import cwcl_table
 from cwcl.study.crossed import crossed_interval
-from cwcl.study.grid import TABLE_METHODS, Run, do_run, publish
+from cwcl.study.grid import TABLE_METHODS, Run, do_run, fold_parts, publish
 from cwcl.study.measures import NAMES
 from cwcl.study.records import read_result
-from cwcl.study.trial import STEPS, class_pool, trial_runs
-from cwcl.study.why import FRESH, MORE, WHY_ROWS, WITH_TISSUE, fresh_aims, fresh_tests, report_why, run_tests
-from cwcl.study.why import second_plan, second_runs, tissue_table, tissue_tests, why_runs, why_table
+from cwcl.study.trial import STEPS, class_pool, patient_values, trial_runs
+from cwcl.study.why import FRESH, MORE, WHY_ROWS, WITH_TISSUE, fresh_aims, fresh_tests, presence_auc, run_tests
+from cwcl.study.why import second_plan, second_runs, tissue_tests, why_runs
 
 SILENT = {'random': 0., 'control': .03, 'control-x4': .03, 'sum': .10, 'teacher': .06, 'teacher-all-classes': .03,
-    'simclr': .01, 'dcl': .01, 'cls': .02}
+    'simclr': .01, 'dcl': .01, 'cls': .02, 'simclr+control': .03, 'dcl+cls+control': .03}
 
 def values_of(gains, spread=0., replicates=6, patients=10, seed=0):
     "Scores of recipes whose truth is known: Random has .5, .6, .64 and .7 with 1, 5, 10 and 100 % of the masks"
@@ -45,11 +49,12 @@ def test_every_row_is_measured_against_a_row_or_a_run_of_the_trial():
 def test_a_row_differs_from_its_base_in_its_own_fields_only():
     runs = {(o.reading or o.recipe.method, o.recipe.budget): o.recipe for o in base_runs((0,)) + beyond_runs((0,))}
     teacher,whole = {'teacher', 'batch', 'epochs'},{'choose', 'teacher', 'paste', 'batch', 'epochs'}
+    simclr = {'views', 'batch', 'scales', 'epochs'}
     own = {'cover': {'choose'}, 'cover+control': {'choose'}, 'control': set(CONTROL), 'paste': {'paste'},
         'absent': {'absent', 'batch', 'epochs'}, 'teacher': teacher, 'teacher-all-classes': {'allowed'},
         'teacher-no-boxes': {'boxes'}, 'bank': {'bank'}, 'other-clips': {'exclude'}, 'overlap': {'alike'},
         'regions': {'regions'}, 'masked': {'method', 'stage', 'epochs'}, 'sum': {*whole, 'method'},
-        'sum-no-cls': {'method'},
+        'sum-no-cls': {'alpha'}, 'simclr+control': {'method', *simclr}, 'dcl+cls+control': {'method'},
         'random-x2': {'epochs'}, 'control-x4': {'epochs'}, 'sum-x4': {*whole, 'method'}}
     for o in BEYOND_ROWS:
         for b in o.budgets:
@@ -105,6 +110,7 @@ def test_aims():
     assert aims(sum=.11, cls=.08)[names[1]] == 'missed', 'the best of the others counts'
     assert aims(sum=.13, **{'control-x4': .09})[names[1]] == 'missed', 'and the control at equal seconds'
     assert aims(teacher=.02)[names[2]] == 'missed' and aims(teacher=.0301)[names[2]] == 'open'
+    assert aims(sum=.11, **{'simclr+control': .07})[names[1]] == 'missed', 'and SimCLR on equal terms'
     early = beyond_aims(values_of(SILENT | {'dcl+cls': .03}, replicates=5))
     assert list(early.verdict) == ['runs are missing']*3 and early.low.notna().all()
     few = values_of(SILENT)
@@ -113,9 +119,10 @@ def test_aims():
 def result(run, iou):
     cms = {f'video{k}': (np.diag([round(100*iou)]*8) + np.roll(np.diag([round(100*(1-iou))]*8), 1, 1)).tolist()
         for k in (12, 101, 102)}
-    recipe = dict(method=run.recipe.method, budget=run.recipe.budget, fold=run.recipe.fold, stage=run.recipe.stage)
-    test = dict(class_iou=dict.fromkeys(NAMES), videos=cms)
-    return dict(key=run.key, recipe=recipe, test=test, step_seconds=.1 if run.reading else .05)
+    recipe = {k: getattr(run.recipe, k) for k in ('method', 'budget', 'fold', 'seed', 'stage')}
+    found = {o: dict(class_iou=dict.fromkeys(NAMES), confusion=cms['video101']) for o in ('test', 'valid')}
+    found['test']['videos'] = cms
+    return dict(found, key=run.key, recipe=recipe, step_seconds=.1 if run.reading else .05)
 
 def test_results_go_by_the_names_of_their_rows():
     runs = base_runs((0, 1)) + beyond_runs((0, 1))
@@ -141,7 +148,9 @@ def test_the_three_experiments():
     runs = why_runs()
     own,base = ([o for o in runs if (o.table == 'why') == mine] for mine in (True, False))
     recipes = {(o.reading or o.recipe.method, o.recipe.budget, o.recipe.fold): vars(o.recipe) for o in base}
-    field = {'whole-clips': {'masks_of'}, 'whole-clips-control': {'masks_of'}, 'permuted': {'label_sets'},
+    clips = {'masks_of', 'labelled'}
+    field = {'whole-clips': clips, 'whole-clips-control': clips, 'no-valid-labels': {'valid_labels', 'epochs'},
+        'crop-labels': {'presence_from'}, 'permuted': {'label_sets'},
         'shuffled': {'label_sets'}, 'rows-only': {'method', 'alpha', 'beta'}, 'simclr-own-head': {'projection'},
         'no-tissue': {'withheld'}, 'dose-x2': {'beta'}, 'dose-x6': {'beta'}, 'place': {'regions'}}
     rows = {o.name: o for o in WHY_ROWS}
@@ -156,12 +165,12 @@ def test_the_table_of_experiments(tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match='no run of it'): report_why(runs, {}, tmp_path)
     done = {o.key: result(o, .7 if o.reading == 'permuted' else .6) for o in runs if o.reading in ('', 'permuted')}
     t = why_table(runs, done)
-    assert list(t.row) == ['permuted'] and t.gain[0] > .1 and t.vs_random[0] == pytest.approx(t.gain[0])
-    monkeypatch.setattr('cwcl.study.why.find_results', lambda runs, folders: asked.append(folders) or {})
+    assert list(t.row) == ['permuted']*2 and t.gain[0] > .1 and t.vs_random[0] == pytest.approx(t.gain[0])
+    monkeypatch.setattr('cwcl.study.answers.find_results', lambda runs, folders: asked.append(folders) or {})
     report_why(runs, done, tmp_path)
     report_why(runs, done, tmp_path, 'kit')
     assert asked == [[tmp_path]]*3 + [['kit', tmp_path]]*3, "the kit's tests beside the kit's runs only"
-    assert 'permuted' in capsys.readouterr().out and len(pd.read_csv(tmp_path/'why-table.csv')) == 1
+    assert 'permuted' in capsys.readouterr().out and len(pd.read_csv(tmp_path/'why-table.csv')) == 2
 
 def test_a_filter_of_true_classes_by_loops(scenes, smoke, tmp_path, monkeypatch):
     run = Run('trial1', smoke)
@@ -189,6 +198,85 @@ def test_a_filter_of_true_classes_by_loops(scenes, smoke, tmp_path, monkeypatch)
         want[row.video] += confusion_matrix(logits.argmax(0), m, 8)
     assert {k: v.tolist() for k,v in want.items()} == got
     assert any((a != b).any() for a,b in zip(plain.values(), want.values()))
+
+def test_a_network_is_tested_on_its_own_normalization(scenes, smoke, tmp_path, monkeypatch):
+    run = Run('trial1', replace(smoke, method='dcl+cls'))
+    do_run(run, tmp_path/'runs', scenes, device='cpu')
+    told = []
+    tests = {replace(run, table='why', reading='filtered'): run}
+    assert not run_tests(tests, tmp_path/'none', frame_table(scenes), tmp_path, tell=told.append)
+    assert '1 of 1 networks' in told[0]
+    def elsewhere(*args):
+        net = load_model(*args)
+        net.mean += .01
+        return net
+    monkeypatch.setattr('cwcl.study.why.load_model', elsewhere)
+    again = tests,tmp_path/'runs',frame_table(scenes),tmp_path
+    with pytest.raises(InputError, match='trained on other frames'): run_tests(*again)
+    monkeypatch.undo()
+    file, = run_tests(*again)
+    auc = json.loads(file.read_text())['auc']
+    t = split_frames(frame_table(scenes), run.recipe)
+    dls = cwcl_dls(t, run.recipe, device='cpu')
+    net = load_model(tmp_path/'runs'/run.key/'model.safetensors', 'cpu')
+    assert set(auc) == {'train', 'valid', 'test'} and auc['test'] == presence_auc(net, dls, t[t.part == 'test'])
+
+def test_auc_counts_pairs_in_order():
+    net = torch.nn.Module()
+    net.classes = class_set(8)
+    net.levels = slice(0, 1)
+    net.encoder = lambda x: [x]
+    net.msph = lambda zs: zs[0]
+    net.presence_head = lambda z: z
+    rng = np.random.default_rng(0)
+    said = torch.tensor(rng.integers(0, 5, (9, 8)).astype(float))
+    rows = pd.DataFrame(rng.random((9, 8)) < .5, columns=class_set(8).names).assign(liver=True)
+    dls = SimpleNamespace(test_dl=lambda rows: [(said[:4], None), (said[4:], None)])
+    got = presence_auc(net, dls, rows)
+    assert set(got) == set(NAMES) - {'liver'}
+    for k,c in enumerate(NAMES):
+        if c == 'liver': continue
+        pairs = [(said[i,k], said[j,k]) for i in range(9) for j in range(9) if rows[c][i] and not rows[c][j]]
+        won = sum(float(a > b) + .5*float(a == b) for a,b in pairs)/len(pairs)
+        assert got[c] == pytest.approx(won, abs=1e-4)
+
+def test_a_line_through_doses():
+    values = values_of({k: .004*x for k,x in DOSES.items()}, .001)
+    got = dose_slope(values)
+    assert got['low'] < .004 < got['high'] and got['estimate'] == pytest.approx(.004, abs=2e-4)
+
+def test_wrong_pixels_of_classes_that_a_patient_never_shows():
+    cm = np.zeros((8, 8), int)
+    cm[0] = [5, 3, 0, 2, 0, 0, 0, 0]
+    cm[3] = [1, 0, 0, 5, 0, 4, 0, 0]
+    def tested(method, **videos): return dict(recipe=dict(method=method, budget=.01), test=dict(videos=videos))
+    videos = dict(video101=cm.tolist(), video12=np.ones((8, 8)).tolist())
+    named = [tested('random', **videos), tested('cls', video101=cm.T.tolist())]
+    assert foreign_share(named, 'random') == 7/10 and np.isnan(foreign_share(named, 'dcl'))
+
+def test_what_is_gained_on_videos_whose_labels_are_trained_on():
+    rows = 'random', 'dcl+cls', 'no-valid-labels'
+    runs = [o for o in why_runs((0, 1, 2)) if o.recipe.budget == .1 and o.row in rows]
+    new = {'random': .60, 'dcl+cls': .58, 'no-valid-labels': .59}
+    seen = {'random': .50, 'dcl+cls': .55, 'no-valid-labels': .52}
+    def scored(run):
+        o = result(run, new[run.row] + .01*run.recipe.fold)
+        return dict(o, valid=result(run, seen[run.row] - .01*run.recipe.fold)['valid'])
+    named = named_results(runs, {o.key: scored(o) for o in runs})
+    got = seen_gaps(named, 'dcl+cls')
+    assert got['seen']['estimate'] > .03 and got['new']['estimate'] < -.01
+    assert got['difference']['estimate'] == pytest.approx(got['seen']['estimate'] - got['new']['estimate'])
+    t = gap_table(named, patient_values(named)).set_index('gap').gain
+    assert list(t.index.str.split(',').str[0]) == ['dcl+cls over random', 'no-valid-labels over dcl+cls']
+    assert t.iloc[0] == pytest.approx(got['difference']['estimate']) and t.iloc[1] < 0
+
+def test_as_many_steps_without_the_labels_of_validation():
+    frames = CLIPS.loc[CLIPS.index.repeat(20)].rename_axis('clip').reset_index().assign(mask='m')
+    frames['frame'] = range(len(frames))
+    for o in why_runs():
+        if o.reading != 'no-valid-labels': continue
+        train,valid = fold_parts(frames, o.recipe, (o.recipe.fold,))[o.recipe.fold]
+        assert valid and abs(o.recipe.epochs*(train//o.recipe.batch) - STEPS) < .02*STEPS
 
 def test_a_second_plan_keeps_the_number_of_frames_and_the_test(tmp_path):
     base = frame_table(write_scenes(tmp_path/'a', 1, (64, 36), sets=2, progress=False), False)
@@ -223,7 +311,7 @@ def test_more_frames_are_tested_too(scenes, smoke, tmp_path):
 
 def test_fresh_patients_are_no_others():
     runs = fresh_tests()
-    assert len({o.key for o in runs}) == len(runs) == 66 and not set(FRESH) & set(WITH_TISSUE + MORE)
+    assert len({o.key for o in runs}) == len(runs) == 78 and not set(FRESH) & set(WITH_TISSUE + MORE)
     assert is_test(pd.Series(FRESH)).all() and {plan_of(o) for o in FRESH} == set(COUNTS.index)
 
 def test_aims_on_fresh_patients_look_at_no_others():

@@ -288,7 +288,7 @@ def test_other_loaders_and_methods_are_refused(table, smoke, small):
 def test_it_is_a_method_of_the_kit():
     own = find_method('masked')
     assert own.whole and own.stages[0] == 'unfrozen' and not any(find_method(k).whole for k in ('dcl', 'byol'))
-    assert [block_side(recipe('paper', crop=c)) for c in (256, 96, 4)] == [32, 12, 1]
+    assert [block_side(recipe('paper', crop=c)) for c in (256, 96, 64, 48, 4)] == [32, 16, 8, 8, 1]
 
 @pytest.mark.filterwarnings('ignore:Accessing the data pointer of FakeTensor')
 def test_network_and_loss_on_pretended_cuda(small):

@@ -7,7 +7,7 @@ __all__ = ['block_side', 'spread', 'draw_hidden', 'visible_norm', 'MaskedEncoder
            'MaskedLoss', 'HideBlocks', 'masked_parts', 'masked_learner']
 
 # %% ../../nbs/86_beyond.masked.ipynb #d99126f3
-import torch, torch.nn.functional as F
+import math, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -22,8 +22,8 @@ from ..recompute import recompute_levels
 
 # %% ../../nbs/86_beyond.masked.ipynb #130a6e7e
 def block_side(r:Recipe)->int: # Pixels
-    "Return the side of a block: an eighth of the crop"
-    return max(r.crop//8, 1)
+    "Return the side of a block: the power of two nearest to an eighth of the crop"
+    return 2**max(round(math.log2(r.crop/8)), 0)
 
 def spread(
     o:Tensor, # A value for each block, `(N,1,rows,columns)`

@@ -25,8 +25,9 @@ from .claims import claims_of
 from .grid import TABLE_METHODS, check_runs, fold_parts, grid, run_all
 from .kit import embedded_frames, find_results, frame_counts, kit_results
 from .jobs import EpochBar, estimate, largest_step, run_jobs, say_estimate, sharing
+from .answers import report_why
 from .beyond import base_runs, beyond_runs, report_beyond
-from .why import report_why, why_runs
+from .why import why_runs
 from .rows import check_frames, check_test
 from .trial import REPLICATES, report_trial, trial_runs
 from .tables import fold_table, frame_markdown, save_table, table1, table2, table_markdown, table_notes

@@ -81,7 +81,7 @@ def smallest_gain(
     patients:float, # Between patients
     rest:float, # Of a single cell
     shape:tuple=(6, 34), # Runs and patients
-    power:float=.8, # Share of studies that shall find it
+    power:float=.8, # Share of studies that should find it
     alpha:float=.05, # Share of intervals that miss
     n:int=4000, # Studies
 )->float: # IoU

@@ -154,7 +154,7 @@ def false_holds(
 # %% ../../nbs/49_study.stats.ipynb #43cf778f
 def detectable(
     rule:str='wider', # One of `RULES`, or `bootstrap`
-    power:float=.95, # Share of studies that shall find it
+    power:float=.95, # Share of studies that should find it
     alpha:float=.05, # Share of intervals that miss
     n:int=4000, # Studies
     **kwargs, # For `simulate`

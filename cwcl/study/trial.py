@@ -174,7 +174,7 @@ def _holds(part, gain, need, other): # A `Part`, the true difference, what each 
 
 def trial_chance(
     claim:Claim,
-    spreads:dict, # Measure to (spread between runs, between patients, of a cell, number of patients that show it)
+    spreads, # Measure, or as a function `Part`, to (spread of runs, of patients, of a cell, patients that show it)
     replicates:int=REPLICATES,
     alpha:float=.05, # For a single comparison
     n:int=2000, # Studies to draw
@@ -185,7 +185,7 @@ def trial_chance(
     hits,affirm = [],levels(len(claim.parts), claim.needed, alpha)[0]
     for i,p in enumerate(claim.parts):
         if any((m, p.budget) not in theirs for m in (p.a, p.b)): return math.nan
-        *spread,patients = spreads[p.measure]
+        *spread,patients = spreads(p) if callable(spreads) else spreads[p.measure]
         y = crossed_studies(n, *spread, (replicates, patients), seed + i)
         gain = np.subtract(*(measure_iou(theirs[m, p.budget].iou, p.measure) for m in (p.a, p.b)))
         hits.append(_holds(p, gain, needed_gain(y, affirm), needed_gain(-y, affirm)))
@@ -260,7 +260,7 @@ def replicate_interval(
     part:Part,
     alpha:float=.05, # Share of intervals that miss
 )->dict: # estimate, low, high
-    "Compare two methods over paired replicates (Student's interval); other videos are not thought of"
+    "Compare two methods over paired replicates (Student's interval); other videos are not considered"
     t = values.pivot(index=['budget', 'fold'], columns='method', values='value')
     d = (t[part.a] - t[part.b]).loc[part.budget].dropna()
     ends = ttest_1samp(d, 0).confidence_interval(1-alpha)

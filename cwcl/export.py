@@ -111,7 +111,7 @@ def onnx_difference(
         want = net((frames - mean)/std)
         got = session.run(None, dict(frames=frames.numpy()))[0]
         return float((want - torch.from_numpy(got)).abs().max()/want.abs().max().clamp(min=1))
-    return max(map(off, numbers))
+    return torch.tensor([off(n) for n in numbers], dtype=torch.float64).max().item()
 
 # %% ../nbs/61a_export.ipynb #dda997aa
 def export_model(
@@ -134,7 +134,7 @@ def export_model(
         off = onnx_difference(part, net)
         size = part.stat().st_size/1e6
         if not off <= most: raise InputError(f'{path}: {off:.1e} off PyTorch, {most:g} is allowed; try other versions')
-    if text: write_text(path.with_suffix('.md'), text)
+    if text: write_text(f'{path}.md', text)
     return dict(path=path, difference=off, megabytes=round(size, 2))
 
 # %% ../nbs/61a_export.ipynb #19f2990d

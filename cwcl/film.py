@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from .core import InputError
 from .data.images import check_pixels
-from .whole import atomic_path
+from .whole import atomic_path, disk_error
 
 # %% ../nbs/60c_film.ipynb #7181fc74
 from cwcl.core import need
@@ -29,6 +29,14 @@ def _quiet_ffmpeg():
 _TICKS = 90_000 # Of a second, the unit of time stamps
 
 @contextmanager
+def _own_errors(path): # Video file that is written
+    "Turn what FFmpeg says into one line"
+    try: yield
+    except av.FFmpegError as e:
+        raise disk_error(path, e) or InputError(f'{path}: FFmpeg cannot write it ({e.strerror}); choose another name, '
+            'or frames of another size') from None
+
+@contextmanager
 def video_writer(
     path, # Video file, `.mp4`
     rate, # Frames a second
@@ -37,7 +45,7 @@ def video_writer(
     _quiet_ffmpeg()
     last = -1 # Tick of the frame before
     step = _TICKS/Fraction(rate)
-    with atomic_path(path) as part, av.open(str(part), 'w') as c:
+    with atomic_path(path) as part, _own_errors(path), av.open(f'file:{part}', 'w', format='mp4') as c:
         s = c.add_stream('libx264', rate=Fraction(rate), pix_fmt='yuv420p', options=dict(crf='20', preset='veryfast'))
         s.codec_context.time_base = Fraction(1, _TICKS)
         def add(frame, second=None):
@@ -101,12 +109,13 @@ def read_stamps(
 # %% ../nbs/60c_film.ipynb #f8ea5cd5
 def _frame_rate(
     film, # Stream
-    stamps:np.ndarray, # Seconds of its frames, sorted
+    stamps:np.ndarray, # Seconds of its frames, sorted; packets of some broadcasts hold several frames and one stamp
+    n:int, # Frames
 )->Fraction: # Frames a second
     "Return the frame rate of the header, or the counted one if the two differ by more than a twentieth"
     said = Fraction(film.average_rate or film.guessed_rate or 25)
     span = np.ptp(stamps) if len(stamps) else 0
-    counted = (len(stamps) - 1)/span if span else said
+    counted = (n - 1)/span if span else said
     return said if abs(counted/said - 1) < .05 else Fraction(counted).limit_denominator(10**6)
 
 # %% ../nbs/60c_film.ipynb #bd1ca847
@@ -165,8 +174,8 @@ def _frame_times(
     for packet in c.demux(film):
         if second < 0 and packet.size: timed &= packet.pts is not None
         for frame in packet.decode():
-            own = frame.pts*frame.time_base - start if timed else None
-            second = own if timed and own > second else second + step
+            own = frame.pts*frame.time_base - start if timed and frame.pts is not None else second
+            second = own if own > second else second + step
             yield frame,float(second)
 
 # %% ../nbs/60c_film.ipynb #27fc5c85
@@ -202,7 +211,7 @@ def probe_video(path)->dict: # Video file -> frames, rate (frames a second, a fr
     with open_video(path) as (c, film):
         stamps,n,end,whole = read_stamps(c, film)
         _check_whole(path, c, stamps, end, whole)
-        rate = _frame_rate(film, stamps)
+        rate = _frame_rate(film, stamps, n)
     first = next(read_frames(path), None)
     if first is None: raise InputError(f'{path}: no frame could be decoded; play it to see whether it is whole')
     height,width = first[1].shape[:2]

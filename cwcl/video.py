@@ -98,6 +98,13 @@ def segment_frames(
     for mask in masks: yield *waiting.popleft(),mask
 
 # %% ../nbs/61_video.ipynb #47b16b6e
+def _make_room(old, overwrite): # Files of an earlier prediction that would be mixed up with the new ones
+    "Refuse to write among older results, or remove them if that is wanted"
+    old = [o for o in old if o.exists()]
+    if old and not overwrite: raise InputError(f'{old[0]}: is there already, from an earlier prediction; '
+        'choose another folder (--out), or replace what is there (--overwrite)')
+    for o in old: o.unlink()
+
 def _check_options(every, alpha): # As in `segment_video`
     "Raise `InputError` if an option is out of range"
     if every < 1: raise InputError(f'every={every}: give 1 for all frames, 25 for one in 25')
@@ -114,6 +121,7 @@ def segment_video(
     progress:bool=True, # Show progress and the time left?
     tell=lambda s: None, # Called with a remark, such as `print`
     flip:bool=False, # Look at the mirror image of each frame too?
+    overwrite:bool=False, # Replace an earlier prediction of a film of this name?
 )->dict: # frames (how many), seconds (of work), path (of the overlay video)
     "Write masks and an overlay video; memory does not grow with the length of the video"
     _check_options(every, alpha)
@@ -123,6 +131,8 @@ def segment_video(
     name = Path(path).stem
     video = out/f'{name}_overlay.mp4'
     if video.resolve() == Path(path).resolve(): raise InputError(f'{path}: would be overwritten; choose another folder')
+    masks = [o for o in out.glob('*_mask.png') if re.fullmatch(re.escape(name) + r'_[0-9]{6,}_mask', o.stem)]
+    _make_room([*sorted(masks), video], overwrite)
     strip = legend_strip(model.classes, info['height'])
     film = segment_frames(model, read_film(path, every, tell), batch, flip)
     n = 0
@@ -146,8 +156,10 @@ def list_images(
     if not found: raise InputError(f'{path}: holds no image ({", ".join(ENDINGS)}); give the folder of the frames')
     def numbers(o): return [int(s) if s.isdecimal() else s for s in re.split(r'(\d+)', o.name)]
     found.sort(key=numbers)
-    for a,b in zip(found, found[1:]):
-        if a.stem == b.stem: raise InputError(f'{a} and {b.name}: their masks would bear one name; keep one of them')
+    of = {}
+    for o in found:
+        other = of.setdefault(o.stem, o)
+        if other is not o: raise InputError(f'{other} and {o.name}: their masks would bear one name; keep one of them')
     return found[::every]
 
 # %% ../nbs/61_video.ipynb #1a5a84af
@@ -165,6 +177,7 @@ def segment_images(
     batch:int=4, # Images in one forward pass
     progress:bool=True, # Show progress and the time left?
     flip:bool=False, # Look at the mirror image of each frame too?
+    overwrite:bool=False, # Replace earlier predictions of images of these names?
 )->dict: # frames (how many), seconds (of work), path (of the folder)
     "Write a mask, and an overlay beside a legend, for each image"
     _check_options(every, alpha)
@@ -173,6 +186,7 @@ def segment_images(
     out = Path(out)
     if out.resolve() == paths[0].parent.resolve():
         raise InputError(f'{out}: holds the images themselves; choose another folder for the masks')
+    _make_room([out/f'{o.stem}_{what}.png' for o in paths for what in ('mask', 'overlay')], overwrite)
     frames = segment_frames(model, read_images(paths), batch, flip)
     for file,frame,mask in tqdm(frames, total=len(paths), desc=Path(path).name, disable=not progress):
         write_mask(out/f'{file.stem}_mask.png', mask, model.classes)
@@ -190,6 +204,7 @@ def cwcl_predict(
     alpha:float=.5, # Opacity of the colors, 0 to 1
     every:int=1, # Segment one frame in this many
     flip:store_true=False, # Look at the mirror image of each frame too; twice the time
+    overwrite:store_true=False, # Replace earlier results of the same name, which would be refused
 ):
     "Masks in the values that the network learnt from, and overlays with a legend, for an image, a folder or a video"
     _check_options(every, alpha)
@@ -201,6 +216,6 @@ def cwcl_predict(
     weights = find_weights(model)
     net = folded(load_model(weights, device=device))
     if model == 'demo': tell(f'with the weights of {weights}, which know drawn scenes')
-    if pictures: done = segment_images(net, input, out, every, alpha, flip=flip)
-    else: done = segment_video(net, input, out, every, alpha, tell=tell, flip=flip)
+    if pictures: done = segment_images(net, input, out, every, alpha, flip=flip, overwrite=overwrite)
+    else: done = segment_video(net, input, out, every, alpha, tell=tell, flip=flip, overwrite=overwrite)
     sys.stdout.write('{frames} frames in {seconds} s: {path}\n'.format(**done))

@@ -17,7 +17,7 @@ from cwcl.data.cholec import audit
 from cwcl.data.files import scan
 from cwcl.losses.contrastive import contrastive_loss, normalise
 from cwcl.tasks import CWCLNet
-from cwcl.widgets.board import KNOWN, PairBoard, board_frames, demo_networks
+from cwcl.widgets.board import KNOWN, STATE, PairBoard, board_frames, demo_networks
 from cwcl.widgets.pools import table_frames
 from test_browser import browser, chromium, page # chkstyle: ignore
 
@@ -374,9 +374,21 @@ def test_what_does_not_fit_is_refused():
     for state in (dict(anchor=40), dict(batch=[0, 41]), dict(on=[35]), dict(net=1), dict(scale=-1), dict(chosen=[-1])):
         name, = state
         with pytest.raises(InputError, match=f'{name}=.*choose from 0 to'): PairBoard(t, **state)
+        board = PairBoard(t)
+        before = {k: getattr(board, k) for k in STATE}
+        with pytest.raises(InputError, match=f'{name}=.*choose from 0 to'): setattr(board, name, state[name])
+        assert {k: getattr(board, k) for k in STATE} == before
+    with pytest.raises(InputError, match='anchor=3: is not in the batch'): PairBoard(t, batch=[1, 2], anchor=3)
+    assert PairBoard(t, batch=[1, 2]).anchor == 1
     with pytest.raises(InputError, match='60 classes'): board_frames(some(c=60))
     with pytest.raises(InputError, match='column phase'): board_frames(t.assign(phase='cutting'))
     assert board_frames(t.assign(phase=[np.nan, *[1.]*39])).phase.tolist() == [-1, *[1]*39]
+
+def test_frames_without_a_picture_are_gray():
+    images = noise(4)
+    board = PairBoard(some(4).assign(image=[images[0], None, np.nan, images[3]]))
+    assert [len(set(board.picture(i).getdata())) > 1 for i in range(4)] == [True, False, False, True]
+    with pytest.raises(InputError, match='row 1, .*image=None is neither'): board.embed({}, {})
 
 def test_an_anchor_that_is_given_is_in_the_batch():
     for anchor in range(40):

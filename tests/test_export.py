@@ -51,7 +51,7 @@ def test_the_file_says_what_it_wants_and_under_which_licence(done):
     assert (said['height'], said['width']) == ('90', '150')
     assert (session.get_inputs()[0].name, session.get_outputs()[0].name) == ('frames', 'logits')
     assert json.loads(said['recipe'])['blend'] == 'gaussian'
-    assert 'apache-2.0' in said['card'] == found['path'].with_suffix('.md').read_text(encoding='utf-8')
+    assert 'apache-2.0' in said['card'] == found['path'].with_suffix('.onnx.md').read_text(encoding='utf-8')
 
 def test_no_folder_of_the_machine_is_in_the_file(done):
     data = done[1]['path'].read_bytes()
@@ -64,7 +64,7 @@ def test_a_file_that_is_not_equal_is_not_written(done, tmp_path, monkeypatch):
     (tmp_path/'net.onnx').write_bytes(b'older')
     weights = save_model(tmp_path/'m.safetensors', other)
     with pytest.raises(InputError, match='off PyTorch'): export_model(weights, tmp_path/'net.onnx')
-    assert (tmp_path/'net.onnx').read_bytes() == b'older' and not (tmp_path/'net.md').exists()
+    assert (tmp_path/'net.onnx').read_bytes() == b'older' and not (tmp_path/'net.onnx.md').exists()
     assert not [o for o in tmp_path.iterdir() if o.name[0] == '.']
 
 def test_command_and_what_it_refuses(done, tmp_path, capsys, monkeypatch):

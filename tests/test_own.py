@@ -8,6 +8,7 @@ from cwcl.data.files import read_png
 from cwcl.data.labels import class_set, decode_mask
 from cwcl.data.streams import cwcl_dls
 from cwcl.multitask import cwcl_learner
+from cwcl.data.lists import _by_rule
 from cwcl.own import class_text, own_folds, own_split, own_table, pictures, video_names
 from cwcl.results import evaluate
 from cwcl.video import segment_images
@@ -214,8 +215,10 @@ def test_videos(home, tmp_path):
     for videos,says in ((tmp_path/'short.csv', r'no video for the picture anna/01 \(14 of 15\)'),
         (tmp_path/'hole.csv', 'no video for the picture anna/03'), (home/'gray.csv', 'no column video'),
         (tmp_path/'gone.csv', 'no such list of videos'),
-        ('(op.*)_', r"finds no video in the name anna/00 \(15 of 15\)"), ('(op', 'not a regular expression')):
+        ('(op.*)_', r"finds no video in the name anna/00 \(15 of 15\)"), ('(op', 'not a regular expression'),
+        ('videos (1).csv', 'no such file')):
         with pytest.raises(InputError, match=says): video_names(names, videos)
+    with pytest.raises(InputError, match='takes too long.*repeat inside a repeat'): _by_rule(['a'*40], '((a*)*)*b', 1)
 
 @pytest.mark.parametrize('where', ['frames', 'masks'])
 def test_litter_is_not_data(copy, where):

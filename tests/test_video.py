@@ -12,7 +12,8 @@ from cwcl.checkpoint import check_device, find_weights, save_model
 from cwcl.core import InputError, data_file, recipe
 from cwcl.data.classes import OwnClasses
 from cwcl.data.labels import CLASSES, class_set, decode_mask
-from cwcl.film import _ends_with_packet, open_video, probe_video, read_film, read_frames, video_writer
+from cwcl.film import _ends_with_packet, _frame_rate, _frame_times, open_video, probe_video, read_film, read_frames
+from cwcl.film import video_writer
 from cwcl.infer import sliding_window
 from cwcl.tasks import CWCLNet
 from cwcl.video import (cwcl_predict, draw_overlay, legend_strip, legend_text, list_images, read_images, segment_frames,
@@ -386,9 +387,10 @@ def test_bad_folders_and_images(tmp_path, model):
     folder = pictures(tmp_path/'in', 'a_mask.png')
     with pytest.raises(InputError, match='holds no image'): list_images(folder)
     with pytest.raises(InputError, match='no such file or folder'): list_images(tmp_path/'nowhere')
-    pictures(folder, 'a.png', 'a.jpg')
+    pictures(folder, 'a.png', 'a.m.png', 'a.jpg')
     with pytest.raises(InputError, match='one name'): list_images(folder)
     (folder/'a.jpg').unlink()
+    (folder/'a.m.png').unlink()
     for out in (folder, tmp_path/'in'/'..'/'in'):
         with pytest.raises(InputError, match='another folder'): segment_images(model, folder, out, progress=False)
     one = folder/'a.png'
@@ -400,6 +402,42 @@ def test_bad_folders_and_images(tmp_path, model):
         assert '\n' not in str(e.value)
     with pytest.raises(InputError, match='b.png'): segment_images(model, folder, tmp_path/'out', progress=False)
     assert all(not o.startswith('.') for o in names(tmp_path/'out'))
+
+def test_two_predictions_are_not_mixed(tmp_path, model):
+    out = tmp_path/'out'
+    for o in 'ab': (tmp_path/o).mkdir()
+    films = [write(tmp_path/k/'op.mp4', n) for k,n in dict(a=6, b=3).items()]
+    write(tmp_path/'op_2.mp4', 2)
+    segment_video(model, films[0], out, progress=False)
+    segment_video(model, tmp_path/'op_2.mp4', out, progress=False)
+    before = {o: (out/o).read_bytes() for o in names(out)}
+    again = dict(model=model, path=films[1], out=out, progress=False)
+    with pytest.raises(InputError, match='op_000000_mask.png: is there already.*--overwrite'): segment_video(**again)
+    assert {o: (out/o).read_bytes() for o in names(out)} == before
+    segment_video(**again, overwrite=True)
+    assert set(names(out)) == set(before) - {f'op_{k:06d}_mask.png' for k in (3, 4, 5)}
+    for k in 'cd': pictures(tmp_path/k, 'x.png')
+    segment_images(model, tmp_path/'c', out, progress=False)
+    again['path'] = tmp_path/'d'
+    with pytest.raises(InputError, match='x_mask.png: is there already'): segment_images(**again)
+    segment_images(**again, overwrite=True)
+
+def test_names_that_look_like_a_protocol(tmp_path, model, monkeypatch):
+    film = write(tmp_path/'12.mp4').rename(tmp_path/'12:30.mp4')
+    monkeypatch.chdir(tmp_path)
+    assert segment_video(model, film, 'run:1', progress=False)['path'].exists()
+    with pytest.raises(InputError, match='a.mp4: FFmpeg cannot write it .odd.'), video_writer(tmp_path/'a.mp4', 25):
+        raise av.FFmpegError(1234, 'odd')
+    assert not (tmp_path/'a.mp4').exists()
+
+def test_one_stamp_for_several_frames():
+    "Packets of a broadcast may hold several frames, of which the first alone has a stamp"
+    def picture(pts): return types.SimpleNamespace(pts=pts, time_base=Fraction(1, 25))
+    def packet(k): return types.SimpleNamespace(pts=2*k, size=1, decode=lambda: [picture(2*k), picture(None)])
+    film = types.SimpleNamespace(average_rate=25, guessed_rate=25)
+    c = types.SimpleNamespace(start_time=0, demux=lambda film: map(packet, range(5)))
+    assert [s for _,s in _frame_times(c, film)] == pytest.approx(np.arange(10)/25)
+    assert _frame_rate(film, np.arange(50)*.08, 100) == 25
 
 def test_the_overlay_never_replaces_its_own_video(tmp_path, model):
     path = write(tmp_path/'a_overlay.mp4')

@@ -5,6 +5,7 @@ from PIL import Image
 from cwcl.checkpoint import save_model
 from cwcl.core import InputError, data_file, recipe
 from cwcl.data.cholec import frame_table
+from cwcl.data.images import read_mask
 from cwcl.data.labels import CLASSES, class_set
 from cwcl.data.splits import TEST_VIDEOS, class_coverage, coverage_warnings, video_folds
 from cwcl.infer import sliding_window, window_starts
@@ -289,6 +290,15 @@ def test_frames_of_a_run(scenes):
     worst = run_frames('demo', t, most=5, worst=True)
     found = [(a != b)[b != 255].mean() for a,b in zip(worst['masks']['prediction'], worst['truths'])]
     assert found == sorted(found, reverse=True) and sorted(worst['names']) == sorted(got['names'])
+
+def test_a_frame_without_truth_is_not_the_worst(scenes, monkeypatch):
+    blank = []
+    def read(path):
+        blank.append(path)
+        return np.full_like(read_mask(path), 255) if len(blank) == 2 else read_mask(path)
+    monkeypatch.setattr('cwcl.widgets.frames.read_mask', read)
+    got = run_frames('demo', frame_table(scenes).iloc[:12], most=4, worst=True)
+    assert [(o == 255).all() for o in got['truths']] == [False, False, False, True]
 
 def test_frames_of_a_run_say_what_is_wrong(scenes, tmp_path):
     t = frame_table(scenes).iloc[:3]

@@ -35,6 +35,9 @@ export function windowState(height, width, {side, overlap, blend, along}) {
   return {h, w, boxes, number, hits, share, error, jumps, seams: jumps.filter(o => o > .05).length}
 }
 
+/** The least and the greatest of many numbers; as arguments of `Math.max` they would be too many for some browsers. */
+const ends = numbers => numbers.reduce(([a, b], o) => [Math.min(a, o), Math.max(b, o)], [Infinity, -Infinity])
+
 /** A picture of numbers from `low` to `high`, dark to light, on a canvas of its own. */
 function heatView(title, colors) {
   const canvas = el('canvas', {role: 'img', class: 'heat', 'aria-label': title}), head = el('figcaption')
@@ -96,8 +99,8 @@ export function mountWindows(data, root) {
   }
   const refresh = () => {
     for (const o of sliders) o.text()
-    const o = windowState(data.height, data.width, s), least = Math.min(...o.hits), most = Math.max(...o.hits)
-    const jump = Math.max(...o.jumps).toFixed(2)
+    const o = windowState(data.height, data.width, s), [least, most] = ends(o.hits)
+    const jump = ends(o.jumps)[1].toFixed(2)
     said.textContent = `${o.boxes.length} windows of ${s.side} pixels over a frame of ${data.width}×${data.height}. `
       + `A pixel is seen by ${least} to ${most} of them. The largest jump of the blended error is ${jump}; `
       + `${(100*o.seams/(o.h*o.w)).toFixed(1)}% of all pixels lie on a visible seam.`

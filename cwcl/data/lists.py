@@ -6,7 +6,7 @@
 __all__ = ['read_list', 'is_background', 'class_text', 'find_name', 'rows_of', 'video_names']
 
 # %% ../../nbs/12a_data.lists.ipynb #259545a0
-import codecs, csv, io, json, os, re, pandas as pd
+import codecs, csv, io, json, os, re, subprocess, sys, pandas as pd
 from collections import Counter
 from pathlib import Path
 from ..core import InputError
@@ -142,15 +142,26 @@ def rows_of(
 _HOW = ("give each video a folder of its own, or a CSV file with the columns name and video, "
     "or a rule for the names such as '(.*)_' (videos=, --videos)")
 
-def _by_rule(names, rule):
-    "Cut videos out of the names by a regular expression"
+_SEARCH = """import json, re, sys
+rule,names = json.load(sys.stdin)
+found = [re.search(rule, n) for n in names]
+json.dump([m[1] if m and m.re.groups else None for m in found], sys.stdout)"""
+
+def _by_rule(names, rule, most=20): # ..., seconds
+    "Cut videos out of the names by a regular expression, in a process that can be stopped"
     cure = 'write a rule with the video in round brackets, such as (.*)_'
-    try: found = [re.search(rule, n) for n in names]
+    if rule.endswith('.csv'): raise InputError(f'{rule}: no such file')
+    try: re.compile(rule)
     except (re.error, OverflowError, ValueError, RecursionError) as e:
         raise InputError(f'{rule!r}: not a regular expression ({e}); {cure}') from None
-    lost = [n for n,m in zip(names, found) if not m or not m.re.groups or not m[1]]
+    asked = dict(input=json.dumps([rule, names]), capture_output=True, text=True, timeout=most)
+    try: said = subprocess.run([sys.executable, '-I', '-c', _SEARCH], check=True, **asked)
+    except subprocess.TimeoutExpired: raise InputError(f'{rule!r}: takes too long on names such as {names[0]}; '
+        'write it without a repeat inside a repeat, such as (op[0-9]+)_') from None
+    found = json.loads(said.stdout)
+    lost = [n for n,o in zip(names, found) if not o]
     if lost: raise InputError(f'{rule!r}: finds no video in the name {lost[0]} ({len(lost)} of {len(names)}); {cure}')
-    return [m[1] for m in found]
+    return found
 
 def _by_list(names, path):
     "Read videos from a CSV file"

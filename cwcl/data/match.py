@@ -23,8 +23,8 @@ def _pattern(
     k = next((i for i,o in enumerate(parts) if re.search(r'[*?]|\{class\}', o)), len(parts))
     if k == len(parts) or os.path.isdir(pattern): return Path(pattern),None,''
     root = Path(*parts[:k])
-    if str(pattern).count('*') > 8 or str(pattern).count('{class}') > 1:
-        raise InputError(f'{pattern}: at most eight stars and one {{class}} are read; give a shorter pattern')
+    if str(pattern).count('*') > 6 or str(pattern).count('{class}') > 1:
+        raise InputError(f'{pattern}: at most six stars and one {{class}} are read; give a shorter pattern')
     rest = '/'.join(parts[k:])
     ending = re.search(r'\.[A-Za-z]+$', rest)
     if ending: rest = rest[:ending.start()]

@@ -135,6 +135,16 @@ class BoardState(A.AnyWidget):
     scale = T.Int(0).tag(sync=True)
     temp = T.Float(.07, min=.01, max=1).tag(sync=True)
 
+    @T.validate('anchor', 'batch', 'chosen', 'on', 'net', 'scale')
+    def _there(self, asked):
+        "Refuse a frame, a structure, a network or a scale that is not there"
+        f,k,value = self.frames,asked['trait'].name,asked['value']
+        if not f: return value
+        maps = f.get('maps', dict(nets=[0], scales=[0]))
+        n = len(dict(on=f['classes'], net=maps['nets'], scale=maps['scales']).get(k, f['names']))
+        if all(0 <= o < n for o in (value if isinstance(value, list) else [value])): return value
+        raise InputError(f'{k}={value}: choose from 0 to {n-1}')
+
 # %% ../../nbs/60d_widgets.board.ipynb #fbb05db6
 def demo_networks()->dict: # untrained, trained
     "Load the network that the kit brings, and make one like it that has learned nothing"
@@ -175,8 +185,10 @@ class PairBoard(BoardState):
         sent['on'] = next(iter(sent['frames']['sets'].values()))
         sent['size'] = min(size, len(f.names))
         super().__init__(**sent | kwargs)
-        self.check_state()
         if not self.batch: self.draw(keep='anchor' in kwargs)
+        elif self.anchor not in self.batch:
+            if 'anchor' in kwargs: raise InputError(f'anchor={self.anchor}: is not in the batch; add it')
+            self.anchor = self.batch[0]
         self.on_msg(self._answer)
 
 # %% ../../nbs/60d_widgets.board.ipynb #c3789130
@@ -188,24 +200,15 @@ def embed(self:PairBoard,
     "Look at all frames with networks"
     f = self.shown
     if not len(f.images): raise InputError('the frames have no pictures to embed: add a column image with their files')
-    pictures = (read_image(o) if isinstance(o, str|Path) else o for o in f.images)
+    lost = next((i for i,o in enumerate(f.images) if not isinstance(o, str|Path|np.ndarray)), None)
+    if lost is not None: raise InputError(f'row {lost}, {f.names[lost]}: image={f.images[lost]!r} is neither file nor '
+        'array; leave out frames without pictures to embed the others')
+    pictures = (o if isinstance(o, np.ndarray) else read_image(o) for o in f.images)
     self.z = embed_frames(list(nets.values()), pictures)
     maps = frame_maps(list(nets), self.z)
     said = {k: getattr(maps, k) for k in ('nets', 'scales', 'shares', 'apart', 'units')}
     sent['frames']['maps'] = said | dict(dim=maps.embedded.shape[-1])
     sent.update(points=maps.points.astype('<f4').tobytes(), embedded=maps.embedded.astype('<i2').tobytes())
-
-# %% ../../nbs/60d_widgets.board.ipynb #0f3fe37f
-@patch
-def check_state(self:PairBoard):
-    "Raise `InputError` if a trait names a frame, a structure, a network or a scale that is not there"
-    f,maps = self.shown,self.frames.get('maps', dict(nets=[0], scales=[0]))
-    most = dict(anchor=len(f.names), batch=len(f.names), chosen=len(f.names), on=len(f.classes), net=len(maps['nets']),
-        scale=len(maps['scales']))
-    for k,n in most.items():
-        value = getattr(self, k)
-        if any(not 0 <= o < n for o in (value if isinstance(value, list) else [value])):
-            raise InputError(f'{k}={value}: choose from 0 to {n-1}')
 
 # %% ../../nbs/60d_widgets.board.ipynb #2b055042
 @patch
@@ -228,7 +231,8 @@ def picture(self:PairBoard,
     gray = Image.new('RGB', (w, h), '#888')
     if not len(self.shown.images): return gray
     o = self.shown.images[i]
-    try: full = Image.fromarray(read_image(o) if isinstance(o, str|Path) else o)
+    if not isinstance(o, str|Path|np.ndarray): return gray
+    try: full = Image.fromarray(o if isinstance(o, np.ndarray) else read_image(o))
     except (InputError, OSError): return gray
     return full.resize((w, h), Image.BOX if full.width > 2*w else Image.BICUBIC)
 

@@ -134,8 +134,9 @@ def run_frames(
     images = [read_image(r['image']) for r in rows]
     truths = [classes.read(read_mask(r['mask'])) for r in rows]
     masks = {k: _predicted(o, images) for k,o in nets.items()}
-    wrong = [(t != p)[t != IGNORE].mean() for t,p in zip(truths, list(masks.values())[-1])]
-    order = np.argsort(wrong, kind='stable')[::-1] if worst else range(len(rows))
+    def wrong(t, p): return (t != p)[t != IGNORE].mean() if (t != IGNORE).any() else -1
+    shares = [wrong(*o) for o in zip(truths, list(masks.values())[-1])]
+    order = np.argsort(shares, kind='stable')[::-1] if worst else range(len(rows))
     names = [f'{r["clip"]}, frame {r["frame"]}' for r in rows]
     images,truths,names,*found = [[o[i] for i in order] for o in (images, truths, names, *masks.values())]
     return dict(images=images, truths=truths, masks=dict(zip(masks, found)), classes=classes, names=names)

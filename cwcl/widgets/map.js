@@ -17,7 +17,7 @@ export function cosines(d, s, i, frames) {
 /** Softmax weights of the frames that an anchor is compared with; those left out have none. */
 export function weights(d, s, labels, anchor, batch) {
   const frames = batch.filter(j => !['anchor', 'out'].includes(relation(d, s, labels, anchor, j)))
-  const cosine = cosines(d, s, anchor, frames), top = Math.max(...cosine)
+  const cosine = cosines(d, s, anchor, frames), top = cosine.reduce((a, b) => Math.max(a, b), -1)
   const e = cosine.map(c => Math.exp((c - top)/s.temp)), sum = e.reduce((a, o) => a + o, 0)
   return frames.map((j, k) => ({frame: j, cosine: cosine[k], weight: e[k]/sum,
     kind: relation(d, s, labels, anchor, j)}))
@@ -313,6 +313,7 @@ function embeddingView(model, d, hands) {
     const share = Math.round(100*d.maps.shares[s.net][s.scale])
     const apart = +d.maps.apart[s.net][s.scale].toPrecision(2)
     held.textContent = `Two frames are ${apart} apart on average (opposite ones 2); the plane holds ${share} % of it.`
+    if (!n && document.activeElement === clear) map.canvas.focus() // Not to lose the keyboard's place
     clear.hidden = !n
     map.canvas.setAttribute('aria-label',
       `Map of ${d.names.length} frames, ${d.maps.nets[s.net]}, ${d.maps.scales[s.scale]} scale; `

@@ -35,7 +35,7 @@ def small_scenes(
 # %% ../../nbs/60b_widgets.scales.ipynb #1825030d
 def _network_input(net, images): # `CWCLNet`, uint8 `(N,H,W,3)` -> `(N,3,H,W)`
     "Normalize frames as a network wants them"
-    x = torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float()/255
+    x = torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).to(net.mean.device).float()/255
     return (x - net.mean.view(3, 1, 1))/net.std.view(3, 1, 1)
 
 def brief_training(
@@ -72,8 +72,8 @@ def look_through(
     "Return feature maps at the scales that have a head, and how similar frames are there"
     maps = net.encoder(_network_input(net, images))[net.levels]
     zs = [normalise(z.double()) for z in net.msph(maps)]
-    maps = [m[:, m.flatten(2).std(2).mean(0).argsort(descending=True)] for m in maps]
-    return maps,torch.stack([z @ z.T for z in zs])
+    maps = [m[:, m.flatten(2).std(2).mean(0).argsort(descending=True)].cpu() for m in maps]
+    return maps,torch.stack([z @ z.T for z in zs]).cpu()
 
 # %% ../../nbs/60b_widgets.scales.ipynb #c7fa0bab
 class ScaleExplorer(Explorer):

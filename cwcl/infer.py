@@ -7,7 +7,7 @@ __all__ = ['window_starts', 'pad_to_window', 'window_weights', 'window_hits', 'w
            'folded', 'resize', 'predict_batch', 'predict_frames']
 
 # %% ../nbs/26_infer.ipynb #a4fce8a4
-import copy, numpy as np, torch, torch.nn.functional as F
+import copy, math, numpy as np, torch, torch.nn.functional as F
 from itertools import groupby, islice, pairwise, product
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -163,6 +163,19 @@ def resize(
     return F.interpolate(x, tuple(size), mode='bilinear', align_corners=False, **kwargs)
 
 # %% ../nbs/26_infer.ipynb #6665151b
+_AT_ONCE = 2**26 # Numbers; above, enlarged logits are looked at class by class
+
+def _winners(logits, full): # `(C,h,w)`, height and width -> uint8 `(H,W)`
+    "Find the class that wins each pixel of the enlarged logits"
+    if len(logits)*math.prod(full) <= _AT_ONCE: return resize(logits[None], full)[0].max(0).indices.to(torch.uint8)
+    best = resize(logits[None,:1], full)[0,0]
+    won = torch.zeros(full, dtype=torch.uint8, device=best.device)
+    for c in range(1, len(logits)):
+        own = resize(logits[None,c:c+1], full)[0,0]
+        won[own > best] = c
+        best = torch.maximum(best, own)
+    return won
+
 @torch.inference_mode()
 def predict_batch(
     model, # Segmenter in eval mode: normalized `(N,3,H,W)` to logits `(N,C,H,W)`
@@ -182,7 +195,7 @@ def predict_batch(
     logits = model((x - mean)/std)
     shapes = f'{tuple(x.shape)} into {tuple(logits.shape)}'
     if logits.shape[2:] != x.shape[2:]: raise ValueError(f'the network turned frames {shapes}')
-    return [resize(o[None].float(), full)[0].max(0).indices.to(torch.uint8).cpu().numpy() for o in logits]
+    return [_winners(o.float(), full).cpu().numpy() for o in logits]
 
 def _device(model): # `torch.device`, or `None` for a function
     return next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None

@@ -98,12 +98,11 @@ def segment_frames(
     for mask in masks: yield *waiting.popleft(),mask
 
 # %% ../nbs/61_video.ipynb #47b16b6e
-def _make_room(old, overwrite): # Files of an earlier prediction that would be mixed up with the new ones
-    "Refuse to write among older results, or remove them if that is wanted"
-    old = [o for o in old if o.exists()]
-    if old and not overwrite: raise InputError(f'{old[0]}: is there already, from an earlier prediction; '
+def _check_room(files, overwrite): # That would be written over, or be mixed up with the new ones
+    "Raise `InputError` if results of an earlier prediction are there"
+    old = next((o for o in files if o.exists()), None)
+    if old and not overwrite: raise InputError(f'{old}: is there already, from an earlier prediction; '
         'choose another folder (--out), or replace what is there (--overwrite)')
-    for o in old: o.unlink()
 
 def _check_options(every, alpha): # As in `segment_video`
     "Raise `InputError` if an option is out of range"
@@ -132,7 +131,8 @@ def segment_video(
     video = out/f'{name}_overlay.mp4'
     if video.resolve() == Path(path).resolve(): raise InputError(f'{path}: would be overwritten; choose another folder')
     masks = [o for o in out.glob('*_mask.png') if re.fullmatch(re.escape(name) + r'_[0-9]{6,}_mask', o.stem)]
-    _make_room([*sorted(masks), video], overwrite)
+    _check_room([*sorted(masks), video], overwrite)
+    for o in masks: o.unlink()
     strip = legend_strip(model.classes, info['height'])
     film = segment_frames(model, read_film(path, every, tell), batch, flip)
     n = 0
@@ -186,7 +186,7 @@ def segment_images(
     out = Path(out)
     if out.resolve() == paths[0].parent.resolve():
         raise InputError(f'{out}: holds the images themselves; choose another folder for the masks')
-    _make_room([out/f'{o.stem}_{what}.png' for o in paths for what in ('mask', 'overlay')], overwrite)
+    _check_room([out/f'{o.stem}_{what}.png' for o in paths for what in ('mask', 'overlay')], overwrite)
     frames = segment_frames(model, read_images(paths), batch, flip)
     for file,frame,mask in tqdm(frames, total=len(paths), desc=Path(path).name, disable=not progress):
         write_mask(out/f'{file.stem}_mask.png', mask, model.classes)

@@ -203,7 +203,7 @@ def test_a_network_is_tested_on_its_own_normalization(scenes, smoke, tmp_path, m
     run = Run('trial1', replace(smoke, method='dcl+cls'))
     do_run(run, tmp_path/'runs', scenes, device='cpu')
     told = []
-    tests = {replace(run, table='why', reading='filtered'): run}
+    tests = {replace(run, table='why', reading='dcl+cls-plain'): run}
     assert not run_tests(tests, tmp_path/'none', frame_table(scenes), tmp_path, tell=told.append)
     assert '1 of 1 networks' in told[0]
     def elsewhere(*args):

@@ -8,7 +8,7 @@ from monai.inferers import SlidingWindowInferer
 from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.infer import folded, mirrored, pad_to_window, predict_batch, predict_frames, sliding_window
+from cwcl.infer import _winners, folded, mirrored, pad_to_window, predict_batch, predict_frames, sliding_window
 from cwcl.infer import window_hits, window_shares, window_starts, window_weights
 from cwcl.models.unet import UNet
 
@@ -334,3 +334,13 @@ def test_device_of_the_network_is_used():
     model = conv(dtype=torch.float32)
     assert predict_batch(model, pictures(2), **STATS)[1].shape == (30,44)
     with pytest.raises(RuntimeError): predict_batch(model, pictures(1), **STATS, device='meta')
+
+@pytest.mark.parametrize('classes', [1, 2, 8, 50])
+def test_a_large_picture_is_predicted_class_by_class(classes, monkeypatch):
+    logits = torch.randn(classes, 9, 7, generator=torch.Generator().manual_seed(classes)).round(decimals=1)
+    want = _winners(logits, (31, 20))
+    assert want.shape == (31, 20) and want.unique().numel() > min(classes, 5) - 1
+    monkeypatch.setattr('cwcl.infer._AT_ONCE', 100)
+    large = _winners(logits, (31, 20))
+    up = torch.nn.functional.interpolate(logits[None], (31, 20), mode='bilinear')[0]
+    assert (up.gather(0, large[None].long()) == up.max(0).values).all() and large.dtype == want.dtype

@@ -318,7 +318,7 @@ def test_an_interrupted_run_leaves_whole_files_only(tmp_path, model, exc):
     def stop(x):
         if len(model.seen) == 3: raise exc('stop')
     model.register_forward_hook(lambda m,a,o: stop(o))
-    with pytest.raises(exc): segment_video(model, path, tmp_path/'out', progress=False)
+    with pytest.raises(exc): segment_video(model, path, tmp_path/'out', progress=False, overwrite=True)
     assert names(tmp_path/'out') == [f'op_{i:06d}_mask.png' for i in range(8)] + ['op_overlay.mp4']
     assert (tmp_path/'out'/'op_overlay.mp4').read_bytes() == b'older'
 

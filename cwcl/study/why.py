@@ -85,9 +85,9 @@ def presence_auc(
 
 # %% ../../nbs/52f_study.why.ipynb #42ded0bd
 FILTER_ROWS = (
-    BeyondRow('random-filtered', 'random', 'random'),
-    BeyondRow('dcl+cls-filtered', 'dcl+cls', 'dcl+cls'),
-    BeyondRow('sum-filtered', 'cls', 'sum'))
+    BeyondRow('random-filtered', 'random', 'random-plain'),
+    BeyondRow('dcl+cls-filtered', 'dcl+cls', 'dcl+cls-plain'),
+    BeyondRow('sum-filtered', 'cls', 'sum-plain'))
 
 def _retests(runs, wanted, what): # Of `Run`; (row, share of masks) of some; such as `filtered`
     "List tests of finished networks: a `Run` to the run whose network it tests"
@@ -97,16 +97,17 @@ def filter_runs(
     replicates=range(REPLICATES),
     **changes, # Fields of all recipes that differ
 )->dict: # A `Run` to the run with 1 % of the masks whose network it tests
-    "List the tests with a filter"
-    wanted = [(o.base, .01) for o in FILTER_ROWS]
-    return _retests(base_runs(replicates, **changes) + beyond_runs(replicates, **changes), wanted, 'filtered')
+    "List the tests with a filter, and those of the same networks without"
+    wanted = [(o.name.removesuffix('-filtered'), .01) for o in FILTER_ROWS]
+    runs = base_runs(replicates, **changes) + beyond_runs(replicates, **changes)
+    return _retests(runs, wanted, 'filtered') | _retests(runs, wanted, 'plain')
 
 def run_tests(
     tests:dict, # `Run` to the run whose network it tests
     folder, # Of the runs, with their weights
     table:pd.DataFrame, # From `frame_table`: the frames that they were trained and tested on
     to, # Folder for the results, a JSON file each
-    more:pd.DataFrame|None=None, # Frames to test on beside the test's; then without a filter
+    more:pd.DataFrame|None=None, # Frames to test on beside the test's
     tell=print, # Called with how many networks are not there
 )->list: # Files
     "Do the tests that are missing, of networks that are there"
@@ -126,10 +127,10 @@ def run_tests(
             f'{run.key}: was trained on other frames than these; give the table that it was trained on')
         rows = parts[parts.part == 'test']
         if more is not None: rows = pd.concat([rows, more], ignore_index=True)
-        videos = tested_videos(net, dls, rows, told=more is None)
+        videos = tested_videos(net, dls, rows, told=run.reading.endswith('-filtered'))
         found['test'] = dict(class_iou=found['test']['class_iou'], videos=videos)
         small = {k: v for k,v in found.items() if k not in ('log', 'valid')}
-        if more is None and 'cls' in goals(run.recipe): small['auc'] = {k: presence_auc(net, dls, o)
+        if run.reading.endswith('-plain') and 'cls' in goals(run.recipe): small['auc'] = {k: presence_auc(net, dls, o)
             for k,o in parts.groupby('part')}
         write_text(file, json.dumps(dict(small, key=run.key), separators=(',', ':')))
         files.append(file)

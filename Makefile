@@ -12,15 +12,20 @@ export PYTHONHASHSEED := 0
 export MPLBACKEND := agg
 
 .PHONY: setup demo test test-notebooks test-python test-slow mutants bench docs exercises lab explorers readme hooks clean
-setup: .venv/.done
+# Other pins are another set-up; another Python needs another environment
+DONE := .venv/.done-$(notdir $(PYTHON))-$(subst /,-,$(PINS))
+setup: $(DONE)
 
-.venv/.done: settings.ini setup.py pyproject.toml $(PINS)
+$(DONE): settings.ini setup.py pyproject.toml $(PINS)
 	@echo 'Setting up .venv: a few minutes, and $(if $(TORCH_INDEX),2,7) GB'
 	@test -n '$(TORCH_INDEX)' || command -v nvidia-smi > /dev/null || \
 		echo 'No NVIDIA GPU is seen here: TORCH=cpu behind the command would take the small build of PyTorch instead'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@! command -v $(PYTHON) > /dev/null || test "$$($(BIN)/python -V)" = "$$($(PYTHON) -V)" || \
+		{ echo ".venv has $$($(BIN)/python -V): remove the folder to change to $(PYTHON)"; exit 1; }
 	$(PIP) $(addprefix -c ,$(PINS)) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --no-deps) torch torchvision
 	$(PIP) $(addprefix -c ,$(PINS)) -e '.[dev]'
+	rm -f .venv/.done*
 	touch $@
 
 # Writes the drawn scenes, trains DCL+cls, tests on the two test videos, leaves $(REPORT)/

@@ -23,9 +23,9 @@ def _pair_codes(
     "Return one integer for each pair of truth and prediction"
     p,t = (torch.as_tensor(o).as_subclass(Tensor) for o in (pred, target))
     if p.shape != t.shape: raise ValueError(f'prediction {tuple(p.shape)} and truth {tuple(t.shape)} differ in shape')
-    if p.is_floating_point():
-        kind = p.dtype
-        raise ValueError(f'prediction holds {kind}, not class ids: take argmax over the classes first')
+    for what,o in (('prediction', p), ('truth', t)):
+        if o.is_floating_point(): raise ValueError(f'{what} holds {o.dtype}, not class ids: take argmax over the '
+            'classes first')
     column = (p.flatten().long() + 1).clamp_(0, n_classes+1)
     row = (t.flatten().long() + 1).clamp_(0, 257)
     return row.mul_(n_classes+2).add_(column)

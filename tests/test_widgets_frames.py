@@ -291,6 +291,12 @@ def test_frames_of_a_run(scenes):
     found = [(a != b)[b != 255].mean() for a,b in zip(worst['masks']['prediction'], worst['truths'])]
     assert found == sorted(found, reverse=True) and sorted(worst['names']) == sorted(got['names'])
 
+def test_a_name_is_no_formula():
+    images = np.zeros((2, 20, 30, 3), np.uint8)
+    masks = np.zeros((2, 20, 30), np.uint8)
+    ex = PredictionBrowser(list(images), list(masks), {r'$\beta{$': list(masks)}, class_set(8), ['$a_{$', 'b'])
+    assert len(ex.png()) > 1000
+
 def test_a_frame_without_truth_is_not_the_worst(scenes, monkeypatch):
     blank = []
     def read(path):

@@ -52,7 +52,8 @@ class Explorer:
 @patch
 def figure(self:Explorer)->Figure: # Of the present state
     "Draw the present state"
-    with mpl.rc_context({'font.size': 9, 'axes.titlesize': 9, 'axes.spines.top': False, 'axes.spines.right': False}):
+    plain = {'text.parse_math': False, 'axes.spines.top': False, 'axes.spines.right': False} # A name may hold a $
+    with mpl.rc_context(plain | {'font.size': 9, 'axes.titlesize': 9}):
         fig = Figure(figsize=self.size, dpi=self.dpi, layout=self.layout)
         FigureCanvasAgg(fig)
         self.draw(fig)

@@ -259,19 +259,19 @@ function sizeView(model, d) {
     }
     for (const b of [2, 50, 100, 150, 200]) if (b <= most) g.fillText(b, Math.min(x(b), w - 22), h - 1)
     g.strokeStyle = color.ink; g.lineWidth = 2
-    stroke(g, ...[...shares].map((p, k) => [x(k + 1), y(p)]))
+    stroke(g, ...[...shares.slice(0, most)].map((p, k) => [x(k + 1), y(p)]))
     g.fillStyle = color.focus
-    mark(g, 'positive', x(batch.length), y(lonely/Math.max(batch.length, 1)), 5)
+    mark(g, 'positive', x(Math.min(batch.length, most)), y(lonely/Math.max(batch.length, 1)), 5)
   }
   let lonely = 0
   const refresh = (s, labels, found) => {
     const all = d.names.map((_, i) => i), n = model.get('batch').length, size = model.get('size')
     lonely = found.lonely.length
-    shares = lonelyShares(partners(d, s, labels, all).map(o => o[0]), most)
+    shares = lonelyShares(partners(d, s, labels, all).map(o => o[0]), Math.max(n, most))
     range.value = size
     shown.value = ` ${size}`
     const enough = shares.findIndex(p => p < .01) + 1, percent = p => `${Math.round(100*p)} %`
-    said.value = `In a batch of ${n}, ${percent(shares[Math.min(n, most) - 1])} are lonely on average; `
+    said.value = `In a batch of ${n}, ${percent(shares[n - 1])} are lonely on average; `
       + `this one (the dot) has ${percent(lonely/n)}. `
       + (enough ? `From ${enough} frames on it is less than one in a hundred.`
         : `Even ${most} frames leave ${percent(shares[most - 1])}.`)

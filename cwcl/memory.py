@@ -67,8 +67,15 @@ def one_step(
     with torch.device(device): net,loss = _parts(r)
     x,mask,presence,ids = random_batch(r, device)
     net.n_labelled = len(mask)
+    beside = r.batch - len(mask) if 'seg' in goals(r) and (r.teacher or r.absent) else 0
+    others = torch.randn(beside, 3, r.crop, r.crop, device=device)
     def forward():
-        with _half(r, device): return loss(net(x), mask, presence, ids)
+        with _half(r, device):
+            found = loss(net(x), mask, presence, ids)
+            if not beside: return found
+            if r.teacher:
+                with torch.no_grad(): net.segment(others)
+            return found + net.segment(others).logsumexp(1).mean()
     return net,forward,factor
 
 # %% ../nbs/31a_memory.ipynb #9e120db5

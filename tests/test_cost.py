@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch.profiler import ProfilerActivity, profile
 from cwcl.baselines.byol import BYOLLoss, BYOLNet
 from cwcl.core import InputError, recipe
-from cwcl.cost import _sample, run_cost, run_seconds, say_device, share_of_step, step_seconds
+from cwcl.cost import _sample, run_cost, run_seconds, say_device, share_of_step, step_flops, step_seconds
 from cwcl.memory import GiB, check_memory, one_step, random_batch, saved_bytes, say_bytes, step_bytes
 from pages import root
 
@@ -15,11 +15,18 @@ def real_bytes(r):
     return saved_bytes(forward, net) + sum(o.nbytes*(4 if o.requires_grad else 1) for o in net.parameters())
 
 @pytest.mark.parametrize('change', [dict(), dict(precision='bf16'), dict(method='simclr'), dict(stage='pretrain'),
-    dict(stage='frozen'), dict(norm='group', up='bilinear')])
+    dict(stage='frozen'), dict(norm='group', up='bilinear'), dict(teacher=1., average=.9)])
 def test_pretended_tensors_keep_what_real_ones_keep(change):
     "Two percent for other backends, which keep other small things"
     r = recipe('smoke', **change)
     assert step_bytes(r) == pytest.approx(real_bytes(r), rel=.02)
+
+def test_the_work_of_a_teacher():
+    "The student's second pass costs as much for each frame as its first, the teacher's look a third of that"
+    r = recipe('smoke', method='random', batch=8, labelled=4)
+    plain,absent,teacher = (step_flops(replace(r, **o)) for o in ({}, dict(absent=.1), dict(teacher=1., average=.9)))
+    assert absent == pytest.approx(2*plain, rel=.02) and teacher - absent == pytest.approx(plain/3, rel=.05)
+    assert step_bytes(replace(r, teacher=1., average=.9)) == step_bytes(replace(r, absent=.1)) > 1.4*step_bytes(r)
 
 @pytest.mark.parametrize('change', [dict(), dict(method='random')])
 def test_what_is_kept_is_what_was_allocated(change):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from fastcore.script import CliError
 from cwcl.checkpoint import load_model
-from cwcl.core import InputError
+from cwcl.core import InputError, recipe
 from cwcl.cost import steps_per_epoch
 from cwcl.data.cholec import frame_table
 from cwcl.data.labels import class_set
@@ -13,8 +13,8 @@ from cwcl.data.splits import is_test, split_frames
 from cwcl.data.streams import cwcl_dls
 from cwcl.data.synth import write_scenes
 from cwcl.metrics import confusion_matrix
-from cwcl.study.answers import DOSES, dose_slope, foreign_share, gap_table, report_why, seen_gaps, tissue_table
-from cwcl.study.answers import why_table
+from cwcl.study.answers import DOSES, auc_table, dose_slope, foreign_share, gap_table, report_why, seen_gaps
+from cwcl.study.answers import tissue_table, why_table
 from cwcl.study.beyond import BEYOND_ROWS, CONTROL, base_runs, beyond_aims, beyond_runs, beyond_table, gain
 from cwcl.study.beyond import masks_needed, masks_saved, named_results
 from cwcl.study.command import cwcl_table
@@ -219,12 +219,14 @@ def test_a_network_is_tested_on_its_own_normalization(scenes, smoke, tmp_path, m
     t = split_frames(frame_table(scenes), run.recipe)
     dls = cwcl_dls(t, run.recipe, device='cpu')
     net = load_model(tmp_path/'runs'/run.key/'model.safetensors', 'cpu')
-    assert set(auc) == {'train', 'valid', 'test'} and auc['test'] == presence_auc(net, dls, t[t.part == 'test'])
+    assert set(auc) == {'train', 'valid', 'paper'} and auc['paper'] == presence_auc(net, dls, t[t.part == 'test'])
+    named = named_results(list(tests), {o.key: read_result(file) for o in tests})
+    assert auc_table(named).loc[('dcl+cls-plain', 'paper')].dropna().to_dict() == auc['paper']
 
 def test_auc_counts_pairs_in_order():
     net = torch.nn.Module()
     net.classes = class_set(8)
-    net.levels = slice(0, 1)
+    net.levels,net.recipe = slice(0, 1),recipe('smoke')
     net.encoder = lambda x: [x]
     net.msph = lambda zs: zs[0]
     net.presence_head = lambda z: z
@@ -266,7 +268,7 @@ def test_what_is_gained_on_videos_whose_labels_are_trained_on():
     got = seen_gaps(named, 'dcl+cls')
     assert got['seen']['estimate'] > .03 and got['new']['estimate'] < -.01
     assert got['difference']['estimate'] == pytest.approx(got['seen']['estimate'] - got['new']['estimate'])
-    t = gap_table(named, patient_values(named)).set_index('gap').gain
+    t = gap_table(named, patient_values(named)).set_index('comparison').gain
     assert list(t.index.str.split(',').str[0]) == ['dcl+cls over random', 'no-valid-labels over dcl+cls']
     assert t.iloc[0] == pytest.approx(got['difference']['estimate']) and t.iloc[1] < 0
 
@@ -294,7 +296,7 @@ def test_a_second_plan_keeps_the_number_of_frames_and_the_test(tmp_path):
 def test_tissue_is_compared_in_both_plans():
     tests = tissue_tests((0, 1))
     done = {o.key: result(o, .7 if o.reading == 'tissue-dcl+cls-13' else .6) for o in tests}
-    t = tissue_table(tests, done).set_index('gap')
+    t = tissue_table(tests, done).set_index('comparison')
     assert t.gain['tissue-dcl+cls over tissue-random'] > .1 and abs(t.gain['dcl+cls over random']) < 1e-9
     assert t.gain['second plan less first'] > .1 and (t.runs == 2).all()
 

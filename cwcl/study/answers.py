@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOSES', 'PAIRS', 'SEEN', 'dose_slope', 'seen_gaps', 'foreign_share', 'tissue_table', 'why_table', 'gap_table',
-           'report_why']
+           'auc_table', 'report_why']
 
 # %% ../../nbs/52g_study.answers.ipynb #c93a9aa3
 import numpy as np, pandas as pd
@@ -71,7 +71,7 @@ def foreign_share(
 def tissue_table(
     runs, # Of `Run`, from `tissue_tests`
     results:dict, # Key to result
-)->pd.DataFrame: # row, against, gain, low, high, runs
+)->pd.DataFrame: # comparison, gain, low, high, runs
     "Compare the IoU of connective tissue: in one operation, without its label, and in four operations"
     values = patient_values(named_results(list(runs), results), 'connective tissue')
     pairs = ('dcl+cls', 'random'),('no-tissue', 'dcl+cls'),('no-tissue', 'random'),('tissue-dcl+cls', 'tissue-random')
@@ -86,7 +86,7 @@ def tissue_table(
         d = gap.dropna(how='all')
         got = crossed_interval(d)
         rows.append((name, got['estimate'], got['low'], got['high'], len(d)))
-    return pd.DataFrame(rows, columns=['gap', 'gain', 'low', 'high', 'runs'])
+    return pd.DataFrame(rows, columns=['comparison', 'gain', 'low', 'high', 'runs'])
 
 def why_table(
     runs:list, # Of `Run`, from `why_runs`
@@ -107,7 +107,7 @@ SEEN = (*((k, 'random') for k in ('simclr', 'dcl', 'cls', 'dcl+cls', 'rows-only'
 def gap_table(
     named:list, # From `named_results`
     values:pd.DataFrame, # From `patient_values` of them
-)->pd.DataFrame: # gap, masks (percent), gain, low, high, of what is there
+)->pd.DataFrame: # comparison, masks (percent), gain, low, high, of what is there
     "Tabulate the pairs, the line through the doses, and what is gained on videos whose labels are trained on"
     there = set(zip(values.method, values.budget))
     found = {(f'{a} over {b}', k): gain(values, (a, k), (b, k)) for a,b,k in PAIRS if {(a, k), (b, k)} <= there}
@@ -116,31 +116,39 @@ def gap_table(
         if not {(a, 10), (b, 10)} <= there: continue
         found[f'{a} over {b}, on videos with labels less on new patients', 10] = seen_gaps(named, a, b)['difference']
     rows = [(*k, o['estimate'], o['low'], o['high']) for k,o in found.items()]
-    return pd.DataFrame(rows, columns=['gap', 'masks', 'gain', 'low', 'high'])
+    return pd.DataFrame(rows, columns=['comparison', 'masks', 'gain', 'low', 'high'])
+
+# %% ../../nbs/52g_study.answers.ipynb #f83ce107
+def auc_table(
+    named:list, # From `named_results`
+)->pd.DataFrame: # By row and kind of videos: mean area under the curve by class
+    "Tabulate how well presence heads tell frames that show a class from those that do not"
+    rows = [dict(row=o['recipe']['method'], videos=k, **v) for o in named for k,v in o.get('auc', {}).items()]
+    return pd.DataFrame(rows, columns=None if rows else ['row', 'videos']).groupby(['row', 'videos'], sort=False).mean()
 
 def report_why(
     runs:list, # Of `Run`, from `why_runs`
     results:dict, # Key to result
-    out, # Folder for the table, as CSV
+    out, # Folder for the tables, as CSV
     home=None, # Folder of the kit's results, if the runs are the kit's
     **changes, # Fields of all recipes that differ
 ):
-    "Print the three experiments, and write them; tests of finished networks are looked for beside the runs"
+    "Print the tables of the three experiments, and write them; tests of finished networks lie beside the runs"
     tests,tissue,fresh = (f(**changes) for f in (filter_runs, tissue_tests, fresh_tests))
     folders = [o for o in (home, out) if o]
     more = [*tests, *(o for o in tests.values() if o.table == 'beyond')]
     found = results | find_results(more, folders)
-    t = why_table([*runs, *more], found)
-    if not len(t): raise InputError('why: no run of it is done')
     named = named_results([*runs, *more], found)
-    beside = gap_table(named, patient_values(named))
-    worth = masks_saved(patient_values(named), 'whole-clips')
-    gaps = tissue_table(tissue, find_results(tissue, folders))
-    aims = fresh_aims(find_results(fresh, folders))
-    print(*(frame_markdown(o.round(3)) for o in (t, beside, gaps, aims)), sep='\n\n')
-    print('\nwhole clips of the frames with masks are worth {estimate:.1f} times as many masks here and there '
-        '[{low:.1f}, {high:.1f}]'.format(**worth))
+    if not named: raise InputError('why: no run of it is done')
+    values = patient_values(named)
+    tables = dict(table=why_table([*runs, *more], found), gaps=gap_table(named, values),
+        tissue=tissue_table(tissue, find_results(tissue, folders)), aims=fresh_aims(find_results(fresh, folders)),
+        presence=auc_table(named).reset_index())
+    if not len(tables['table']): raise InputError('why: no run of it is done')
+    for k,o in tables.items():
+        print(frame_markdown(o.round(3)) + '\n')
+        with atomic_path(Path(out)/f'why-{k}.csv') as p: o.to_csv(p, index=False)
+    print('whole clips of the frames with masks are worth {estimate:.1f} times as many masks here and there '
+        '[{low:.1f}, {high:.1f}]'.format(**masks_saved(values, 'whole-clips')))
     print(f'of all wrong pixels of Random with 1 %, {foreign_share(named, "random"):.3f} bear a class that the patient '
         'never shows')
-    for k,o in dict(table=t, gaps=beside).items():
-        with atomic_path(Path(out)/f'why-{k}.csv') as p: o.to_csv(p, index=False)

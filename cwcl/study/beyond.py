@@ -61,7 +61,7 @@ BEYOND_ROWS = (
     BeyondRow('sum-x4', 'cls', 'control-x4', SUM, times=4))
 
 # %% ../../nbs/52e_study.beyond.ipynb #c71cfa74
-def _labelled_pool(r): # `Recipe` -> frames whose class labels are trained on
+def _class_pool(r): # `Recipe` -> frames whose class labels are trained on
     "Count the frames with class labels, without those of the validation videos where these are left out"
     if r.valid_labels: return class_pool()
     rows = CLIPS.loc[CLIPS.index.repeat(FRAMES_PER_CLIP['trial'])]
@@ -72,7 +72,7 @@ def _row_recipe(o, budget, replicate, **changes): # A `BeyondRow` -> `Recipe`
     "Return the recipe of one run of a row"
     r = trial_recipe(o.method, budget, o.stage, replicate, **{**o.fields, **changes})
     if 'epochs' in changes: return r
-    return replace(r, epochs=round(o.times*STEPS/steps_per_epoch(r, (_labelled_pool(r), 0))))
+    return replace(r, epochs=round(o.times*STEPS/steps_per_epoch(r, (_class_pool(r), 0))))
 
 def beyond_runs(
     replicates=range(REPLICATES),
@@ -82,7 +82,6 @@ def beyond_runs(
 )->list: # Of `Run`
     "List every run that goes beyond the paper, without those of the trial that it is measured against"
     return [Run(table, _row_recipe(o, b, k, **changes), o.name) for k in replicates for o in rows for b in o.budgets]
-
 
 # %% ../../nbs/52e_study.beyond.ipynb #3ab6f4a0
 def base_runs(
@@ -115,7 +114,7 @@ def gain(
 
 # %% ../../nbs/52e_study.beyond.ipynb #f7a27c93
 def masks_needed(
-    budgets, # Percent of masks, rising, `(n,)`
+    budgets, # Percent of masks, in the order in which scores rise, `(n,)`
     ious, # Scores with so many, `(n,)`
     iou:float, # The score to reach
 )->float: # Percent; the first or the last where the scores do not reach so far
@@ -144,18 +143,18 @@ def masks_saved(
     shared = sorted(set.intersection(*(set(o.index) for o in [own, *line])))
     if len(shared) < 2: return dict(estimate=np.nan, low=np.nan, high=np.nan)
     own,*line = [o.loc[shared].to_numpy(float) for o in [own, *line]]
-    steps = np.union1d(np.geomspace(budgets[0], budgets[-1], 241), budgets)
+    grid = np.union1d(np.geomspace(budgets[0], budgets[-1], 241), budgets)
     def at(masks): return sum(w*o for w,o in zip(_weights(masks, budgets), line))
-    ends = pd.DataFrame([crossed_interval(own - at(o), alpha) for o in steps])
+    ends = pd.DataFrame([crossed_interval(own - at(o), alpha) for o in grid])
     found = dict(estimate=masks_needed(budgets, [np.nanmean(o) for o in line], np.nanmean(own)),
-        low=masks_needed(steps, -ends.low.to_numpy(), 0), high=masks_needed(steps[::-1], ends.high.to_numpy()[::-1], 0))
+        low=masks_needed(grid, -ends.low.to_numpy(), 0), high=masks_needed(grid[::-1], ends.high.to_numpy()[::-1], 0))
     return {k: o/budget for k,o in found.items()}
 
 # %% ../../nbs/52e_study.beyond.ipynb #1513469b
 AIMS = {'ten times fewer masks': -.01, 'better than what there is': .05, 'labels do it': 0.}
 
 def _judge(values, pairs, margin): # From `patient_values`; comparisons that belong to one aim
-    "Judge an aim: it holds if every comparison does, and is missed if one is, corrected for their number"
+    "Judge an aim: `holds` if every comparison reaches the margin, `missed` if one is below it, corrected, else `open`"
     parts = [gain(values, *o) for o in pairs]
     wide = [gain(values, *o, alpha=.05/len(pairs)) for o in pairs]
     if any(o['runs'] < REPLICATES or not np.isfinite(o['low']) for o in parts): return 'runs are missing'

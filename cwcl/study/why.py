@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHY_ROWS', 'FILTER_ROWS', 'FRESH', 'MORE', 'AWAY', 'WITH_TISSUE', 'why_runs', 'tested_videos', 'presence_auc',
-           'filter_runs', 'run_tests', 'fresh_tests', 'fresh_aims', 'second_plan', 'second_runs', 'tissue_tests']
+           'part_auc', 'filter_runs', 'run_tests', 'fresh_tests', 'fresh_aims', 'second_plan', 'second_runs',
+           'tissue_tests']
 
 # %% ../../nbs/52f_study.why.ipynb #5b33716b
 import json, numpy as np, pandas as pd, torch
@@ -17,6 +18,7 @@ from ..core import InputError, goals
 from ..whole import write_text
 from ..data.cholec import presence
 from ..data.organs import COUNTS
+from ..data.splits import TEST_VIDEOS
 from ..data.streams import cwcl_dls
 from ..metrics import confusion_matrix
 from ..ready import split_table
@@ -76,12 +78,23 @@ def presence_auc(
     dls, # `DataLoaders` from `cwcl_dls`
     rows:pd.DataFrame, # Frames, with masks
 )->dict: # Class to area under the ROC curve, for classes that some of the frames show and others do not
-    "Test whether the presence head tells frames that show a class from those that do not"
+    "Compute how well the presence head tells frames that show a class from those that do not"
     net.eval()
-    said = torch.cat([net.presence_head(net.msph(net.encoder(x)[net.levels])).cpu() for x,_ in dls.test_dl(rows)])
+    with arithmetic(net.recipe): said = [net.presence_head(net.msph(net.encoder(x)[net.levels])).float().cpu()
+        for x,_ in dls.test_dl(rows)]
+    said = torch.cat(said)
     shown = np.asarray(presence(rows, net.classes))
     def area(k): return round(float(roc_auc_score(shown[:,k], said[:,k])), 4)
     return {c: area(k) for k,c in enumerate(net.classes.names) if 0 < shown[:,k].mean() < 1}
+
+def part_auc(
+    net, # `CWCLNet`
+    dls, # `DataLoaders` from `cwcl_dls`
+    parts:pd.DataFrame, # Frames with masks, and their part
+)->dict: # `train`, `valid`, `paper` (its two test videos) and `new` (patients) to what `presence_auc` returns
+    "Ask the presence head on each kind of videos"
+    place = parts.part.mask(parts.part == 'test', 'new').mask(parts.video.isin(TEST_VIDEOS), 'paper')
+    return {k: presence_auc(net, dls, o) for k,o in parts.groupby(place)}
 
 # %% ../../nbs/52f_study.why.ipynb #42ded0bd
 FILTER_ROWS = (
@@ -102,39 +115,40 @@ def filter_runs(
     runs = base_runs(replicates, **changes) + beyond_runs(replicates, **changes)
     return _retests(runs, wanted, 'filtered') | _retests(runs, wanted, 'plain')
 
+# %% ../../nbs/52f_study.why.ipynb #bd457ac8
+def _test_again(run, source, folder, table, more): # A `Run`, the run whose network it tests, ... -> result
+    "Test a finished network, and return what its run had found with the new test in place of the old one"
+    found = source.result(folder)
+    parts = split_table(table, run.recipe)[0]
+    dls = cwcl_dls(parts, run.recipe, device='cpu')
+    net = load_model(Path(folder)/source.key/'model.safetensors', 'cpu')
+    own = torch.stack([net.mean, net.std])
+    if not torch.allclose(own, torch.as_tensor(dls.stats).float().view(2, -1), atol=1e-6): raise InputError(
+        f'{run.key}: was trained on other frames than these; give the table that it was trained on')
+    rows = parts[parts.part == 'test']
+    if more is not None: rows = pd.concat([rows, more], ignore_index=True)
+    videos = tested_videos(net, dls, rows, told=run.reading.endswith('-filtered'))
+    small = {k: v for k,v in found.items() if k not in ('log', 'valid')}
+    if run.reading.endswith('-plain') and 'cls' in goals(run.recipe): small['auc'] = part_auc(net, dls, parts)
+    return dict(small, key=run.key, test=dict(class_iou=dict.fromkeys(net.classes.names), videos=videos))
+
 def run_tests(
     tests:dict, # `Run` to the run whose network it tests
     folder, # Of the runs, with their weights
     table:pd.DataFrame, # From `frame_table`: the frames that they were trained and tested on
     to, # Folder for the results, a JSON file each
     more:pd.DataFrame|None=None, # Frames to test on beside the test's
-    tell=print, # Called with how many networks are not there
+    tell=print, # Called with a sentence that says how many networks are not there
 )->list: # Files
     "Do the tests that are missing, of networks that are there"
-    files = []
     wanted = {k: o for k,o in tests.items() if not (Path(to)/f'{k.key}.json').exists()}
     there = {k: o for k,o in wanted.items() if (Path(folder)/o.key/'model.safetensors').exists() and o.result(folder)}
     if n := len(wanted) - len(there): tell(f'{folder}: {n} of {len(wanted)} networks to test are not there; '
         'published results have none, train them again')
     for run,source in there.items():
-        weights,file = Path(folder)/source.key/'model.safetensors',Path(to)/f'{run.key}.json'
-        found = source.result(folder)
-        parts = split_table(table, run.recipe)[0]
-        dls = cwcl_dls(parts, run.recipe, device='cpu')
-        net = load_model(weights, 'cpu')
-        own = torch.stack([net.mean, net.std])
-        if not torch.allclose(own, torch.as_tensor(dls.stats).float().view(2, -1), atol=1e-6): raise InputError(
-            f'{run.key}: was trained on other frames than these; give the table that it was trained on')
-        rows = parts[parts.part == 'test']
-        if more is not None: rows = pd.concat([rows, more], ignore_index=True)
-        videos = tested_videos(net, dls, rows, told=run.reading.endswith('-filtered'))
-        found['test'] = dict(class_iou=found['test']['class_iou'], videos=videos)
-        small = {k: v for k,v in found.items() if k not in ('log', 'valid')}
-        if run.reading.endswith('-plain') and 'cls' in goals(run.recipe): small['auc'] = {k: presence_auc(net, dls, o)
-            for k,o in parts.groupby('part')}
-        write_text(file, json.dumps(dict(small, key=run.key), separators=(',', ':')))
-        files.append(file)
-    return files
+        found = _test_again(run, source, folder, table, more)
+        write_text(Path(to)/f'{run.key}.json', json.dumps(found, separators=(',', ':')))
+    return [Path(to)/f'{o.key}.json' for o in there]
 
 # %% ../../nbs/52f_study.why.ipynb #0c6138a7
 FRESH = tuple(f'video{k}{o[-2:]}' for k in (10, 11) for o in COUNTS.index)

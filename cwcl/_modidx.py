@@ -1425,6 +1425,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cwcl.widgets.board._class_sets': ('widgets.board.html#_class_sets', 'cwcl/widgets/board.py'),
                                     'cwcl.widgets.board._facts': ('widgets.board.html#_facts', 'cwcl/widgets/board.py'),
                                     'cwcl.widgets.board._home': ('widgets.board.html#_home', 'cwcl/widgets/board.py'),
+                                    'cwcl.widgets.board._kinds': ('widgets.board.html#_kinds', 'cwcl/widgets/board.py'),
                                     'cwcl.widgets.board._known_phase': ('widgets.board.html#_known_phase', 'cwcl/widgets/board.py'),
                                     'cwcl.widgets.board._networks': ('widgets.board.html#_networks', 'cwcl/widgets/board.py'),
                                     'cwcl.widgets.board._noted': ('widgets.board.html#_noted', 'cwcl/widgets/board.py'),

@@ -384,6 +384,16 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match='column phase'): board_frames(t.assign(phase='cutting'))
     assert board_frames(t.assign(phase=[np.nan, *[1.]*39])).phase.tolist() == [-1, *[1]*39]
 
+def test_the_picture_that_stays_shows_what_is_left_out():
+    t = some(12).assign(image=noise(12), clip=['a', 'b']*6)
+    board = PairBoard(t, batch=list(range(12)))
+    h = board.still().height
+    assert 'out' not in board._repr_mimebundle_()[0]['text/plain']
+    board.exclude = 'clip'
+    n = (board.pairs().kind == 'out').sum()
+    said = board._repr_mimebundle_()[0]['text/plain']
+    assert n and f'{n} out' in said and board.still().height == h*5//4
+
 def test_frames_without_a_picture_are_gray():
     images = noise(4)
     board = PairBoard(some(4).assign(image=[images[0], None, np.nan, images[3]]))

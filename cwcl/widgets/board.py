@@ -258,7 +258,11 @@ def _answer(self:PairBoard, _, message, buffers):
     if message.get('kind') == 'sheet': self.send(dict(kind='sheet', k=message['k']), [self.sheet(int(message['k']))])
 
 # %% ../../nbs/60d_widgets.board.ipynb #ff21c1b7
-COLORS = dict(anchor='#1b1b1b', positive='#009e73', near='#e69f00', negative='#d7dbe0')
+COLORS = dict(anchor='#1b1b1b', positive='#009e73', near='#e69f00', negative='#d7dbe0', out='#56b4e9')
+
+def _kinds(found): # From `pairs` -> names of the kinds to show
+    "List the kinds; frames that are left out only where there are some"
+    return [k for k in list(COLORS)[1:] if k != 'out' or (found.kind == k).any()]
 
 @patch
 def still(self:PairBoard,
@@ -268,7 +272,7 @@ def still(self:PairBoard,
     n = n or self.kept
     w,h = self.tile
     found = self.pairs()
-    rows = dict(anchor=[self.anchor], **{k: found.frame[found.kind == k][:n].tolist() for k in list(COLORS)[1:]})
+    rows = dict(anchor=[self.anchor], **{k: found.frame[found.kind == k][:n].tolist() for k in _kinds(found)})
     sheet = Image.new('RGB', (n*(w+16), len(rows)*(h+16)), '#fff')
     for y,(kind,frames) in enumerate(rows.items()):
         for x,i in enumerate(frames):
@@ -283,8 +287,9 @@ def _repr_mimebundle_(self:PairBoard, **kwargs):
     self.still().save(file, 'JPEG', quality=self.quality)
     shown = A.AnyWidget._repr_mimebundle_(self, **kwargs)
     data,meta = shown if isinstance(shown, tuple) else (shown or {}, {})
-    n = self.pairs().kind.value_counts()
-    said = ', '.join(f'{n.get(k, 0)} {k}' for k in list(COLORS)[1:])
+    found = self.pairs()
+    n = found.kind.value_counts()
+    said = ', '.join(f'{n.get(k, 0)} {k}' for k in _kinds(found))
     data = data | {'text/plain': f'{self.shown.names[self.anchor]}: {said}'}
     return data | {'image/jpeg': base64.b64encode(file.getvalue()).decode()},meta
 

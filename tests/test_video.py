@@ -327,7 +327,7 @@ def test_memory_does_not_grow_with_length(tmp_path, model):
     peaks = []
     for p in paths: # the first run pays for what is made once
         tracemalloc.start()
-        segment_video(model, p, tmp_path/'out', progress=False)
+        segment_video(model, p, tmp_path/'out', progress=False, overwrite=True)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         model.seen.clear()

@@ -11,7 +11,6 @@ __all__ = ['WHY_ROWS', 'FILTER_ROWS', 'FRESH', 'MORE', 'AWAY', 'WITH_TISSUE', 'w
 import json, numpy as np, pandas as pd, torch
 from dataclasses import replace
 from pathlib import Path
-from sklearn.metrics import roc_auc_score
 from ..arithmetic import arithmetic
 from ..checkpoint import load_model
 from ..core import InputError, goals
@@ -26,6 +25,11 @@ from .beyond import BEYOND_ROWS, CONTROL, BeyondRow, base_runs, beyond_aims, bey
 from .grid import TABLE_METHODS, Run
 from .measures import BUDGETS
 from .trial import REPLICATES, patient_values, trial_recipe
+
+# %% ../../nbs/52f_study.why.ipynb #c332419f
+from cwcl.core import need
+
+metrics = need('sklearn.metrics', 'study')
 
 # %% ../../nbs/52f_study.why.ipynb #d0f98497
 _doses = tuple(BeyondRow(f'dose-x{k}', 'dcl+cls', 'dcl+cls', dict(beta=round(.03*k, 6)), (.1,)) for k in (2, 6))
@@ -84,7 +88,7 @@ def presence_auc(
         for x,_ in dls.test_dl(rows)]
     said = torch.cat(said)
     shown = np.asarray(presence(rows, net.classes))
-    def area(k): return round(float(roc_auc_score(shown[:,k], said[:,k])), 4)
+    def area(k): return round(float(metrics.roc_auc_score(shown[:,k], said[:,k])), 4)
     return {c: area(k) for k,c in enumerate(net.classes.names) if 0 < shown[:,k].mean() < 1}
 
 def part_auc(

@@ -148,7 +148,8 @@ def report_why(
     for k,o in tables.items():
         print(frame_markdown(o.round(3)) + '\n')
         with atomic_path(Path(out)/f'why-{k}.csv') as p: o.to_csv(p, index=False)
-    print('whole clips of the frames with masks are worth {estimate:.1f} times as many masks here and there '
-        '[{low:.1f}, {high:.1f}]'.format(**masks_saved(values, 'whole-clips')))
+    worth = masks_saved(values, 'whole-clips')
+    if np.isfinite(worth['low']): print('whole clips of the frames with masks are worth {estimate:.1f} times as many '
+        'masks here and there [{low:.1f}, {high:.1f}]'.format(**worth))
     print(f'of all wrong pixels of Random with 1 %, {foreign_share(named, "random"):.3f} bear a class that the patient '
         'never shows')

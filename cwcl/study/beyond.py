@@ -211,6 +211,7 @@ def report_beyond(
     aims = beyond_aims(values)
     saved = masks_saved(values)
     print(frame_markdown(t.round(3)), frame_markdown(aims.round(3)), sep='\n\n')
-    print('\nmasks saved by the sum with 1 %: {estimate:.1f} times [{low:.1f}, {high:.1f}]'.format(**saved))
+    text = '\nmasks saved by the sum with 1 %: {estimate:.1f} times [{low:.1f}, {high:.1f}]'
+    if np.isfinite(saved['low']): print(text.format(**saved))
     for k,o in dict(table=t, aims=aims).items():
         with atomic_path(Path(out)/f'beyond-{k}.csv') as p: o.to_csv(p, index=False)

@@ -164,7 +164,8 @@ def test_the_table_of_experiments(tmp_path, capsys, monkeypatch):
     runs = why_runs((0, 1))
     with pytest.raises(InputError, match='no run of it'): report_why(runs, {}, tmp_path)
     done = {o.key: result(o, .7 if o.reading == 'permuted' else .6) for o in runs if o.reading in ('', 'permuted')}
-    t = why_table(runs, done)
+    named = named_results(runs, done)
+    t = why_table(named, patient_values(named))
     assert list(t.row) == ['permuted']*2 and t.gain[0] > .1 and t.vs_random[0] == pytest.approx(t.gain[0])
     monkeypatch.setattr('cwcl.study.answers.find_results', lambda runs, folders: asked.append(folders) or {})
     report_why(runs, done, tmp_path)

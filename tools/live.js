@@ -36,7 +36,11 @@ export function windowState(height, width, {side, overlap, blend, along}) {
 }
 
 /** The least and the greatest of many numbers; as arguments of `Math.max` they would be too many for some browsers. */
-const ends = numbers => numbers.reduce(([a, b], o) => [Math.min(a, o), Math.max(b, o)], [Infinity, -Infinity])
+function ends(numbers) {
+  let least = Infinity, most = -Infinity
+  for (const o of numbers) { least = Math.min(least, o); most = Math.max(most, o) }
+  return [least, most]
+}
 
 /** A picture of numbers from `low` to `high`, dark to light, on a canvas of its own. */
 function heatView(title, colors) {

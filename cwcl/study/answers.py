@@ -89,12 +89,10 @@ def tissue_table(
     return pd.DataFrame(rows, columns=['comparison', 'gain', 'low', 'high', 'runs'])
 
 def why_table(
-    runs:list, # Of `Run`, from `why_runs`
-    results:dict, # Key to result
+    named:list, # From `named_results`
+    values:pd.DataFrame, # From `patient_values` of them
 )->pd.DataFrame: # As `beyond_table`, and each row against Random too: vs_random, its ends
     "Tabulate the three experiments"
-    named = named_results(runs, results)
-    values = patient_values(named)
     t = beyond_table(named, values, WHY_ROWS + FILTER_ROWS)
     also = [gain(values, (o.row, o.masks), ('random', o.masks)) for o in t.itertuples()]
     ends = dict(vs_random='estimate', random_low='low', random_high='high')
@@ -139,12 +137,12 @@ def report_why(
     more = [*tests, *(o for o in tests.values() if o.table == 'beyond')]
     found = results | find_results(more, folders)
     named = named_results([*runs, *more], found)
-    if not named: raise InputError('why: no run of it is done')
     values = patient_values(named)
-    tables = dict(table=why_table([*runs, *more], found), gaps=gap_table(named, values),
+    t = why_table(named, values)
+    if not len(t): raise InputError('why: no run of it is done')
+    tables = dict(table=t, gaps=gap_table(named, values),
         tissue=tissue_table(tissue, find_results(tissue, folders)), aims=fresh_aims(find_results(fresh, folders)),
         presence=auc_table(named).reset_index())
-    if not len(tables['table']): raise InputError('why: no run of it is done')
     for k,o in tables.items():
         print(frame_markdown(o.round(3)) + '\n')
         with atomic_path(Path(out)/f'why-{k}.csv') as p: o.to_csv(p, index=False)

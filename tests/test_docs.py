@@ -22,13 +22,14 @@ def test_nothing_is_fetched_from_elsewhere(pages):
     for css in (root/'_docs').rglob('*.css'):
         assert not re.search(r'@import[^;]*//|url\(["\']?https?:', css.read_text(encoding='utf-8')), css.name
 
-LIVE = {'01_tour': 'pairs', '59b_widgets.folds': 'folds', '60a_widgets.frames': 'windows', '60d_widgets.board': 'board'}
+LIVE = {'01_tour': ['pairs'], '59b_widgets.folds': ['folds'], '60a_widgets.frames': ['windows', 'predictions'],
+    '60b_widgets.scales': ['scales'], '60d_widgets.board': ['board']}
 
 def test_explorers_are_live(pages):
     assert {o.removesuffix('.html') for o,text in pages.items() if '<script type="module">' in text} == set(LIVE)
-    for lesson,name in LIVE.items():
+    for lesson,names in LIVE.items():
         text = pages[f'{lesson}.html']
-        assert text.count(f'id="{name}-live"') == 1 and len(text.encode()) < 600_000
+        assert all(text.count(f'id="{o}-live"') == 1 for o in names) and len(text.encode()) < 600_000, lesson
     assert not any('id="live-' in o for o in pages.values())
 
 def test_formulas_figures_and_signatures_are_there(pages):

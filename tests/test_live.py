@@ -3,9 +3,11 @@ from importlib.util import find_spec
 from itertools import product
 import numpy as np, pytest
 pytest.importorskip('anywidget')
-from cwcl.data.labels import CLASSES, class_set
+from cwcl.data.labels import CLASSES, IGNORE, class_set
+from cwcl.metrics import class_iou, confusion_matrix
 from cwcl.widgets.folds import SplitExplorer, split_counts
-from cwcl.widgets.frames import WindowExplorer
+from cwcl.widgets.frames import PredictionBrowser, WindowExplorer
+from cwcl.widgets.scales import ScaleExplorer, brief_training
 import live
 from test_board import module, served
 from test_browser import browser, chromium, page # chkstyle: ignore
@@ -51,6 +53,67 @@ def test_splits(rule):
             assert [row[k] for k in sums] == w[sums].tolist() and abs(row['missed'] - w.missed) < 1e-9
             assert np.allclose(row['masks'], w[['1%', '5%', '10%']].astype(float))
 
+@pytest.mark.parametrize('shape', ((1, 1), (3, 5), (40, 60)))
+def test_masks_and_their_iou(rule, shape):
+    rng = np.random.default_rng(0)
+    truth = np.repeat(rng.choice([0, 1, 2, IGNORE], (shape[0], 1)), shape[1], 1).astype(np.uint8)
+    for pred in (truth % IGNORE, rng.integers(0, 5, shape, dtype=np.uint8), np.zeros(shape, np.uint8)):
+        got = rule.evaluate('''([a, b, n]) => {
+            const [p, t] = [a, b].map(o => rule.unrolled(Uint8Array.from(atob(o), c => c.charCodeAt(0)), n))
+            return {p: [...p], t: [...t], iou: rule.classIou(p, t, 5).map(o => Number.isNaN(o) ? null : o)}
+        }''', [live.runs(pred), live.runs(truth), truth.size])
+        assert got['p'] == pred.flatten().tolist() and got['t'] == truth.flatten().tolist()
+        want = class_iou(confusion_matrix(pred, truth, 5))
+        assert np.allclose(np.array(got['iou'], float), want, equal_nan=True)
+
+def test_what_a_reader_sees_of_predictions(page):
+    browser = PredictionBrowser()
+    served(page, '<h1>a</h1>' + live.page('mountPredictions', live.predictions(), 'predictions'), wait='td')
+    for method,i in product(browser.masks, range(len(browser.names))):
+        browser.controls['method'].value,browser.controls['frame'].value = method,i
+        page.get_by_role('combobox', name='method').select_option(method)
+        page.get_by_role('combobox', name='frame').select_option(browser.names[i])
+        assert page.locator('.sum').inner_text() == browser.summary()
+        words = ['absent' if np.isnan(o) else f'{o:.2f}' for o in browser.iou]
+        assert page.locator('td').all_inner_texts() == words
+        assert f'wrong: {browser.error.sum()} pixels' in page.locator('figcaption').all_inner_texts()
+
+@pytest.fixture(scope='module')
+def scales():
+    "An explorer of scales with networks that have learnt nothing and little, and what the page gets of it"
+    explorer = ScaleExplorer(*brief_training(2))
+    return explorer,live.scales(explorer)
+
+def test_what_a_reader_sees_of_scales(page, scales):
+    explorer,data = scales
+    served(page, '<h1>a</h1>' + live.page('mountScales', data, 'scales'), wait='.quads')
+    for others,i in product((True, False), (0, 50, 100)):
+        explorer.controls['others'].value,explorer.controls['frame'].value = others,i
+        page.get_by_label('neighbors from other videos').set_checked(others)
+        page.get_by_role('slider', name='frame').fill(f'{i}')
+        assert page.locator('.sum').inner_text() == explorer.summary()
+        found = page.locator('.quads canvas.picture').evaluate_all('all => all.map(o => o.ariaLabel)')
+        near = explorer.neighbors.flatten().tolist()
+        assert found == [f'frame {j}, {explorer.videos[j]}' for j in near]
+        marks = [o[0] for o in page.locator(':is(.same, .other) figcaption').all_inner_texts()]
+        assert marks == ['✓' if explorer.ids[j] == explorer.ids[i] else '✗' for j in near]
+
+def test_feature_maps_of_the_page(page, scales):
+    explorer,data = scales
+    served(page, '<h1>a</h1>' + live.page('mountScales', data, 'scales'), wait='.quads')
+    page.get_by_role('slider', name='frame').fill('100')
+    page.get_by_role('slider', name='feature map').fill('2')
+    shapes = page.locator('canvas.heat').evaluate_all('all => all.map(o => [o.height, o.width])')
+    assert shapes == 2*data['maps']
+    light = page.locator('canvas.heat').evaluate_all('''all => all.map(o => {
+        const {data} = o.getContext('2d').getImageData(0, 0, o.width, o.height)
+        return Array.from({length: o.width*o.height}, (_, k) => data[4*k] + data[4*k+1] + data[4*k+2])
+    })''')
+    for net in (0, 1):
+        for scale,m in enumerate(explorer.all_maps[net]):
+            m = m[100,2].flatten()
+            assert m[int(np.argmax(light[3*net + scale]))] > m.min() + .97*(m.max() - m.min())
+
 def test_what_a_reader_sees(page):
     served(page, '<h1>a</h1>' + live.page('mountWindows', live.windows(), 'windows'), wait='.heat')
     page.locator('.sum').get_by_text('windows of 128 pixels').wait_for()
@@ -62,10 +125,11 @@ def test_what_a_reader_sees(page):
     page.get_by_role('button', name='01', exact=True).click()
     assert page.get_by_label('start from').input_value() == ''
 
-def test_nothing_serious_for_a_screen_reader(page):
+def test_nothing_serious_for_a_screen_reader(page, scales):
     if not find_spec('axe_playwright_python'): pytest.skip('axe is not installed')
     from axe_playwright_python.sync_playwright import Axe
-    for mount,data,wait in (('mountWindows', live.windows(), '.heat'), ('mountSplit', live.folds(), '.chip')):
+    for mount,data,wait in (('mountWindows', live.windows(), '.heat'), ('mountSplit', live.folds(), '.chip'),
+        ('mountPredictions', live.predictions(), 'td'), ('mountScales', scales[1], '.quads')):
         body = f'<main><h1>b</h1>{live.page(mount, data, "live")}</main>'
         for scheme in ('light', 'dark'):
             page.emulate_media(color_scheme=scheme)

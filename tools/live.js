@@ -1,5 +1,11 @@
 // ---------------------------------------------------------------- two explorers for pages without a kernel
 
+/** How far each number of a picture is from the next one at its right or below it, whichever is more. */
+export function jumps(a, h, w) {
+  return Float64Array.from(a, (o, k) => Math.max(k % w + 1 < w ? Math.abs(a[k+1] - o) : 0,
+    k + w < h*w ? Math.abs(a[k+w] - o) : 0))
+}
+
 /** First pixels of the windows along a side, as `window_starts`. */
 export function windowStarts(length, side, overlap) {
   const stride = Math.max(Math.trunc(side*(1 - overlap)), 1), out = []
@@ -20,7 +26,7 @@ export function windowState(height, width, {side, overlap, blend, along}) {
   const h = Math.max(height, side), w = Math.max(width, side), weights = windowWeights(side, blend), boxes = []
   for (const y of windowStarts(height, side, overlap)) for (const x of windowStarts(width, side,
     overlap)) boxes.push([y, x])
-  const [hits, total, error, share, jumps] = Array.from({length: 5}, () => new Float64Array(h*w))
+  const [hits, total, error, share] = Array.from({length: 4}, () => new Float64Array(h*w))
   const each = ([top, left], f) => {
     for (let y = 0; y < side; y++) for (let x = 0; x < side; x++) f((top + y)*w + left + x, y*side + x,
       (x + y)/(2*(side - 1)))
@@ -30,9 +36,8 @@ export function windowState(height, width, {side, overlap, blend, along}) {
   const number = Math.round(along*(boxes.length - 1))
   each(boxes[number], (at, k) => { share[at] = weights[k]/total[at] })
   for (let k = 0; k < h*w; k++) error[k] /= total[k]
-  for (let y = 0, k = 0; y < h; y++) for (let x = 0; x < w; x++, k++) jumps[k] = Math.max(
-    x + 1 < w ? Math.abs(error[k+1] - error[k]) : 0, y + 1 < h ? Math.abs(error[k+w] - error[k]) : 0)
-  return {h, w, boxes, number, hits, share, error, jumps, seams: jumps.filter(o => o > .05).length}
+  const leaps = jumps(error, h, w)
+  return {h, w, boxes, number, hits, share, error, jumps: leaps, seams: leaps.filter(o => o > .05).length}
 }
 
 /** The least and the greatest of many numbers; as arguments of `Math.max` they would be too many for some browsers. */
@@ -40,6 +45,19 @@ function ends(numbers) {
   let least = Infinity, most = -Infinity
   for (const o of numbers) { least = Math.min(least, o); most = Math.max(most, o) }
   return [least, most]
+}
+
+/** A slider over `steps`, which sets `s[key]`, with what it stands at beside it. */
+function slider(s, key, label, steps, refresh, text = String) {
+  const shown = el('output')
+  const input = el('input', {type: 'range', min: 0, max: steps.length - 1, step: 1, value: steps.indexOf(s[key]),
+    oninput: e => { s[key] = steps[+e.target.value]; say(); refresh() }})
+  const say = () => {
+    shown.value = ` ${text(s[key])}`
+    input.setAttribute('aria-valuetext', text(s[key]))
+  }
+  say()
+  return el('label', {}, `${label} `, input, shown)
 }
 
 /** A picture of numbers from `low` to `high`, dark to light, on a canvas of its own. */
@@ -63,18 +81,11 @@ function heatView(title, colors) {
 /** Windows to lay over a frame. `data`: width, height, picture (a URL), colors (bytes of a color map). */
 export function mountWindows(data, root) {
   const colors = bytes(data.colors), s = {side: 128, overlap: .25, blend: 'constant', along: .5}
-  const overlaps = [0, .1, .25, .33, .5, .75], shown = {}
-  const slider = (key, label, steps, text = String) => {
-    shown[key] = el('output')
-    const input = el('input', {type: 'range', min: 0, max: steps.length - 1, step: 1, value: steps.indexOf(s[key]),
-      oninput: e => { s[key] = steps[+e.target.value]; refresh() }})
-    return {node: el('label', {}, `${label} `, input, shown[key]),
-      text: () => { shown[key].value = ` ${text(s[key])}` }}
-  }
+  const overlaps = [0, .1, .25, .33, .5, .75], refresh = () => show()
   const sliders = [
-    slider('side', 'window', Array.from({length: 7}, (_, k) => 64 + 32*k), o => `${o} pixels`),
-    slider('overlap', 'overlap', overlaps),
-    slider('along', 'first to last window', Array.from({length: 21}, (_, k) => k/20)),
+    slider(s, 'side', 'window', Array.from({length: 7}, (_, k) => 64 + 32*k), refresh, o => `${o} pixels`),
+    slider(s, 'overlap', 'overlap', overlaps, refresh),
+    slider(s, 'along', 'first to last window', Array.from({length: 21}, (_, k) => k/20), refresh),
   ]
   const blend = el('select', {onchange: e => { s.blend = e.target.value; refresh() }},
     ...['constant', 'gaussian'].map(o => el('option', {value: o}, o)))
@@ -82,7 +93,7 @@ export function mountWindows(data, root) {
   const [boxes, hits, share, error] = ['windows over the frame', 'windows that see a pixel', 'share of one window',
     'blended error'].map(o => heatView(o, colors))
   root.classList.add('cwcl-board')
-  root.append(el('div', {class: 'bar'}, ...sliders.map(o => o.node), el('label', {}, 'blending ', blend)), said,
+  root.append(el('div', {class: 'bar'}, ...sliders, el('label', {}, 'blending ', blend)), said,
     el('div', {class: 'panels'}, ...[boxes, hits, share, error].map(o => o.node)))
   const layOut = ({h, w, boxes: all, number}) => {
     boxes.canvas.width = w
@@ -101,8 +112,7 @@ export function mountWindows(data, root) {
     g.strokeRect(x + 1.5, y + 1.5, s.side - 3, s.side - 3)
     boxes.head.textContent = `${all.length} windows; number ${number + 1} drawn thick`
   }
-  const refresh = () => {
-    for (const o of sliders) o.text()
+  const show = () => {
     const o = windowState(data.height, data.width, s), [least, most] = ends(o.hits)
     const jump = ends(o.jumps)[1].toFixed(2)
     said.textContent = `${o.boxes.length} windows of ${s.side} pixels over a frame of ${data.width}×${data.height}. `

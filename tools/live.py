@@ -1,26 +1,33 @@
-"What is live on the site, where no kernel answers: the board of pairs, windows over a frame, and folds by hand."
+"What is live on the site, where no kernel answers: pairs, windows over a frame, folds by hand, what networks said."
 import base64, io
 from pathlib import Path
-import matplotlib as mpl, numpy as np
+import matplotlib as mpl, numpy as np, torch
 from PIL import Image
 from cwcl.data.labels import CLASSES, class_set
 from cwcl.data.splits import TEST_VIDEOS
 from cwcl.widgets.board import PairBoard, _script, demo_networks, page_part, script_text
 from cwcl.widgets.folds import SplitExplorer
-from cwcl.widgets.frames import WindowExplorer
+from cwcl.widgets.frames import PredictionBrowser, WindowExplorer
+from cwcl.widgets.scales import ScaleExplorer
 
 FIRST = 34 # An anchor that has positives, and none if the phase counts
 
 def encoded(data): return base64.b64encode(data).decode()
 
-def windows():
-    "What the page needs for windows: a frame as WebP, and a color map of 256 colors"
-    frame = WindowExplorer().frame
+def webp(image, quality=80):
+    "Return the address of a picture that is part of the page"
     file = io.BytesIO()
-    Image.fromarray(frame).save(file, 'WEBP', quality=80)
-    colors = (255*mpl.colormaps['cividis'](np.arange(256))[:,:3]).round().astype(np.uint8)
-    picture = f'data:image/webp;base64,{encoded(file.getvalue())}'
-    return dict(height=frame.shape[0], width=frame.shape[1], picture=picture, colors=encoded(colors.tobytes()))
+    Image.fromarray(image).save(file, 'WEBP', quality=quality)
+    return f'data:image/webp;base64,{encoded(file.getvalue())}'
+
+def color_map():
+    "Return 256 colors from dark to light"
+    return encoded((255*mpl.colormaps['cividis'](np.arange(256))[:,:3]).round().astype(np.uint8).tobytes())
+
+def windows():
+    "What the page needs for windows: a frame, and a color map"
+    frame = WindowExplorer().frame
+    return dict(height=frame.shape[0], width=frame.shape[1], picture=webp(frame), colors=color_map())
 
 def folds():
     "What the page needs for folds: frames of each video and class, and the folds to start from"
@@ -32,7 +39,54 @@ def folds():
     videos = list(explorer.counts.index)
     return dict(videos=videos, counts=counts, test=list(TEST_VIDEOS), names=names, sets=sets, folds=start)
 
-def script(): return _script() + '\n' + Path(__file__).with_name('live.js').read_text(encoding='utf-8')
+def runs(mask):
+    "Return a mask as runs of pixels: a byte for the length, one for the class id"
+    ids = mask.flatten()
+    starts = np.flatnonzero(np.diff(ids, prepend=-1))
+    out = bytearray()
+    for a,b in zip(starts, [*starts[1:], len(ids)]):
+        for k in range(a, b, 255): out += bytes((min(b - k, 255), ids[a]))
+    return encoded(bytes(out))
+
+def predictions():
+    "What the page needs for predictions: frames, and masks as runs"
+    o = PredictionBrowser()
+    def frame(i): return dict(name=o.names[i], picture=webp(o.images[i]), truth=runs(o.truths[i]),
+        masks=[runs(m[i]) for m in o.masks.values()])
+    h,w = o.truths[0].shape
+    return dict(height=h, width=w, classes=o.classes.names, colors=o.classes.colors.tolist(), methods=list(o.masks),
+        frames=[frame(i) for i in range(len(o.images))])
+
+def neighbors(o):
+    "Return neighbors, cosines and sentences of an explorer of scales, for other videos and for all"
+    near,cosine,said = [],[],[]
+    for o.controls['others'].value in (True, False):
+        near.append(o.near)
+        cosine.append((100*o.cosine.gather(3, o.near)).round())
+        said.append(o.summary())
+    near,cosine = (torch.stack(k).numpy() for k in (near, cosine))
+    return dict(near=encoded(near.astype(np.uint8)), cosine=encoded(cosine.astype(np.int8)), summaries=said)
+
+def scales(explorer=None, channels=3, columns=10):
+    "What the page needs for two networks and three scales: pictures, feature maps and neighbors, computed once"
+    o = explorer or ScaleExplorer()
+    n,h,w,_ = o.images.shape
+    rows = -(-n//columns)
+    sheet = np.zeros((rows*columns, h, w, 3), np.uint8)
+    sheet[:n] = o.images
+    sheet = sheet.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows*h, columns*w, 3)
+    def gray(m):
+        low,high = (f(m, (2, 3), keepdim=True) for f in (torch.amin, torch.amax))
+        return (255*(m - low)/(high - low).clamp(min=1e-9)).byte().numpy().tobytes()
+    maps = [[m[:,:channels] for m in net] for net in o.all_maps]
+    shows = [[k for k,there in zip(class_set(8).names, row) if there] for row in o.shows]
+    return dict(neighbors(o), sheet=webp(sheet, 65), width=w, height=h, columns=columns, channels=channels,
+        names=o.videos.tolist(), shows=shows, sets=o.ids.tolist(), first=o.now.frame, colors=color_map(),
+        maps=[list(m.shape[2:]) for m in maps[0]], values=encoded(b''.join(gray(m) for net in maps for m in net)))
+
+def script():
+    parts = (Path(__file__).with_name(o).read_text(encoding='utf-8') for o in ('live.js', 'live_networks.js'))
+    return '\n'.join((_script(), *parts))
 
 def page(mount, data, name):
     "Return a page's part: an element, the style, and the script that fills it"
@@ -43,7 +97,9 @@ PLACES = dict(
     board=lambda: PairBoard(None, demo_networks(), anchor=FIRST, net=1, scale=2).page('board-live'),
     pairs=lambda: PairBoard(size=40, anchor=FIRST).page('pairs-live'),
     windows=lambda: page('mountWindows', windows(), 'windows-live'),
-    folds=lambda: page('mountSplit', folds(), 'folds-live'))
+    folds=lambda: page('mountSplit', folds(), 'folds-live'),
+    predictions=lambda: page('mountPredictions', predictions(), 'predictions-live'),
+    scales=lambda: page('mountScales', scales(), 'scales-live'))
 
 def with_live(text):
     "Put what is live where a page asks for it, with all that it needs"

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 from .core import InputError
 from .data.images import check_pixels
+from .script import lacks_memory
 from .whole import atomic_path, disk_error
 
 # %% ../nbs/60c_film.ipynb #7181fc74
@@ -82,6 +83,7 @@ def open_video(path): # Video file -> context whose value is (open PyAV containe
             check_pixels((films[0].width, films[0].height), path)
             yield c,films[0]
     except av.FFmpegError as e:
+        if lacks_memory(e): raise MemoryError(f'{path}: {e.strerror}') from None
         if e.errno == errno.EINVAL: raise InputError(f'{path}: {_NO_FILM}') from None
         raise InputError(f'{path}: not a readable video ({e.strerror}); play it') from None
 

@@ -13,7 +13,8 @@ from .core import InputError
 
 # %% ../nbs/00c_script.ipynb #aec4079c
 _MEMORY = re.compile("can(no|')t allocate|not enough memory|out of memory|bad_alloc|paging file|can't start new thread|"
-    'Resource temporarily unavailable', re.I) # The last two: memory for another thread
+    'Resource temporarily unavailable|' # This and the one before: memory for another thread
+    'could not create a primitive$|failed to map segment from shared object$', re.I) # For a convolution, for a library
 _KILLED = re.compile(r'(DataLoader worker|A process in the process pool).*(unexpectedly|abruptly|killed)', re.S)
 
 def lacks_memory(e:BaseException)->bool:
@@ -24,7 +25,7 @@ def _line(e): # Exception -> what a user should read of it; `None` if it is a bu
     if isinstance(e, InputError): return str(e)
     first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
     if lacks_memory(e): return f'out of memory ({first}); close other programs, ' \
-        'or take less: a smaller batch and labelled, recompute=True, chunks=4, a smaller height and width'
+        'or take less: in training a smaller batch and labelled, recompute=True, chunks=4, a smaller height and width'
     if isinstance(e, OSError): return str(e)
     if _KILLED.search(str(e)): return 'a helper process was killed, mostly for lack of memory; take fewer of them, ' \
         'or close other programs'

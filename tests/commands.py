@@ -6,10 +6,13 @@ from functools import cache
 from pathlib import Path
 
 NURSERY = '''
-import json, os, runpy, signal, sys, traceback
+import json, os, resource, runpy, signal, sys, traceback
 import cwcl.export, cwcl.study.command, cwcl.video
 
-def run(argv, cwd, env, files):
+def run(argv, cwd, env, files, spare):
+    if spare:
+        pages = int(open('/proc/self/statm').read().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages*resource.getpagesize() + spare*2**20,)*2)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -58,14 +61,14 @@ def nursery():
     atexit.register(p.kill)
     return p
 
-def run_command(script, *args, cwd=None, timeout=900, **env):
-    "What subprocess.run would return for a console script of this environment"
+def run_command(script, *args, cwd=None, timeout=900, spare=0, **env):
+    "What subprocess.run would return for a console script of this environment; `spare`: MiB that it may take"
     argv = [str(Path(sys.executable).with_name(script)), *map(str, args)]
     with tempfile.TemporaryDirectory() as home:
         files = [f'{home}/out', f'{home}/err']
         for o in files: Path(o).touch()
         env = {**os.environ, 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1', **env}
-        job = dict(argv=argv, cwd=str(cwd or os.getcwd()), env=env, files=files, timeout=timeout)
+        job = dict(argv=argv, cwd=str(cwd or os.getcwd()), env=env, files=files, timeout=timeout, spare=spare)
         p = nursery()
         p.stdin.write(json.dumps(job) + '\n')
         p.stdin.flush()

@@ -1,7 +1,8 @@
 "Faults that are injected for real, and what must happen; the table of all of them is data/faults.csv"
-import json, os, shutil, signal, subprocess, sys, time, tracemalloc, zipfile, zlib
+import json, multiprocessing, os, shutil, signal, subprocess, sys, time, tracemalloc, zipfile, zlib
 import numpy as np, pytest, torch
 from contextlib import contextmanager
+from fastcore.script import CliError
 from pathlib import Path
 from PIL import Image
 from cwcl.checkpoint import load_model, save_model
@@ -12,8 +13,10 @@ from cwcl.data.folders import unpacked
 from cwcl.data.images import MOST_PIXELS, picture_size, read_image, read_mask
 from cwcl.data.labels import save_png
 from cwcl.data.store import mapped_array
+from cwcl.data.streams import cwcl_dls
 from cwcl.film import probe_video, read_film, video_writer
 from cwcl.results import evaluate
+from cwcl.script import one_line_errors
 from cwcl.study.records import read_result
 from cwcl.tasks import CWCLNet
 from cwcl.whole import read_tensors, save_tensors, sealed
@@ -221,6 +224,69 @@ def test_answers_that_are_no_numbers_have_no_score(table, dls):
     with torch.no_grad(): broken.decoder.head.bias[0] = float('nan')
     rows = table[table['mask'] != ''].head(2)
     with pytest.raises(InputError, match='NaN or infinity, which has no class'): evaluate(broken, dls, rows)
+
+# Memory
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='what a process has is read from /proc')
+@pytest.mark.parametrize('script', ['cwcl_data', 'cwcl_train', 'cwcl_predict'])
+def test_memory_that_is_refused_is_one_line(tmp_path, scenes, script):
+    "Wherever it happens: at a library, a thread, an array, a convolution"
+    args = dict(cwcl_data=['audit', scenes], cwcl_predict=[film(tmp_path/'a.mp4', 9, (240, 320)),
+            '--overwrite', '--out', 'out'],
+        cwcl_train=['--data', scenes, *'--preset smoke --budget .5 --epochs 2 --overwrite --out out'.split()])
+    codes = []
+    for spare in (4, 16, 30, 60, *range(100, 1000, 75), 3000):
+        p = run_command(script, *args[script], cwd=tmp_path, spare=spare)
+        codes.append(p.returncode)
+        assert not list(tmp_path.rglob('*.part.*')) and 'Traceback' not in p.stderr, p.stderr
+        last = p.stderr.splitlines()[-1] if p.returncode else ''
+        of_glibc = p.returncode == 127 and 'cannot allocate memory for thread-local data' in last
+        assert p.returncode == 0 or of_glibc or last.startswith(f'{script}: out of memory'), p.stderr
+    assert codes[0] and not codes[-1]
+
+# The machine
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='a worker that is spawned does not know what is injected')
+def test_a_worker_that_is_killed(table, smoke, monkeypatch):
+    "As Linux does to the largest process when memory ends"
+    dls = cwcl_dls(table, smoke, device='cpu', workers=1)
+    monkeypatch.setattr(type(dls.train), 'gather', lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(type(dls.train.fake_l), 'multiprocessing_context', multiprocessing.get_context('fork'))
+    @one_line_errors
+    def cwcl_train(): list(dls.train)
+    with pytest.raises(CliError, match='cwcl_train: a helper process was killed, mostly for lack of memory'): cwcl_train()
+
+@pytest.mark.slow
+def test_an_installation_that_nobody_may_write_to(tmp_path, scenes):
+    "Root may write everywhere: there the list of files alone tells"
+    home = tmp_path/'site'
+    for o in ('cwcl', 'data'): shutil.copytree(root/o, home/o, ignore=shutil.ignore_patterns('__pycache__', 'results'))
+    for o in [*home.rglob('*')]: o.chmod(0o555 if o.is_dir() else 0o444)
+    home.chmod(0o555)
+    before = sorted(home.rglob('*'))
+    out = tmp_path/'out'
+    out.mkdir()
+    args = f'--data {scenes} --preset smoke --budget .5 --epochs 1 --out {out}/run'.split()
+    env = dict(os.environ, PYTHONPATH=str(home), HOME=str(out), PYTHONDONTWRITEBYTECODE='1', MPLCONFIGDIR=str(out))
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'cwcl.train', *args], cwd=out, env=env, text=True,
+        capture_output=True)
+    assert not p.returncode and (out/'run'/'metrics.json').exists(), p.stderr
+    assert sorted(home.rglob('*')) == before
+
+@pytest.mark.slow
+def test_no_warning_is_ours(scenes, tmp_path):
+    "Every module is imported, and a training is trained, tested and read again"
+    code = '''
+import importlib, pkgutil, sys, warnings
+warnings.filterwarnings('error', module='cwcl')
+import cwcl
+for o in pkgutil.walk_packages(cwcl.__path__, 'cwcl.'): importlib.import_module(o.name)
+from cwcl.train import cwcl_train
+cwcl_train(sys.argv[1], preset='smoke', budget=.5, epochs=1, out=sys.argv[2])
+'''
+    p = subprocess.run([sys.executable, '-c', code, scenes, tmp_path/'run'], capture_output=True, text=True)
+    assert not p.returncode and (tmp_path/'run'/'metrics.json').exists(), p.stderr
 
 # A request to end
 

@@ -13,7 +13,8 @@ def test_scripts_fail_in_one_line():
     lack = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried\nto"
     short = MemoryError(),OSError(12, 'Cannot allocate memory'),RuntimeError(lack)
     threads = RuntimeError("can't start new thread"),RuntimeError('Resource temporarily unavailable')
-    for e in short + threads:
+    parts = RuntimeError('could not create a primitive'),ImportError('a.so: failed to map segment from shared object')
+    for e in short + threads + parts:
         with pytest.raises(CliError, match='^script: out of memory .*a smaller batch'): script(e)
     with pytest.raises(CliError, match='a helper process was killed'):
         script(RuntimeError('DataLoader worker (pid 4) is killed by signal: Killed.'))

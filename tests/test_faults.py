@@ -232,9 +232,9 @@ def test_answers_that_are_no_numbers_have_no_score(table, dls):
 @pytest.mark.parametrize('script', ['cwcl_data', 'cwcl_train', 'cwcl_predict'])
 def test_memory_that_is_refused_is_one_line(tmp_path, scenes, script):
     "Wherever it happens: at a library, a thread, an array, a convolution"
-    args = dict(cwcl_data=['audit', scenes], cwcl_predict=[film(tmp_path/'a.mp4', 9, (240, 320)),
-            '--overwrite', '--out', 'out'],
-        cwcl_train=['--data', scenes, *'--preset smoke --budget .5 --epochs 2 --overwrite --out out'.split()])
+    to = '--overwrite', '--out', 'out'
+    args = dict(cwcl_data=['audit', scenes], cwcl_predict=[film(tmp_path/'a.mp4', 9, (240, 320)), *to],
+        cwcl_train=['--data', scenes, *'--preset smoke --budget .5 --epochs 2'.split(), *to])
     codes = []
     for spare in (4, 16, 30, 60, *range(100, 1000, 75), 3000):
         p = run_command(script, *args[script], cwd=tmp_path, spare=spare)
@@ -255,7 +255,7 @@ def test_a_worker_that_is_killed(table, smoke, monkeypatch):
     monkeypatch.setattr(type(dls.train.fake_l), 'multiprocessing_context', multiprocessing.get_context('fork'))
     @one_line_errors
     def cwcl_train(): list(dls.train)
-    with pytest.raises(CliError, match='cwcl_train: a helper process was killed, mostly for lack of memory'): cwcl_train()
+    with pytest.raises(CliError, match='cwcl_train: a helper process was killed, mostly for lack'): cwcl_train()
 
 @pytest.mark.slow
 def test_an_installation_that_nobody_may_write_to(tmp_path, scenes):

@@ -1385,6 +1385,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'cwcl/widgets/base.py'),
                                    'cwcl.widgets.base.Explorer._repr_mimebundle_': ( 'widgets.base.html#explorer._repr_mimebundle_',
                                                                                      'cwcl/widgets/base.py'),
+                                   'cwcl.widgets.base.Explorer.at': ('widgets.base.html#explorer.at', 'cwcl/widgets/base.py'),
                                    'cwcl.widgets.base.Explorer.compute': ('widgets.base.html#explorer.compute', 'cwcl/widgets/base.py'),
                                    'cwcl.widgets.base.Explorer.draw': ('widgets.base.html#explorer.draw', 'cwcl/widgets/base.py'),
                                    'cwcl.widgets.base.Explorer.figure': ('widgets.base.html#explorer.figure', 'cwcl/widgets/base.py'),

@@ -76,7 +76,7 @@ def run_parts(monkeypatch, tmp_path, seconds=9., **found):
     "Run these functions as parts; returns what the file held after each, and at the end"
     monkeypatch.setattr(gpu, 'PARTS', {k: (.2, f) for k,f in found.items()})
     held = []
-    b = gpu.Bench(torch.device('cpu'), True, tmp_path)
+    b = gpu.Bench(torch.device('cpu'), False, tmp_path)
     out = tmp_path/'a.json'
     gpu.run_all(b, out, seconds, None, lambda s: held.append(json.loads(out.read_text())))
     return held

@@ -25,13 +25,13 @@ from cwcl.learner import Mirror
 from cwcl.metrics import confusion_matrix, mean_iou
 from cwcl.multitask import cwcl_learner
 from cwcl.results import evaluate
+from frames import few_frames
 from pages import cells, source
 
 @pytest.fixture(scope='module')
 def few(table):
     "Three batches of six frames for training, four frames for validation, three for the test"
-    parts = [table[(table.part == 'train') & table.labelled][:6], table[(table.part == 'train') & ~table.labelled][:12]]
-    return pd.concat([*parts, table[table.part == 'valid'][:4], table[table.part == 'test'][:3]])
+    return few_frames(table, 6, 12)
 
 @pytest.fixture(scope='module')
 def few_smoke(smoke): return replace(smoke, valid_labels=False)

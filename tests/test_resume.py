@@ -10,6 +10,7 @@ from cwcl.data.streams import cwcl_dls
 from cwcl.multitask import MeanIoU
 from cwcl.resume import ResumeCallback, pack, read_checkpoint, unpack
 from cwcl.whole import read_tensors, save_tensors
+from frames import few_frames
 
 PLATEAU = dict(schedule='plateau', patience=1, lr=1e-2)
 PRE = dict(method='dcl', stage='pretrain')
@@ -44,6 +45,11 @@ def falling(monkeypatch):
     def accumulate(self, learn): self.cm = learn.epoch
     monkeypatch.setattr(MeanIoU, 'accumulate', accumulate)
     monkeypatch.setattr(MeanIoU, 'value', property(lambda self: 1/(2 + self.cm)))
+
+@pytest.fixture(scope='module')
+def table(table):
+    "Three steps of sixteen frames an epoch"
+    return few_frames(table, 16, 32)
 
 @pytest.fixture(scope='session')
 def small(smoke): return replace(smoke, batch=16, labelled=4, epochs=4)

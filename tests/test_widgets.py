@@ -45,14 +45,14 @@ PLACES = list(itertools.product((0, 32, 100), (1, 16, 256), (8, 13), (True, Fals
 
 @pytest.mark.parametrize('anchor,least,classes,phase', PLACES)
 def test_kinds_of_frames_are_what_counting_gives(pairs, anchor, least, classes, phase):
-    put(pairs, anchor=anchor, min_pixels=least, classes=classes, phase=phase)
+    pairs = pairs.at(anchor=anchor, min_pixels=least, classes=classes, phase=phase)
     kinds = np.array(list(by_hand(pairs.frames, anchor, class_set(classes).ids, least, phase)))
     for k,found in pairs.groups.items():
         assert found.tolist() == np.flatnonzero(kinds == k).tolist()
         assert re.search(rf'\b{len(found)} {KINDS[k]}', pairs.summary())
 
 def test_words_name_every_difference(pairs):
-    put(pairs, anchor=32, min_pixels=4, classes=13, phase=True)
+    pairs = pairs.at(anchor=32, min_pixels=4, classes=13, phase=True)
     for i in range(101): assert len(pairs.why(i)) == pairs.differences[i], i
     near = pairs.groups['near'][0]
     assert pairs.why(32) == [] and len(pairs.why(near)) == 1
@@ -77,7 +77,7 @@ BATCHES = list(itertools.product(('drawn scenes', 'CholecSeg8k'), (8, 60, 200), 
 
 @pytest.mark.parametrize('pool,size,per_clip,phase', BATCHES)
 def test_a_batch_is_what_loops_count(batch, pool, size, per_clip, phase):
-    put(batch, pool=pool, batch=size, per_clip=per_clip, phase=phase, labelled=.3, seed=size)
+    batch = batch.at(pool=pool, batch=size, per_clip=per_clip, phase=phase, labelled=.3, seed=size)
     ids = batch.ids.tolist()
     video = POOLS[pool]().video[batch.chosen].tolist()
     n = round(.3*size)
@@ -119,8 +119,7 @@ def test_clips_give_their_frames_in_a_row(per_clip, size):
 
 @pytest.mark.parametrize('temp,anchor,trained', itertools.product((.01, .07, 1.), (0, 8, 14, 15), (0, .6)))
 def test_forces_are_those_of_autograd(temperature, temp, anchor, trained):
-    put(temperature, temp=temp, anchor=anchor, trained=trained)
-    t = temperature
+    t = temperature.at(temp=temp, anchor=anchor, trained=trained)
     pos = positive_mask(t.ids)
     z = t.z.clone().requires_grad_()
     loss = contrastive_loss(z, pos, temp, reduction='none')[anchor]

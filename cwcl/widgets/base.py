@@ -6,7 +6,7 @@
 __all__ = ['Explorer', 'small_png', 'slider', 'choice', 'switch', 'step', 'update_ms', 'paste', 'flat_bars']
 
 # %% ../../nbs/59_widgets.base.ipynb #57fbc101
-import base64, gc, html, io, time, matplotlib as mpl, numpy as np
+import base64, copy, gc, html, io, time, matplotlib as mpl, numpy as np
 from fastcore.basics import patch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
@@ -81,6 +81,20 @@ def update(self:Explorer,
     self.compute()
     self.note.value = f'<p role="status" style="margin:0;line-height:1.4">{html.escape(self.summary())}</p>'
     self.image.value = self.png()
+
+# %% ../../nbs/59_widgets.base.ipynb #7f52b221
+@patch
+def at(self:Explorer,
+    **values, # Of controls, by name; the others as they are
+): # A copy, for its state
+    "Compute the state for other values of the controls; none moves, and nothing is drawn"
+    strange = ', '.join(values.keys() - self.controls)
+    if strange: raise ValueError(f'{strange}: no such control; there are {", ".join(self.controls)}')
+    o = copy.copy(self)
+    o.controls = {k: SimpleNamespace(value=values.get(k, c.value)) for k,c in self.controls.items()}
+    o.compute()
+    return o
+
 
 # %% ../../nbs/59_widgets.base.ipynb #15542a13
 def small_png(

@@ -34,6 +34,7 @@ def _own_errors(path): # Video file that is written
     "Turn what FFmpeg says into one line"
     try: yield
     except av.FFmpegError as e:
+        if lacks_memory(e): raise MemoryError(f'{path}: {e.strerror}') from None
         raise disk_error(path, e) or InputError(f'{path}: FFmpeg cannot write it ({e.strerror}); choose another name, '
             'or frames of another size') from None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 # %% ../nbs/20_pairs.ipynb #19a1575b
 def label_set_ids(
     classes:Tensor, # Presence of each class, `(N,C)`, multi-hot: bool, or 0 and 1
-    phase:Tensor|None=None, # Surgical phase, `(N,)`, −1 if unknown; left out of the comparison if `None`
+    phase:Tensor|None=None, # Surgical phase, `(N,)`, −1 if unknown, below 2^(63−C)−1; left out if `None`
 )->Tensor: # int64 `(N,)`: equal exactly where label set and phase are equal, in any batch
     "Return one integer for each label set and phase; −1 where the phase is unknown"
     if classes.ndim != 2: raise ValueError(f'classes must be (N,C), got {tuple(classes.shape)}')

@@ -13,8 +13,8 @@ from .core import InputError
 
 # %% ../nbs/00c_script.ipynb #aec4079c
 _MEMORY = re.compile("can(no|')t allocate|not enough memory|out of memory|bad_alloc|paging file|can't start new thread|"
-    'Resource temporarily unavailable|' # This and the one before: memory for another thread
-    'could not create a primitive$|failed to map segment from shared object$', re.I) # For a convolution, for a library
+    'Resource temporarily unavailable', re.I) # The last two: memory for another thread
+_CODE = re.compile('(could not create a primitive|failed to map segment from shared object)$') # oneDNN, the loader
 _KILLED = re.compile(r'(DataLoader worker|A process in the process pool).*(unexpectedly|abruptly|killed)', re.S)
 
 def lacks_memory(e:BaseException)->bool:
@@ -26,6 +26,8 @@ def _line(e): # Exception -> what a user should read of it; `None` if it is a bu
     first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
     if lacks_memory(e): return f'out of memory ({first}); close other programs, ' \
         'or take less: in training a smaller batch and labelled, recompute=True, chunks=4, a smaller height and width'
+    if _CODE.search(first): return f'{first}: mostly memory is short, so close other programs or take less; ' \
+        'or this system forbids memory or a folder that code runs from'
     if isinstance(e, OSError): return str(e)
     if _KILLED.search(str(e)): return 'a helper process was killed, mostly for lack of memory; take fewer of them, ' \
         'or close other programs'

@@ -141,7 +141,9 @@ def read_tensors(
         with safe_open(path, framework='pt') as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             header = f.metadata() or {}
-    except (SafetensorError, OSError) as e: raise damaged(f'not a whole safetensors file ({e})') from None
+    except (SafetensorError, OSError) as e:
+        if 'annot allocate memory' in str(e): raise MemoryError(f'{path}: {e}') from None
+        raise damaged(f'not a whole safetensors file ({e})') from None
     said = header.pop('digest', None)
     if said and said != digest(header, tensors): raise damaged('damaged, its digest does not fit what it holds')
     return tensors,header

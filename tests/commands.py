@@ -10,9 +10,6 @@ import json, os, resource, runpy, signal, sys, traceback
 import cwcl.export, cwcl.study.command, cwcl.video
 
 def run(argv, cwd, env, files, spare):
-    if spare:
-        pages = int(open('/proc/self/statm').read().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages*resource.getpagesize() + spare*2**20,)*2)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -20,6 +17,9 @@ def run(argv, cwd, env, files, spare):
     sys.stdin,sys.stdout = open(0), open(1, 'w', buffering=1)
     sys.stderr = open(2, 'w', buffering=1, errors='backslashreplace')
     sys.argv = argv
+    if spare:
+        pages = int(open('/proc/self/statm').read().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages*resource.getpagesize() + spare*2**20,)*2)
     try: runpy.run_path(argv[0], run_name='__main__')
     except SystemExit as e:
         if isinstance(e.code, str): print(e.code, file=sys.stderr)
@@ -62,7 +62,7 @@ def nursery():
     return p
 
 def run_command(script, *args, cwd=None, timeout=900, spare=0, **env):
-    "What subprocess.run would return for a console script of this environment; `spare`: MiB that it may take"
+    "What subprocess.run would return for a console script of this environment; `spare`: MiB of memory beyond its own, 0 for all"
     argv = [str(Path(sys.executable).with_name(script)), *map(str, args)]
     with tempfile.TemporaryDirectory() as home:
         files = [f'{home}/out', f'{home}/err']

@@ -81,6 +81,12 @@ def run_parts(monkeypatch, tmp_path, seconds=9., **found):
     gpu.run_all(b, out, seconds, None, lambda s: held.append(json.loads(out.read_text())))
     return held
 
+def test_no_part_is_stopped_while_the_script_tests_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, 'PARTS', dict(long=(.05, lambda b, found: time.sleep(.2))))
+    b = gpu.Bench(torch.device('cpu'), True, tmp_path)
+    gpu.run_all(b, tmp_path/'a.json', 60., None, str)
+    assert set(b.found['long']) == {'part_seconds'}
+
 def test_a_part_that_fails_or_takes_too_long_does_not_end_the_others(monkeypatch, tmp_path):
     def fails(b, found):
         found['half'] = 1

@@ -1,5 +1,5 @@
 "Faults that are injected for real, and what must happen; the table of all of them is data/faults.csv"
-import json, multiprocessing, os, shutil, signal, subprocess, sys, time, tracemalloc, zipfile, zlib
+import json, multiprocessing, os, re, shutil, signal, subprocess, sys, time, tracemalloc, zipfile, zlib
 import numpy as np, pytest, torch
 from contextlib import contextmanager
 from fastcore.script import CliError
@@ -231,7 +231,7 @@ def test_answers_that_are_no_numbers_have_no_score(table, dls):
 @pytest.mark.skipif(sys.platform != 'linux', reason='what a process has is read from /proc')
 @pytest.mark.parametrize('script', ['cwcl_data', 'cwcl_train', 'cwcl_predict'])
 def test_memory_that_is_refused_is_one_line(tmp_path, scenes, script):
-    "Wherever it happens: at a library, a thread, an array, a convolution"
+    "Loading a library, starting a thread, making an array; some libraries then end the process themselves"
     to = '--overwrite', '--out', 'out'
     args = dict(cwcl_data=['audit', scenes], cwcl_predict=[film(tmp_path/'a.mp4', 9, (240, 320)), *to],
         cwcl_train=['--data', scenes, *'--preset smoke --budget .5 --epochs 2'.split(), *to])
@@ -240,10 +240,11 @@ def test_memory_that_is_refused_is_one_line(tmp_path, scenes, script):
         p = run_command(script, *args[script], cwd=tmp_path, spare=spare)
         codes.append(p.returncode)
         assert not list(tmp_path.rglob('*.part.*')) and 'Traceback' not in p.stderr, p.stderr
-        last = p.stderr.splitlines()[-1] if p.returncode else ''
-        of_glibc = p.returncode == 127 and 'cannot allocate memory for thread-local data' in last
-        assert p.returncode == 0 or of_glibc or last.startswith(f'{script}: out of memory'), p.stderr
-    assert codes[0] and not codes[-1]
+        last = ''.join(p.stderr.splitlines()[-1:])
+        of_a_library = p.returncode < 0 or p.returncode == 127
+        says = re.match(f'{script}: (out of memory|.*mostly memory is short)', last)
+        assert p.returncode == 0 or of_a_library or says, p.stderr
+    assert any(o == 1 for o in codes) and not codes[-1]
 
 # The machine
 
@@ -251,7 +252,11 @@ def test_memory_that_is_refused_is_one_line(tmp_path, scenes, script):
 def test_a_worker_that_is_killed(table, smoke, monkeypatch):
     "As Linux does to the largest process when memory ends"
     dls = cwcl_dls(table, smoke, device='cpu', workers=1)
-    monkeypatch.setattr(type(dls.train), 'gather', lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    me = os.getpid()
+    def gather(*_):
+        assert os.getpid() != me
+        os.kill(os.getpid(), signal.SIGKILL)
+    monkeypatch.setattr(type(dls.train), 'gather', gather)
     monkeypatch.setattr(type(dls.train.fake_l), 'multiprocessing_context', multiprocessing.get_context('fork'))
     @one_line_errors
     def cwcl_train(): list(dls.train)
@@ -259,24 +264,28 @@ def test_a_worker_that_is_killed(table, smoke, monkeypatch):
 
 @pytest.mark.slow
 def test_an_installation_that_nobody_may_write_to(tmp_path, scenes):
-    "Root may write everywhere: there the list of files alone tells"
+    "Root may write everywhere: there what the files hold must tell"
     home = tmp_path/'site'
     for o in ('cwcl', 'data'): shutil.copytree(root/o, home/o, ignore=shutil.ignore_patterns('__pycache__', 'results'))
     for o in [*home.rglob('*')]: o.chmod(0o555 if o.is_dir() else 0o444)
     home.chmod(0o555)
-    before = sorted(home.rglob('*'))
+    def held(): return {o: o.read_bytes() for o in home.rglob('*') if o.is_file()}
+    before = held()
     out = tmp_path/'out'
     out.mkdir()
     args = f'--data {scenes} --preset smoke --budget .5 --epochs 1 --out {out}/run'.split()
     env = dict(os.environ, PYTHONPATH=str(home), HOME=str(out), PYTHONDONTWRITEBYTECODE='1', MPLCONFIGDIR=str(out))
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'cwcl.train', *args], cwd=out, env=env, text=True,
-        capture_output=True)
+    python = [sys.executable, '-W', 'ignore']
+    where = subprocess.run([*python, '-c', 'import cwcl; print(cwcl.__file__)'], cwd=out, env=env, capture_output=True)
+    assert os.fsdecode(where.stdout).startswith(str(home))
+    p = subprocess.run([*python, '-m', 'cwcl.train', *args], cwd=out, env=env, text=True, capture_output=True)
     assert not p.returncode and (out/'run'/'metrics.json').exists(), p.stderr
-    assert sorted(home.rglob('*')) == before
+    assert held() == before
 
 @pytest.mark.slow
 def test_no_warning_is_ours(scenes, tmp_path):
-    "Every module is imported, and a training is trained, tested and read again"
+    "Every module is imported, and a training is done"
+    pytest.importorskip('anywidget')
     code = '''
 import importlib, pkgutil, sys, warnings
 warnings.filterwarnings('error', module='cwcl')

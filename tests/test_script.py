@@ -13,9 +13,13 @@ def test_scripts_fail_in_one_line():
     lack = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried\nto"
     short = MemoryError(),OSError(12, 'Cannot allocate memory'),RuntimeError(lack)
     threads = RuntimeError("can't start new thread"),RuntimeError('Resource temporarily unavailable')
-    parts = RuntimeError('could not create a primitive'),ImportError('a.so: failed to map segment from shared object')
-    for e in short + threads + parts:
+    for e in short + threads:
         with pytest.raises(CliError, match='^script: out of memory .*a smaller batch'): script(e)
+    parts = RuntimeError('could not create a primitive'),ImportError('a.so: failed to map segment from shared object')
+    for e in parts:
+        with pytest.raises(CliError, match=f'{e}: mostly memory is short.*forbids memory or a folder'): script(e)
+    for e in (RuntimeError('could not create a primitive descriptor for it'), ImportError('a: No such file')):
+        with pytest.raises(type(e)): script(e)
     with pytest.raises(CliError, match='a helper process was killed'):
         script(RuntimeError('DataLoader worker (pid 4) is killed by signal: Killed.'))
 

@@ -173,6 +173,18 @@ def test_broken_videos_leave_one_line_and_no_overlay(tmp_path, model, kind):
     if kind != 'hole': assert names(tmp_path/'out') == []
     else: assert all(Image.open(tmp_path/'out'/o).load() for o in names(tmp_path/'out'))
 
+@pytest.mark.parametrize('e', [av.error.MemoryError(12, 'Cannot allocate memory'),
+    av.error.BlockingIOError(11, 'Resource temporarily unavailable')], ids=['array', 'thread'])
+def test_a_lack_of_memory_is_not_the_fault_of_a_film(tmp_path, monkeypatch, e):
+    "In reading and in writing"
+    path = tmp_path/'a.mp4'
+    path.write_bytes(b'a')
+    def refused(*args, **kwargs): raise e
+    monkeypatch.setattr(av, 'open', refused)
+    with pytest.raises(MemoryError, match=f'a.mp4: {e.strerror}'): probe_video(path)
+    with pytest.raises(MemoryError, match=f'a.mp4: {e.strerror}'):
+        with video_writer(path, 25): pass
+
 VARIABLE = np.r_[np.arange(25)*1000//30, 25000//30 + np.arange(25)*100]
 EVEN = 40*np.arange(50)
 

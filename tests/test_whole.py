@@ -111,6 +111,13 @@ def test_what_is_no_safetensors_file(tmp_path, content):
         says = f'{o}: not a whole safetensors file .*; the cure$'
         with pytest.raises(DamagedFile, match=says): read_tensors(o, 'the cure')
 
+@pytest.mark.parametrize('e', [OSError(12, 'Cannot allocate memory'), SafetensorError('Cannot allocate memory')],
+    ids=['system', 'safetensors'])
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch, e):
+    def refused(*args, **kwargs): raise e
+    monkeypatch.setattr('cwcl.whole.safe_open', refused)
+    with pytest.raises(MemoryError, match='a: .*Cannot allocate'): read_tensors(tmp_path/'a', '')
+
 def test_a_file_without_a_digest_is_read(tmp_path):
     save_file(TENSORS, tmp_path/'a')
     assert read_tensors(tmp_path/'a', '')[1] == {}

@@ -5,8 +5,8 @@
     python tools/gpu.py --cost gpu.json
 
 Parts run in order, those that matter most first; each is bounded, and an error or a part that takes too long is written
-down and does not end the others. `--smoke` does the same small, on the CPU, to test this script; there no part is
-stopped, however busy the machine. `--cost` prints what Tables 1 and 2 of the paper take on cards of 24, 40 and 80 GB,
+down and does not end the others. `--smoke` does the same small, on the CPU, to test this script; there a part
+may take what is left of an hour. `--cost` prints what Tables 1 and 2 of the paper take on cards of 24, 40 and 80 GB,
 by the steps that were measured."""
 import argparse, json, os, signal, sys, tempfile, threading, time, traceback, torch
 from contextlib import contextmanager
@@ -86,7 +86,7 @@ def main():
     args.add_argument('--smoke', action='store_true', help='the same, small, on the CPU')
     args.add_argument('--cost', type=Path, help='a file that this script wrote: print the cost of both tables')
     args = args.parse_args()
-    seconds = args.seconds or (3600. if args.smoke else 560.)
+    seconds = args.seconds if args.seconds is not None else 3600. if args.smoke else 560.
     if args.cost: return print(cost_table(json.loads(args.cost.read_text())))
     if not args.smoke and not torch.cuda.is_available(): raise SystemExit('gpu.py: PyTorch sees no GPU; try --smoke')
     set_seed(0, 1 if args.smoke else os.cpu_count())

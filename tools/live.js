@@ -49,11 +49,11 @@ function ends(numbers) {
 
 /** A slider over `steps`, which sets `s[key]`, with what it stands at beside it. */
 function slider(s, key, label, steps, refresh, text = String) {
-  const shown = el('output')
+  const shown = el('span')
   const input = el('input', {type: 'range', min: 0, max: steps.length - 1, step: 1, value: steps.indexOf(s[key]),
     oninput: e => { s[key] = steps[+e.target.value]; say(); refresh() }})
   const say = () => {
-    shown.value = ` ${text(s[key])}`
+    shown.textContent = ` ${text(s[key])}`
     input.setAttribute('aria-valuetext', text(s[key]))
   }
   say()

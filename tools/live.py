@@ -59,28 +59,29 @@ def predictions():
 
 def neighbors(o):
     "Return neighbors, cosines and sentences of an explorer of scales, for other videos and for all"
-    near,cosine,said = [],[],[]
-    for o.controls['others'].value in (True, False):
-        near.append(o.near)
-        cosine.append((100*o.cosine.gather(3, o.near)).round())
-        said.append(o.summary())
-    near,cosine = (torch.stack(k).numpy() for k in (near, cosine))
-    return dict(near=encoded(near.astype(np.uint8)), cosine=encoded(cosine.astype(np.int8)), summaries=said)
+    both = [o.at(others=k) for k in (True, False)]
+    near = torch.stack([k.near for k in both])
+    cosine = (100*torch.stack([o.cosine.gather(3, k.near) for k in both])).round()
+    near,cosine = near.numpy().astype(np.uint8),cosine.numpy().astype(np.int8)
+    return dict(near=encoded(near), cosine=encoded(cosine), summaries=[k.summary() for k in both])
 
-def scales(explorer=None, channels=3, columns=10):
+CHANNELS,COLUMNS = 3,10 # Feature maps of each frame; pictures in a row of the sheet
+
+def scales(explorer=None):
     "What the page needs for two networks and three scales: pictures, feature maps and neighbors, computed once"
     o = explorer or ScaleExplorer()
     n,h,w,_ = o.images.shape
-    rows = -(-n//columns)
-    sheet = np.zeros((rows*columns, h, w, 3), np.uint8)
+    assert n <= 256, 'a neighbor is one byte'
+    rows = -(-n//COLUMNS)
+    sheet = np.zeros((rows*COLUMNS, h, w, 3), np.uint8)
     sheet[:n] = o.images
-    sheet = sheet.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows*h, columns*w, 3)
+    sheet = sheet.reshape(rows, COLUMNS, h, w, 3).swapaxes(1, 2).reshape(rows*h, COLUMNS*w, 3)
     def gray(m):
-        low,high = (f(m, (2, 3), keepdim=True) for f in (torch.amin, torch.amax))
+        low,high = m.amin((2, 3), True),m.amax((2, 3), True)
         return (255*(m - low)/(high - low).clamp(min=1e-9)).byte().numpy().tobytes()
-    maps = [[m[:,:channels] for m in net] for net in o.all_maps]
+    maps = [[m[:,:CHANNELS] for m in net] for net in o.all_maps]
     shows = [[k for k,there in zip(class_set(8).names, row) if there] for row in o.shows]
-    return dict(neighbors(o), sheet=webp(sheet, 65), width=w, height=h, columns=columns, channels=channels,
+    return dict(neighbors(o), sheet=webp(sheet, 65), width=w, height=h, columns=COLUMNS, channels=CHANNELS,
         names=o.videos.tolist(), shows=shows, sets=o.ids.tolist(), first=o.now.frame, colors=color_map(),
         maps=[list(m.shape[2:]) for m in maps[0]], values=encoded(b''.join(gray(m) for net in maps for m in net)))
 

@@ -19,12 +19,13 @@ export function classIou(pred, truth, classes) {
   return hit.map((o, c) => o/either[c])
 }
 
-/** A picture of the page on a canvas, and what is painted over it: colors of pixels, or nothing. */
+/** A picture of the page on a canvas, once it is there, and what is painted over it: colors of pixels, or nothing. */
 function paintedView(title, {width: w, height: h}) {
   const canvas = el('canvas', {role: 'img', class: 'heat', 'aria-label': title, width: w, height: h})
   const over = el('canvas', {width: w, height: h}), head = el('figcaption', {}, title)
   const paint = (picture, color, gray = false) => {
-    const g = canvas.getContext('2d'), image = new ImageData(w, h)
+    if (!picture.naturalWidth) return
+    const g = canvas.getContext('2d')
     g.drawImage(picture, 0, 0, w, h)
     if (gray) {
       g.globalCompositeOperation = 'saturation'
@@ -32,12 +33,17 @@ function paintedView(title, {width: w, height: h}) {
       g.fillRect(0, 0, w, h)
       g.globalCompositeOperation = 'source-over'
     }
+    if (!color) return
+    const image = new ImageData(w, h)
     for (let k = 0; k < w*h; k++) image.data.set(color(k) ?? [0, 0, 0, 0], 4*k)
     over.getContext('2d').putImageData(image, 0, 0)
     g.drawImage(over, 0, 0)
   }
   return {node: el('figure', {class: 'panel'}, head, canvas), head, paint}
 }
+
+/** Say something in a live region, but not twice. */
+function say(node, text) { if (node.textContent !== text) node.textContent = text }
 
 /** A list to choose `s[key]` from. */
 function choice(s, key, label, names, refresh) {
@@ -49,7 +55,7 @@ function choice(s, key, label, names, refresh) {
 /** Predictions of several methods. `data`: width, height, classes, colors, frames (name, picture, truth, masks). */
 export function mountPredictions(data, root) {
   const {width: w, height: h, classes, colors, methods} = data, opacities = Array.from({length: 11}, (_, k) => k/10)
-  const ids = o => unrolled(bytes(o), w*h), none = () => null, refresh = () => show()
+  const ids = o => unrolled(bytes(o), w*h), refresh = () => show()
   const frames = data.frames.map(o => ({...o, image: new Image(), truth: ids(o.truth), masks: o.masks.map(ids)}))
   const s = {frame: 0, method: methods.length - 1, opacity: .6}
   const said = el('p', {class: 'sum', role: 'status'}), body = el('tbody')
@@ -69,10 +75,9 @@ export function mountPredictions(data, root) {
     const off = k => f.truth[k] !== 255 && f.truth[k] !== mask[k]
     const seen = f.truth.filter(o => o !== 255).length, missed = mask.filter((_, k) => off(k)).length
     const there = iou.filter(o => !Number.isNaN(o)), mean = there.reduce((a, o) => a + o, 0)/there.length
-    said.textContent = `${f.name}, ${methods[s.method]}: ${(100*missed/Math.max(seen, 1)).toFixed(1)}% of the pixels `
-      + `are wrong, mean IoU of ${there.length} classes ${mean.toFixed(2)}.`
-    if (!f.image.complete) return
-    frame.paint(f.image, none)
+    say(said, `${f.name}, ${methods[s.method]}: ${(100*missed/Math.max(seen, 1)).toFixed(1)}% of the pixels `
+      + `are wrong, mean IoU of ${there.length} classes ${mean.toFixed(2)}.`)
+    frame.paint(f.image)
     truth.paint(f.image, painted(f.truth))
     pred.paint(f.image, painted(mask))
     wrong.paint(f.image, k => off(k) ? [230, 159, 0, 255] : f.truth[k] === 255 ? [255, 255, 255, 255] : null, true)
@@ -83,7 +88,10 @@ export function mountPredictions(data, root) {
     el('td', {}, Number.isNaN(iou[c]) ? 'absent' : iou[c].toFixed(2)))))
   }
   show()
-  for (const f of frames) { f.image.onload = show; f.image.src = f.picture }
+  for (const f of frames) {
+    f.image.onload = () => { if (f === frames[s.frame]) show() }
+    f.image.src = f.picture
+  }
 }
 
 /**
@@ -100,7 +108,8 @@ export function mountScales(data, root) {
   const tile = k => {
     const label = `frame ${k}, ${names[k]}`
     const o = el('canvas', {class: 'picture', role: 'img', width: w, height: h, 'aria-label': label})
-    o.getContext('2d').drawImage(sheet, w*(k % columns), h*Math.floor(k/columns), w, h, 0, 0, w, h)
+    const from = [w*(k % columns), h*Math.floor(k/columns), w, h]
+    if (sheet.naturalWidth) o.getContext('2d').drawImage(sheet, ...from, 0, 0, w, h)
     return o
   }
   const box = el('input', {type: 'checkbox', checked: true, onchange: e => { s.all = +!e.target.checked; refresh() }})
@@ -110,13 +119,11 @@ export function mountScales(data, root) {
   root.append(el('div', {class: 'bar'},
     slider(s, 'frame', 'frame', count(n), refresh, k => `${k}: ${names[k]}`),
     slider(s, 'channel', 'feature map', count(channels), refresh, k => `${k + 1}`),
-    el('label', {}, box, 'neighbors from other videos only')), said, el('div', {class: 'panels scales'}, own, ...parts))
+    el('label', {}, box, 'neighbors from other videos only')), said, el('div', {class: 'panels'}, own, ...parts))
+  const sizes = data.maps.map(([y, x]) => y*x), before = k => sizes.slice(0, k).reduce((a, o) => a + o, 0)
   /** Where the map of the frame begins among all values. */
-  const start = (net, scale) => {
-    const sizes = data.maps.map(([y, x]) => n*channels*y*x), all = sizes.reduce((a, o) => a + o, 0)
-    const [y, x] = data.maps[scale]
-    return net*all + sizes.slice(0, scale).reduce((a, o) => a + o, 0) + (s.frame*channels + s.channel)*y*x
-  }
+  const start = (net, scale) => n*channels*(net*before(scales.length) + before(scale))
+    + (s.frame*channels + s.channel)*sizes[scale]
   const neighbors = (net, scale) => count(3).map(k => {
     const at = (((s.all*2 + net)*scales.length + scale)*n + s.frame)*3 + k
     return {frame: near[at], cosine: cosine[at]/100, same: data.sets[near[at]] === data.sets[s.frame]}
@@ -124,18 +131,19 @@ export function mountScales(data, root) {
   const row = (net, scale) => {
     const [y, x] = data.maps[scale], at = start(net, scale)
     const map = heatView(`feature map ${s.channel + 1}, ${scales[scale]} scale`, colors)
-    map.paint([...values.subarray(at, at + y*x)], y, x, 255, `${scales[scale]}: map ${s.channel + 1}`)
+    map.paint(values.subarray(at, at + y*x), y, x, 255, `${scales[scale]}: map ${s.channel + 1}`)
     return [map.node, ...neighbors(net, scale).map(o => el('figure', {class: `panel ${o.same ? 'same' : 'other'}`},
       tile(o.frame), el('figcaption', {}, `${o.same ? '✓' : '✗'} ${o.cosine.toFixed(2)}, ${names[o.frame]}`)))]
   }
   const show = () => {
-    said.textContent = data.summaries[s.all]
+    say(said, data.summaries[s.all])
     own.replaceChildren(el('figcaption', {}, `frame ${s.frame}, ${names[s.frame]}`), tile(s.frame),
       el('p', {}, `shows ${data.shows[s.frame].join(', ')}`),
       el('p', {}, '✓ same classes, ✗ other classes; cosine, video'))
     parts.forEach((o, net) => o.replaceChildren(el('p', {class: 'head'}, o.getAttribute('aria-label')),
       el('div', {class: 'quads'}, ...scales.flatMap((_, k) => row(net, k)))))
   }
+  show()
   sheet.onload = show
   sheet.src = data.sheet
 }

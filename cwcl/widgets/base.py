@@ -86,15 +86,15 @@ def update(self:Explorer,
 @patch
 def at(self:Explorer,
     **values, # Of controls, by name; the others as they are
-): # A copy, for its state
+): # A copy with a state and a figure, and without a view
     "Compute the state for other values of the controls; none moves, and nothing is drawn"
-    strange = ', '.join(values.keys() - self.controls)
+    strange = ', '.join(sorted(values.keys() - self.controls))
     if strange: raise ValueError(f'{strange}: no such control; there are {", ".join(self.controls)}')
     o = copy.copy(self)
+    o.view = o.note = o.image = None
     o.controls = {k: SimpleNamespace(value=values.get(k, c.value)) for k,c in self.controls.items()}
     o.compute()
     return o
-
 
 # %% ../../nbs/59_widgets.base.ipynb #15542a13
 def small_png(
@@ -113,9 +113,11 @@ def small_png(
 @patch
 def _repr_mimebundle_(self:Explorer, **kwargs):
     "Return the live view, a picture for readers that cannot show it, and a sentence"
-    view = dict(version_major=2, version_minor=0, model_id=self.view.model_id)
     picture = base64.b64encode(small_png(self.png(), self.kept)).decode()
-    return {'application/vnd.jupyter.widget-view+json': view, 'text/plain': self.summary(), 'image/png': picture}
+    still = {'text/plain': self.summary(), 'image/png': picture}
+    if self.view is None: return still
+    view = dict(version_major=2, version_minor=0, model_id=self.view.model_id)
+    return {'application/vnd.jupyter.widget-view+json': view, **still}
 
 @patch
 def _ipython_display_(self:Explorer):

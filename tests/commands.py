@@ -62,7 +62,7 @@ def nursery():
     return p
 
 def run_command(script, *args, cwd=None, timeout=900, spare=0, **env):
-    "What subprocess.run would return for a console script of this environment; `spare`: MiB of memory beyond its own, 0 for all"
+    "What subprocess.run would return for a console script of this environment; `spare`: MiB that it may add, 0 for any"
     argv = [str(Path(sys.executable).with_name(script)), *map(str, args)]
     with tempfile.TemporaryDirectory() as home:
         files = [f'{home}/out', f'{home}/err']

@@ -262,9 +262,33 @@ def test_keys_reach_everything(page):
     page.locator('canvas.mask').focus()
     for k in ('ArrowDown', 'ArrowDown', 'ArrowRight'): page.keyboard.press(k)
     said = page.locator('.say').inner_text()
-    assert ' and ' in said
     page.keyboard.press('Enter')
-    assert page.locator('figcaption').inner_text().split(' shows')[0] == said.split(' and ')[0]
+    name = page.locator('figcaption').inner_text().split(' shows')[0]
+    assert f' of {name}: ' in said
+
+@in_browser
+def test_another_batch_keeps_the_anchor(page):
+    board = PairBoard(some(c=6), size=20)
+    served(page, board.page())
+    for _ in range(5):
+        page.get_by_role('button', name='another batch').click()
+        assert page.locator('figure .picture').get_attribute('data-frame') == str(board.anchor)
+        assert page.locator('.sum').inner_text().startswith('20 frames')
+    anchor = board.anchor
+    for _ in range(5): board._answer(None, dict(kind='draw'), [])
+    assert board.anchor == anchor and anchor in board.batch and len(set(board.batch)) == 20
+
+@in_browser
+def test_what_a_switch_does_to_the_anchor_is_said(page):
+    board = PairBoard(some(c=6), size=40)
+    served(page, board.page())
+    had = (board.pairs().kind == 'positive').sum()
+    def said(n, rest): return f'The anchor has {n} positive{"s"*int(n != 1)}{rest}.{" It is lonely."*int(n == 0)}'
+    assert page.locator('.mine').inner_text() == said(had, '')
+    page.get_by_label('the phase counts').check()
+    board.phase = True
+    has = (board.pairs().kind == 'positive').sum()
+    assert page.locator('.mine').inner_text() == said(has, f', before {had}' if has != had else '')
 
 @in_browser
 def test_a_batch_of_another_size(page):

@@ -3,7 +3,21 @@
 
 const HEAD = {class: 'head', role: 'heading', 'aria-level': 3}
 const LEASTS = [1, 4, 16, 64, 256, 1024]
-const SHOWN = 12                                    // Of a group, before "more"
+const SHOWN = 6                                     // Of a group, before "show all"
+
+/** What a group is, below its heading. */
+const WHAT = {
+  positive: 'They show the same structures. Training pulls them to the anchor.',
+  near: 'They differ in one thing, which is written below them. Training pushes them away.',
+  negative: 'They differ in more. Training pushes them away.',
+  out: 'They would be positives, but are too much like the anchor.',
+}
+const LONELY = 'A lonely anchor: nothing can be pulled to it, '
+  + 'and the contrastive loss learns nothing from it as an anchor.'
+
+/** What one frame is to another. */
+const IS = {positive: 'is a positive of', near: 'is a near miss of', negative: 'is a negative of',
+  out: 'is left out of the positives of'}
 
 const el = (tag, attrs = {}, ...children) => {
   const node = document.createElement(tag)
@@ -238,17 +252,15 @@ function groupView(model, d, kind, tile) {
   const [sign, one, many] = KINDS[kind]
   const head = el('div', HEAD), list = el('div', {class: 'tiles', role: 'group'}),
     more = el('button', {type: 'button', class: 'more'})
-  const note = kind === 'positive'
-    ? el('p', {}, 'A lonely anchor: nothing can be pulled to it, '
-      + 'and the contrastive loss learns nothing from it as an anchor.') : null
-  const node = el('section', {class: `group ${kind}`}, head, note, list, more)
+  const what = el('p'), node = el('section', {class: `group ${kind}`}, head, what, list, more)
   let all = false, last = null
   more.addEventListener('click', () => { all = !all; refresh(...last) })
   const refresh = (s, labels, found) => {
     last = [s, labels, found]
     head.textContent = `${sign} ${found.length} ${found.length === 1 ? one : many}`
     list.setAttribute('aria-label', many)
-    if (note) note.hidden = found.length > 0
+    what.textContent = found.length ? WHAT[kind] : kind === 'positive' ? LONELY : ''
+    what.hidden = !what.textContent
     const some = all ? found : found.slice(0, SHOWN)
     list.replaceChildren(...some.map(i => tile(i, why(d, s, labels, model.get('anchor'), i))))
     more.hidden = found.length <= SHOWN
@@ -277,17 +289,18 @@ function sideView(model, d, hands) {
     figure = el('figure', {class: 'anchor'}, picture, caption)
   const keys = ['positive', 'near', 'negative', 'out'].map(k => el('span', {class: k}, KINDS[k][2])),
     dark = el('span', {class: 'dark'}, 'chosen')
-  const node = el('div', {class: 'side'}, el('div', HEAD, '◎ anchor'), figure,
-    el('div', HEAD, 'each frame with each'), mask.node,
-    el('p', {class: 'key'}, ...keys, dark), say,
-      el('p', {class: 'held'}, 'A row is a frame as an anchor, sorted by what they show; the diagonal is '
-      + 'each with itself. Click a row to make it the anchor.'))
+  const each = el('div', {class: 'each'}, el('div', HEAD, 'each frame with each'), mask.node,
+    el('p', {class: 'key'}, ...keys, dark),
+    el('p', {class: 'held'}, 'A row is a frame as an anchor, sorted by what they show; the diagonal is '
+      + 'each with itself. Click a row to make it the anchor.'), say)
+  const node = el('div', {class: 'side'}, el('div', HEAD, '◎ anchor'), figure, each)
   let chosen
   const refresh = (s, labels, same) => {
     const i = model.get('anchor'), n = model.get('batch').length, notes = d.notes[i]
     picture.dataset.frame = i
     hands.sheets.paint(picture, i)
     caption.textContent = `${d.names[i]} shows, of the structures that count: ${shows(d, s, labels, i)}`
+      + (d.phased && !s.phase ? `; phase, which does not count: ${phaseName(d, d.phase[i])}` : '')
       + (notes ? ` ⚠ ${notes.join('; ')}` : '')
     mask.canvas.setAttribute('aria-label', `Mask of ${n} frames; arrow keys move, Enter makes the row the anchor`)
     keys[3].hidden = s.exclude === 'none'
@@ -299,8 +312,8 @@ function sideView(model, d, hands) {
   }
   const tell = (s, labels, i, j) => {
     const kind = relation(d, s, labels, i, j), words = why(d, s, labels, i, j)
-    say.textContent = i === j ? '' : `${d.names[i]} and ${d.names[j]}: ` + (kind === 'positive'
-      ? `positives, both show ${shows(d, s, labels, i)}` : `${KINDS[kind][1]}: ${words.join(', ')}`)
+    say.textContent = i === j ? '' : `${d.names[j]} ${IS[kind]} ${d.names[i]}: `
+      + (kind === 'positive' ? `both show ${shows(d, s, labels, i)}` : words.join(', '))
   }
   /** Bring the anchor into sight, if it is not. */
   const look = () => {
@@ -323,12 +336,27 @@ function sumView(model, d, hands) {
     n.textContent = `${batch.length} frames: `
     const share = Math.round(100*lonely.length/Math.max(batch.length, 1))
     next.textContent = `${lonely.length} lonely anchor${lonely.length === 1 ? '' : 's'} (${share} %)`
+      + (lonely.length ? ' ›' : '')
     next.disabled = !lonely.length
     next.title = lonely.length ? 'Show the next one' : ''
     const near = found.oneClip ? `, ${Math.round(100*found.oneClip/found.pairs)} % of them in one clip` : ''
     rest.textContent = `, ${found.pairs/2} positive pair${found.pairs === 2 ? '' : 's'}${near}`
       + (s.on.length ? '' : s.phase ? '. No structure counts: only the phase tells frames apart'
         : '. No structure counts, so all frames count as the same')
+  }
+  return {node, refresh}
+}
+
+/** How many positives the anchor has, and had before. */
+function anchorView() {
+  const node = el('p', {class: 'mine', 'aria-live': 'polite'})
+  let last = {}
+  const refresh = (anchor, positives) => {
+    if (anchor === last.anchor && positives === last.positives) return
+    const before = anchor === last.anchor ? `, before ${last.positives}` : ''
+    node.textContent = `The anchor has ${positives} positive${positives === 1 ? '' : 's'}${before}.`
+      + (positives ? '' : ' It is lonely.')
+    last = {anchor, positives}
   }
   return {node, refresh}
 }
@@ -352,14 +380,14 @@ export function mount(model, root) {
   const bar = controls(model, d), side = sideView(model, d, hands),
     maps = d.maps ? embeddingView(model, d, hands) : null
   const sizes = sizeView(model, d)
-  const sum = sumView(model, d, hands)
+  const sum = sumView(model, d, hands), mine = anchorView()
   const tile = tiles(model, d, hands),
     kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, tile)])
   const lists = el('div', {class: 'groups', onkeydown: arrows}, ...kinds.map(o => o[1].node))
   root.classList.add('cwcl-board')
-  root.append(bar.node, sum.node,
+  root.append(bar.node, sum.node, mine.node,
     el('div', {class: 'main'}, side.node,
-    el('div', {class: 'wide'}, el('section', {class: 'embedding'}, ...maps?.nodes ?? [], sizes.node), lists)))
+    el('div', {class: 'wide'}, lists, el('section', {class: 'embedding'}, ...maps?.nodes ?? [], sizes.node))))
   const refresh = () => {
     s = settings(model)
     if (key !== `${s.on} ${s.least}`) [key, labels] = [`${s.on} ${s.least}`, labelSets(d, s)]
@@ -378,6 +406,7 @@ export function mount(model, root) {
     }
     hands.chosen = new Set(model.get('chosen'))
     side.refresh(s, labels, same)
+    mine.refresh(i, found.positive.length)
     drawn = {...s, batch, labels, size}
     for (const [k, view] of kinds) view.refresh(s, labels, found[k])
     maps?.refresh(s, labels)
@@ -480,7 +509,7 @@ export class Page {
       all[j] = other
     }
     const batch = all.slice(0, size)
-    if (!batch.includes(this.state.anchor)) this.state.anchor = batch[0]
+    if (!batch.includes(this.state.anchor)) batch[size - 1] = this.state.anchor
     Object.assign(this.state, {batch, size})
     this.changed()
     this.save_changes()

@@ -254,7 +254,7 @@ def sheet(self:PairBoard,
 def _answer(self:PairBoard, _, message, buffers):
     if message.get('kind') == 'draw':
         self.size = min(max(int(message.get('size', self.size)), 1), len(self.shown.names))
-        self.draw()
+        self.draw(keep=True)
     if message.get('kind') == 'sheet': self.send(dict(kind='sheet', k=message['k']), [self.sheet(int(message['k']))])
 
 # %% ../../nbs/60d_widgets.board.ipynb #ff21c1b7

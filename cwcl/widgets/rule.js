@@ -8,7 +8,7 @@ export const KINDS = {
 }
 
 /** Name of a phase, or its number where it has none. */
-const phaseName = (d, k) => d.phases?.[k] ?? `phase ${k}`
+const phaseName = (d, k) => k < 0 ? 'unknown' : d.phases?.[k] ?? `${k}`
 
 /** Bits of the structures that each frame shows, `words` numbers for a frame. */
 export function labelSets(d, s) {
@@ -119,7 +119,7 @@ export function why(d, s, labels, i, j) {
   })
   if (s.phase && i !== j) {
     if (d.phase[i] < 0 || d.phase[j] < 0) said.push('phase unknown')
-    else if (d.phase[i] !== d.phase[j]) said.push(`${phaseName(d, d.phase[j])}, not ${phaseName(d, d.phase[i])}`)
+    else if (d.phase[i] !== d.phase[j]) said.push(`other phase: ${phaseName(d, d.phase[j])}`)
   }
   if (kind === 'out') said.push(`same ${s.exclude}`)
   return said
@@ -128,6 +128,5 @@ export function why(d, s, labels, i, j) {
 /** What a frame shows, in words. */
 export function shows(d, s, labels, i) {
   const own = d.classes.filter((_, k) => labels.sets[i*labels.words + (k >> 5)] >>> (k & 31) & 1)
-  const phase = d.phase[i] < 0 ? 'phase unknown' : phaseName(d, d.phase[i])
-  return `${own.length ? own.join(', ') : 'no structure'}${s.phase ? `; ${phase}` : ''}`
+  return `${own.length ? own.join(', ') : 'no structure'}${s.phase ? `; phase: ${phaseName(d, d.phase[i])}` : ''}`
 }

@@ -81,13 +81,13 @@ function heatView(title, colors) {
 /** Windows to lay over a frame. `data`: width, height, picture (a URL), colors (bytes of a color map). */
 export function mountWindows(data, root) {
   const colors = bytes(data.colors), s = {side: 128, overlap: .25, blend: 'constant', along: .5}
-  const overlaps = [0, .1, .25, .33, .5, .75], refresh = () => show()
+  const overlaps = [0, .1, .25, .33, .5, .75]
   const sliders = [
-    slider(s, 'side', 'window', Array.from({length: 7}, (_, k) => 64 + 32*k), refresh, o => `${o} pixels`),
-    slider(s, 'overlap', 'overlap', overlaps, refresh),
-    slider(s, 'along', 'first to last window', Array.from({length: 21}, (_, k) => k/20), refresh),
+    slider(s, 'side', 'window', Array.from({length: 7}, (_, k) => 64 + 32*k), show, o => `${o} pixels`),
+    slider(s, 'overlap', 'overlap', overlaps, show),
+    slider(s, 'along', 'first to last window', Array.from({length: 21}, (_, k) => k/20), show),
   ]
-  const blend = el('select', {onchange: e => { s.blend = e.target.value; refresh() }},
+  const blend = el('select', {onchange: e => { s.blend = e.target.value; show() }},
     ...['constant', 'gaussian'].map(o => el('option', {value: o}, o)))
   const said = el('p', {class: 'sum', role: 'status'}), picture = new Image()
   const [boxes, hits, share, error] = ['windows over the frame', 'windows that see a pixel', 'share of one window',
@@ -112,7 +112,7 @@ export function mountWindows(data, root) {
     g.strokeRect(x + 1.5, y + 1.5, s.side - 3, s.side - 3)
     boxes.head.textContent = `${all.length} windows; number ${number + 1} drawn thick`
   }
-  const show = () => {
+  function show() {
     const o = windowState(data.height, data.width, s), [least, most] = ends(o.hits)
     const jump = ends(o.jumps)[1].toFixed(2)
     said.textContent = `${o.boxes.length} windows of ${s.side} pixels over a frame of ${data.width}×${data.height}. `
@@ -124,7 +124,7 @@ export function mountWindows(data, root) {
     error.paint(o.error, o.h, o.w, 1, `blended error; seams orange, largest jump ${jump}`,
       k => o.jumps[k] > .05 ? [230, 159, 0] : Array(3).fill(255*o.error[k]))
   }
-  picture.onload = refresh
+  picture.onload = show
   picture.src = data.picture
 }
 

@@ -8,7 +8,7 @@ from cwcl.data.splits import TEST_VIDEOS
 from cwcl.widgets.board import PairBoard, _script, demo_networks, page_part, script_text
 from cwcl.widgets.folds import SplitExplorer
 from cwcl.widgets.frames import PredictionBrowser, WindowExplorer
-from cwcl.widgets.scales import ScaleExplorer
+from cwcl.widgets.scales import ScaleExplorer, _mosaic
 
 FIRST = 34 # An anchor that has positives, and none if the phase counts
 
@@ -72,10 +72,8 @@ def scales(explorer=None):
     o = explorer or ScaleExplorer()
     n,h,w,_ = o.images.shape
     assert n <= 256, 'a neighbor is one byte'
-    rows = -(-n//COLUMNS)
-    sheet = np.zeros((rows*COLUMNS, h, w, 3), np.uint8)
-    sheet[:n] = o.images
-    sheet = sheet.reshape(rows, COLUMNS, h, w, 3).swapaxes(1, 2).reshape(rows*h, COLUMNS*w, 3)
+    tiles = [*o.images, *np.zeros((-n % COLUMNS, h, w, 3), np.uint8)]
+    sheet = _mosaic([tiles[k:k+COLUMNS] for k in range(0, n, COLUMNS)], 0)
     def gray(m):
         low,high = m.amin((2, 3), True),m.amax((2, 3), True)
         return (255*(m - low)/(high - low).clamp(min=1e-9)).byte().numpy().tobytes()

@@ -55,7 +55,7 @@ function choice(s, key, label, names, refresh) {
 /** Predictions of several methods. `data`: width, height, classes, colors, frames (name, picture, truth, masks). */
 export function mountPredictions(data, root) {
   const {width: w, height: h, classes, colors, methods} = data, opacities = Array.from({length: 11}, (_, k) => k/10)
-  const ids = o => unrolled(bytes(o), w*h), refresh = () => show()
+  const ids = o => unrolled(bytes(o), w*h)
   const frames = data.frames.map(o => ({...o, image: new Image(), truth: ids(o.truth), masks: o.masks.map(ids)}))
   const s = {frame: 0, method: methods.length - 1, opacity: .6}
   const said = el('p', {class: 'sum', role: 'status'}), body = el('tbody')
@@ -63,14 +63,14 @@ export function mountPredictions(data, root) {
   const heads = ['class', 'IoU on this frame'].map(o => el('th', {scope: 'col'}, o))
   const table = el('table', {}, el('thead', {}, el('tr', {}, ...heads)), body)
   root.classList.add('cwcl-board')
-  root.append(el('div', {class: 'bar'}, choice(s, 'frame', 'frame', frames.map(o => o.name), refresh),
-    choice(s, 'method', 'method', methods, refresh), slider(s, 'opacity', 'opacity', opacities, refresh)), said,
+  root.append(el('div', {class: 'bar'}, choice(s, 'frame', 'frame', frames.map(o => o.name), show),
+    choice(s, 'method', 'method', methods, show), slider(s, 'opacity', 'opacity', opacities, show)), said,
   el('div', {class: 'panels'}, ...[frame, truth, wrong, pred].map(o => o.node), table))
   const painted = mask => {
     const edges = jumps(mask, h, w)
     return k => edges[k] ? [255, 255, 255, 255] : mask[k] === 255 ? null : [...colors[mask[k]], 255*s.opacity]
   }
-  const show = () => {
+  function show() {
     const f = frames[s.frame], mask = f.masks[s.method], iou = classIou(mask, f.truth, classes.length)
     const off = k => f.truth[k] !== 255 && f.truth[k] !== mask[k]
     const seen = f.truth.filter(o => o !== 255).length, missed = mask.filter((_, k) => off(k)).length
@@ -104,7 +104,7 @@ export function mountScales(data, root) {
   const {width: w, height: h, columns, channels, names} = data, n = names.length, values = bytes(data.values)
   const near = bytes(data.near), cosine = new Int8Array(bytes(data.cosine).buffer), colors = bytes(data.colors)
   const s = {frame: data.first, channel: 0, all: 0}, count = k => Array.from({length: k}, (_, o) => o)
-  const scales = ['fine', 'middle', 'coarse'], refresh = () => show(), sheet = new Image()
+  const scales = ['fine', 'middle', 'coarse'], sheet = new Image()
   const tile = k => {
     const label = `frame ${k}, ${names[k]}`
     const o = el('canvas', {class: 'picture', role: 'img', width: w, height: h, 'aria-label': label})
@@ -112,13 +112,13 @@ export function mountScales(data, root) {
     if (sheet.naturalWidth) o.getContext('2d').drawImage(sheet, ...from, 0, 0, w, h)
     return o
   }
-  const box = el('input', {type: 'checkbox', checked: true, onchange: e => { s.all = +!e.target.checked; refresh() }})
+  const box = el('input', {type: 'checkbox', checked: true, onchange: e => { s.all = +!e.target.checked; show() }})
   const said = el('p', {class: 'sum', role: 'status'}), own = el('figure', {class: 'panel'})
   const parts = ['before training', 'after training'].map(o => el('section', {class: 'panel', 'aria-label': o}))
   root.classList.add('cwcl-board')
   root.append(el('div', {class: 'bar'},
-    slider(s, 'frame', 'frame', count(n), refresh, k => `${k}: ${names[k]}`),
-    slider(s, 'channel', 'feature map', count(channels), refresh, k => `${k + 1}`),
+    slider(s, 'frame', 'frame', count(n), show, k => `${k}: ${names[k]}`),
+    slider(s, 'channel', 'feature map', count(channels), show, k => `${k + 1}`),
     el('label', {}, box, 'neighbors from other videos only')), said, el('div', {class: 'panels'}, own, ...parts))
   const sizes = data.maps.map(([y, x]) => y*x), before = k => sizes.slice(0, k).reduce((a, o) => a + o, 0)
   /** Where the map of the frame begins among all values. */
@@ -135,7 +135,7 @@ export function mountScales(data, root) {
     return [map.node, ...neighbors(net, scale).map(o => el('figure', {class: `panel ${o.same ? 'same' : 'other'}`},
       tile(o.frame), el('figcaption', {}, `${o.same ? '✓' : '✗'} ${o.cosine.toFixed(2)}, ${names[o.frame]}`)))]
   }
-  const show = () => {
+  function show() {
     say(said, data.summaries[s.all])
     own.replaceChildren(el('figcaption', {}, `frame ${s.frame}, ${names[s.frame]}`), tile(s.frame),
       el('p', {}, `shows ${data.shows[s.frame].join(', ')}`),

@@ -13,8 +13,7 @@ from pathlib import Path
 from PIL import Image
 from .core import InputError
 from .data.images import check_pixels
-from .script import lacks_memory
-from .whole import atomic_path, disk_error
+from .whole import atomic_path, disk_error, memory_error
 
 # %% ../nbs/60c_film.ipynb #7181fc74
 from cwcl.core import need
@@ -34,9 +33,8 @@ def _own_errors(path): # Video file that is written
     "Turn what FFmpeg says into one line"
     try: yield
     except av.FFmpegError as e:
-        if lacks_memory(e): raise MemoryError(f'{path}: {e.strerror}') from None
-        raise disk_error(path, e) or InputError(f'{path}: FFmpeg cannot write it ({e.strerror}); choose another name, '
-            'or frames of another size') from None
+        raise memory_error(path, e) or disk_error(path, e) or InputError(f'{path}: FFmpeg cannot write it '
+            f'({e.strerror}); choose another name, or frames of another size') from None
 
 @contextmanager
 def video_writer(
@@ -84,9 +82,8 @@ def open_video(path): # Video file -> context whose value is (open PyAV containe
             check_pixels((films[0].width, films[0].height), path)
             yield c,films[0]
     except av.FFmpegError as e:
-        if lacks_memory(e): raise MemoryError(f'{path}: {e.strerror}') from None
-        if e.errno == errno.EINVAL: raise InputError(f'{path}: {_NO_FILM}') from None
-        raise InputError(f'{path}: not a readable video ({e.strerror}); play it') from None
+        why = _NO_FILM if e.errno == errno.EINVAL else f'not a readable video ({e.strerror}); play it'
+        raise memory_error(path, e) or InputError(f'{path}: {why}') from None
 
 # %% ../nbs/60c_film.ipynb #23225c5a
 def read_stamps(

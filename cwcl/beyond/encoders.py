@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from fastai.callback.core import Callback
 from ..core import InputError, Recipe, need
-from ..script import lacks_memory
+from ..whole import memory_error
 from ..learner import bare
 from ..models.unet import UNetDecoder, conv_block, pad_to_multiple
 
@@ -158,8 +158,8 @@ def _read(path): # -> name to tensor
     if not path.is_file(): raise InputError(f'encoder_weights={str(path)!r}: no such file; {cure}')
     try: return timm.models.load_state_dict(str(path), device='cpu', weights_only=True)
     except Exception as e:
-        if lacks_memory(e): raise
-        raise InputError(f'{path}: not a file of weights ({type(e).__name__}); {cure}') from None
+        what = f'not a file of weights ({type(e).__name__})'
+        raise memory_error(path, e) or InputError(f'{path}: {what}; {cure}') from None
 
 def _check_layers(whole, state, path, name): # Tensors of the whole model, of the file, ...
     "Raise `InputError` if a file has layers that a model lacks, in a part that it has"

@@ -12,7 +12,7 @@ import numpy as np
 from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 from ..core import InputError
-from ..script import lacks_memory
+from ..whole import memory_error
 
 # %% ../../nbs/10a_data.images.ipynb #014ea04b
 CURES = {'unreadable': 'fetch the file again', 'cannot be opened': 'see that it is there, and that you may read it',
@@ -34,7 +34,7 @@ def _damaged(path, what): return _picture_error(path, 'unreadable', what)
 
 def _failed(path, e, what=None): # The file, an exception while it was read, what to say of it -> what to raise
     "Tell a damaged file from a lack of memory, which is not the fault of the file"
-    return MemoryError(f'{path}: {e}') if lacks_memory(e) else _damaged(path, what or e)
+    return memory_error(path, e) or _damaged(path, what or e)
 
 def _other_kind(path, what): return _picture_error(path, 'another kind of file', what)
 

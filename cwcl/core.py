@@ -132,7 +132,7 @@ class DataRecipe:
     budget_unit: Literal['frame', 'clip', 'video'] = 'frame' # What is drawn: frames, whole clips or whole videos
     choose: Literal['chance', 'cover'] = 'chance' # Frames are drawn evenly, or cover classes and videos: lesson 80
     # Lesson 13d, controls: label sets of other clips or frames; a class that no label names; masks for whole clips
-    label_sets: Literal['own', 'permuted', 'shuffled'] = 'own'
+    label_sets: Literal['own', 'permuted', 'shuffled', 'noisy'] = 'own'
     withheld: str = ''
     masks_of: Literal['frame', 'clip'] = 'frame'
     budget_of: Literal['fold', 'train', 'all'] = 'fold' # Of what the share is taken

@@ -14,17 +14,18 @@ from cwcl.data.streams import cwcl_dls
 from cwcl.data.synth import write_scenes
 from cwcl.metrics import confusion_matrix
 from cwcl.study.answers import DOSES, auc_table, dose_slope, foreign_share, gap_table, report_why, seen_gaps
-from cwcl.study.answers import tissue_table, why_table
+from cwcl.study.answers import FROZEN, frozen_table, tissue_table
 from cwcl.study.beyond import BEYOND_ROWS, CONTROL, base_runs, beyond_aims, beyond_runs, beyond_table, gain
-from cwcl.study.beyond import masks_needed, masks_saved, named_results
+from cwcl.study.beyond import held_videos, masks_needed, masks_saved, named_results, plan_values, sum_gains
 from cwcl.study.command import cwcl_table
 from cwcl.study.crossed import crossed_interval
 from cwcl.study.grid import TABLE_METHODS, Run, do_run, fold_parts, publish
 from cwcl.study.measures import NAMES
 from cwcl.study.records import read_result
 from cwcl.study.trial import STEPS, class_pool, patient_values, trial_runs
-from cwcl.study.why import FRESH, MORE, WHY_ROWS, WITH_TISSUE, fresh_aims, fresh_tests, presence_auc, run_tests
-from cwcl.study.why import second_plan, second_runs, tissue_tests, why_runs
+from cwcl.study.why import FRESH, FROZEN_ROWS, MORE, WHY_ROWS, WITH_TISSUE, class_auc, fresh_aims, fresh_tests
+from cwcl.study.why import other_frames, other_tests, part_auc, presence_scores, run_tests, second_plan, second_runs
+from cwcl.study.why import tissue_tests, why_runs
 
 SILENT = {'random': 0., 'control': .03, 'control-x4': .03, 'sum': .10, 'teacher': .06, 'teacher-all-classes': .03,
     'simclr': .01, 'dcl': .01, 'cls': .02, 'simclr+control': .03, 'dcl+cls+control': .03}
@@ -54,7 +55,9 @@ def test_a_row_differs_from_its_base_in_its_own_fields_only():
         'absent': {'absent', 'batch', 'epochs'}, 'teacher': teacher, 'teacher-all-classes': {'allowed'},
         'teacher-no-boxes': {'boxes'}, 'bank': {'bank'}, 'other-clips': {'exclude'}, 'overlap': {'alike'},
         'regions': {'regions'}, 'masked': {'method', 'stage', 'epochs'}, 'sum': {*whole, 'method'},
-        'sum-no-cls': {'alpha'}, 'simclr+control': {'method', *simclr}, 'dcl+cls+control': {'method'},
+        'sum-no-cls': {'alpha'}, 'sum-noisy-labels': {'label_sets'}, 'random': set(),
+        'sum-no-labels': {'method', 'choose', 'allowed'}, 'simclr+control': {'method', *simclr},
+        'dcl+cls+control': {'method'},
         'random-x2': {'epochs'}, 'control-x4': {'epochs'}, 'sum-x4': {*whole, 'method'}}
     for o in BEYOND_ROWS:
         for b in o.budgets:
@@ -70,12 +73,14 @@ def test_steps_are_those_of_the_trial_or_a_multiple():
 
 @pytest.mark.parametrize('seed', range(4))
 def test_a_gain_is_paired_by_replicate_and_patient(seed):
-    values = values_of(dict(random=0, sum=.1), .05, replicates=3, patients=4, seed=seed)
+    values = values_of(dict(random=0, sum=.1), .05, patients=4, seed=seed)
     at = values.set_index(['method', 'budget', 'replicate', 'patient']).value
     def cell(i, j): return at['sum', 1, i, f'video1{j:02d}'] - at['random', 10, i, f'video1{j:02d}']
-    d = [[cell(i, j) for j in range(4)] for i in range(3)]
+    d = [[cell(i, j) for j in range(4)] for i in range(6)]
     got = gain(values.sample(frac=1, random_state=seed), ('sum', 1), ('random', 10))
-    assert got.pop('runs') == 3 and got == pytest.approx(crossed_interval(np.array(d)))
+    assert got.pop('runs') == 6 and got == pytest.approx(crossed_interval(np.array(d)))
+    few = gain(values[values.replicate < 5], ('sum', 1), ('random', 10))
+    assert few['runs'] == 5 and np.isnan([few['low'], few['high']]).all(), 'no interval before all are there'
     none = gain(values, ('teacher', 1), ('random', 1))
     assert none['runs'] == 0 and np.isnan(none['low'])
 
@@ -112,7 +117,8 @@ def test_aims():
     assert aims(teacher=.02)[names[2]] == 'missed' and aims(teacher=.0301)[names[2]] == 'open'
     assert aims(sum=.11, **{'simclr+control': .07})[names[1]] == 'missed', 'and SimCLR on equal terms'
     early = beyond_aims(values_of(SILENT | {'dcl+cls': .03}, replicates=5))
-    assert list(early.verdict) == ['runs are missing']*3 and early.low.notna().all()
+    assert list(early.verdict) == ['runs are missing']*3 and early[['low', 'high', 'high_all']].isna().all(None)
+    assert early.gain.notna().all()
     few = values_of(SILENT)
     assert list(beyond_aims(few[few.method != 'dcl+cls']).verdict) == ['missed', 'runs are missing', 'holds']
 
@@ -135,8 +141,29 @@ def test_the_table_leaves_out_what_has_not_run(monkeypatch):
     named = [dict(recipe=dict(method=m), step_seconds=s) for m,s in dict(random=.05, control=.06).items()]
     t = beyond_table(named, values)
     assert list(t.row.unique()) == ['control'] and list(t.masks) == [1, 5, 10, 100]
-    np.testing.assert_allclose(t.cost, 1.2)
-    assert ((t.low < .03) & (.03 < t.high)).all() and (t.runs == 6).all()
+    assert t.cost.isna().all() and ((t.low < .03) & (.03 < t.high)).all() and (t.runs == 6).all()
+    assert (t.vs_random == t.gain).all() and (t.random_high == t.high).all()
+    timed = named + [dict(recipe=dict(method='random-x2'), step_seconds=.05)]
+    np.testing.assert_allclose(beyond_table(timed, values).cost, 1.2)
+
+def test_two_patients_of_a_plan_count_once():
+    runs = [o for o in base_runs() if o.recipe.budget == .01 and o.row in ('random', 'dcl+cls')]
+    rng = np.random.default_rng(0)
+    def tested(run):
+        o = result(run, .6)
+        cms = {f'video{100*k + 1}': np.diag(rng.integers(50, 90, 8)) + 5 for k in (1, 2)}
+        cms |= {f'video{100*k + 9}': np.diag(rng.integers(50, 90, 8)) + 5 for k in (1, 2)}
+        return dict(o, test=dict(o['test'], videos={k: v.tolist() for k,v in cms.items()}))
+    named = named_results(runs, {o.key: tested(o) for o in runs})
+    each,values = patient_values(named),plan_values(named)
+    assert set(values.patient) == {'video01', 'video09'} and len(each) == 2*len(values)
+    pick = each[(each.method == 'random') & (each.replicate == 3) & each.patient.isin(['video109', 'video209'])]
+    own = values[(values.method == 'random') & (values.replicate == 3) & (values.patient == 'video09')]
+    assert own.value.item() == pytest.approx(pick.value.mean())
+
+def test_the_sum_is_compared_with_its_parts():
+    t = sum_gains(values_of(SILENT)).set_index('against')
+    assert dict(t.gain.round(9)) == {'teacher': .04, 'teacher-all-classes': .07} and (t.runs == 6).all()
 
 def test_the_command_knows_the_rows(tmp_path):
     call = dict(table='beyond', out=str(tmp_path), show=True)
@@ -147,6 +174,9 @@ def test_the_command_knows_the_rows(tmp_path):
 def test_the_three_experiments():
     runs = why_runs()
     own,base = ([o for o in runs if (o.table == 'why') == mine] for mine in (True, False))
+    frozen = [o for o in own if o.recipe.stage == 'frozen']
+    assert len(frozen) == 6*len(FROZEN_ROWS) and all(o.recipe.budget == .05 for o in frozen)
+    own = [o for o in own if o.recipe.stage == 'joint']
     recipes = {(o.reading or o.recipe.method, o.recipe.budget, o.recipe.fold): vars(o.recipe) for o in base}
     clips = {'masks_of', 'labelled'}
     field = {'whole-clips': clips, 'whole-clips-control': clips, 'no-valid-labels': {'valid_labels', 'epochs'},
@@ -165,12 +195,13 @@ def test_the_table_of_experiments(tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match='no run of it'): report_why(runs, {}, tmp_path)
     done = {o.key: result(o, .7 if o.reading == 'permuted' else .6) for o in runs if o.reading in ('', 'permuted')}
     named = named_results(runs, done)
-    t = why_table(named, patient_values(named))
+    t = beyond_table(named, plan_values(named), WHY_ROWS)
     assert list(t.row) == ['permuted']*2 and t.gain[0] > .1 and t.vs_random[0] == pytest.approx(t.gain[0])
+    assert t.low.isna().all(), 'of two replicates'
     monkeypatch.setattr('cwcl.study.answers.find_results', lambda runs, folders: asked.append(folders) or {})
     report_why(runs, done, tmp_path)
     report_why(runs, done, tmp_path, 'kit')
-    assert asked == [[tmp_path]]*3 + [['kit', tmp_path]]*3, "the kit's tests beside the kit's runs only"
+    assert asked == [[tmp_path]]*4 + [['kit', tmp_path]]*4, "the kit's tests beside the kit's runs only"
     assert 'permuted' in capsys.readouterr().out and len(pd.read_csv(tmp_path/'why-table.csv')) == 2
 
 def test_a_filter_of_true_classes_by_loops(scenes, smoke, tmp_path, monkeypatch):
@@ -220,9 +251,15 @@ def test_a_network_is_tested_on_its_own_normalization(scenes, smoke, tmp_path, m
     t = split_frames(frame_table(scenes), run.recipe)
     dls = cwcl_dls(t, run.recipe, device='cpu')
     net = load_model(tmp_path/'runs'/run.key/'model.safetensors', 'cpu')
-    assert set(auc) == {'train', 'valid', 'paper'} and auc['paper'] == presence_auc(net, dls, t[t.part == 'test'])
+    paper = t[t.part == 'test']
+    want = class_auc(presence_scores(net, dls, paper), paper[list(NAMES)].to_numpy(), NAMES)
+    assert {'train', 'valid', 'paper'} <= set(auc) <= {'train', 'valid', 'paper', *t.video} and auc['paper'] == want
+    one = paper[paper.video == 'video12']
+    said = class_auc(presence_scores(net, dls, one), one[list(NAMES)].to_numpy(), NAMES)
+    assert auc.get('video12', {}) == said
     named = named_results(list(tests), {o.key: read_result(file) for o in tests})
-    assert auc_table(named).loc[('dcl+cls-plain', 'paper')].dropna().to_dict() == auc['paper']
+    masks = round(100*run.recipe.budget, 6)
+    assert auc_table(named).loc[('dcl+cls-plain', masks, 'paper')].dropna().to_dict() == auc['paper']
 
 def test_auc_counts_pairs_in_order():
     net = torch.nn.Module()
@@ -235,7 +272,7 @@ def test_auc_counts_pairs_in_order():
     said = torch.tensor(rng.integers(0, 5, (9, 8)).astype(float))
     rows = pd.DataFrame(rng.random((9, 8)) < .5, columns=class_set(8).names).assign(liver=True)
     dls = SimpleNamespace(test_dl=lambda rows: [(said[:4], None), (said[4:], None)])
-    got = presence_auc(net, dls, rows)
+    got = class_auc(presence_scores(net, dls, rows), rows[list(NAMES)].to_numpy(), NAMES)
     assert set(got) == set(NAMES) - {'liver'}
     for k,c in enumerate(NAMES):
         if c == 'liver': continue
@@ -259,19 +296,56 @@ def test_wrong_pixels_of_classes_that_a_patient_never_shows():
 
 def test_what_is_gained_on_videos_whose_labels_are_trained_on():
     rows = 'random', 'dcl+cls', 'no-valid-labels'
-    runs = [o for o in why_runs((0, 1, 2)) if o.recipe.budget == .1 and o.row in rows]
+    runs = [o for o in why_runs() if o.recipe.budget == .1 and o.row in rows]
     new = {'random': .60, 'dcl+cls': .58, 'no-valid-labels': .59}
     seen = {'random': .50, 'dcl+cls': .55, 'no-valid-labels': .52}
     def scored(run):
         o = result(run, new[run.row] + .01*run.recipe.fold)
-        return dict(o, valid=result(run, seen[run.row] - .01*run.recipe.fold)['valid'])
+        more = 0 if run.row == 'random' else .02
+        other,same = (result(run, new[run.row] + x)['test']['videos']['video101'] for x in (0, more))
+        held = held_videos(run.recipe.fold)
+        videos = {f'video1{v[-2:]}': same if v in held else other for v in COUNTS.index}
+        valid = result(run, seen[run.row] - .01*run.recipe.fold)['valid']
+        return dict(o, valid=valid, test=dict(o['test'], videos=videos))
     named = named_results(runs, {o.key: scored(o) for o in runs})
     got = seen_gaps(named, 'dcl+cls')
+    same = got['difference, same plans']['estimate']
+    assert got['difference']['estimate'] - same > .01, 'patients of other plans do not count'
     assert got['seen']['estimate'] > .03 and got['new']['estimate'] < -.01
     assert got['difference']['estimate'] == pytest.approx(got['seen']['estimate'] - got['new']['estimate'])
-    t = gap_table(named, patient_values(named)).set_index('comparison').gain
+    t = gap_table(named, plan_values(named)).set_index('comparison').gain
     assert list(t.index.str.split(',').str[0]) == ['dcl+cls over random', 'no-valid-labels over dcl+cls']
-    assert t.iloc[0] == pytest.approx(got['difference']['estimate']) and t.iloc[1] < 0
+    assert t.iloc[0] == pytest.approx(same) and t.iloc[1] < 0
+    few = [o for o in named if o['recipe']['fold'] < 5]
+    assert not len(gap_table(few, plan_values(few))), 'before all replicates are there'
+    def again(o):
+        videos = o['test']['videos'] | {v: o['valid']['confusion'] for v in held_videos(o['recipe']['fold'])}
+        return {k: v for k,v in dict(o, test=dict(o['test'], videos=videos)).items() if k != 'valid'}
+    assert seen_gaps([again(o) for o in named], 'dcl+cls')['seen'] == pytest.approx(got['seen'], nan_ok=True)
+
+def test_other_frames_are_of_validation_videos_of_the_fold(scenes, smoke, tmp_path):
+    run = Run('trial1', replace(smoke, method='dcl+cls'))
+    do_run(run, tmp_path/'runs', scenes, device='cpu')
+    base = frame_table(scenes)
+    more = other_frames(frame_table(write_scenes(tmp_path/'more', 3, (107, 60), progress=False)), base)
+    assert len(more) and not set(zip(more['clip'], more.frame)) & set(zip(base['clip'], base.frame))
+    file, = run_tests({replace(run, table='why'): run}, tmp_path/'runs', base, tmp_path, more)
+    t = split_frames(base, run.recipe)
+    valid,test = (set(t.video[t.part == k]) for k in ('valid', 'test'))
+    got = read_result(file)
+    assert set(got['test']['videos']) == valid | test
+    net = load_model(tmp_path/'runs'/run.key/'model.safetensors', 'cpu')
+    rows = more[more.video.isin(valid)].reset_index(drop=True)
+    dls = cwcl_dls(t, run.recipe, device='cpu')
+    said = class_auc(presence_scores(net, dls, rows), rows[list(NAMES)].to_numpy(), NAMES)
+    assert got['auc']['other'] == pytest.approx(said) == part_auc(net, dls, rows.assign(part='other'))['other']
+    assert {o.row.removesuffix('-other') for o in other_tests()} >= {'random', 'dcl+cls', 'permuted'}
+
+def test_frozen_encoders_are_compared():
+    names = dict.fromkeys(sum(FROZEN, ()), 0.) | {'frozen-cls': .1, 'dcl+cls-2stage': .15}
+    t = frozen_table(values_of(names)).set_index('comparison')
+    assert len(t) == len(FROZEN) and t.gain['frozen-cls over frozen-untrained'] == pytest.approx(.1)
+    assert t.gain['dcl+cls-2stage over frozen-cls'] == pytest.approx(.05)
 
 def test_as_many_steps_without_the_labels_of_validation():
     frames = CLIPS.loc[CLIPS.index.repeat(20)].rename_axis('clip').reset_index().assign(mask='m')

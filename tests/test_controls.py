@@ -4,7 +4,7 @@ from dataclasses import replace
 from fastcore.script import CliError
 from PIL import Image
 from cwcl.core import InputError, recipe
-from cwcl.data.controls import controlled, other_rows, permuted_labels, whole_clips, withheld_label
+from cwcl.data.controls import controlled, noisy_labels, other_rows, permuted_labels, whole_clips, withheld_label
 from cwcl.data.labels import CLASSES
 from cwcl.data.splits import split_frames
 from cwcl.options import own_frames
@@ -57,6 +57,20 @@ def test_shuffled_labels_are_those_of_single_frames(parts):
     assert (got[NAMES].to_numpy() == t.set_index('phase').loc[got.phase, NAMES].to_numpy()).all()
     r = recipe('smoke', label_sets='shuffled', seed=3)
     pd.testing.assert_frame_equal(controlled(t, r), got)
+
+def test_noise_turns_one_label_in_twenty_and_spares_the_test(parts):
+    many = pd.concat([parts]*40, ignore_index=True)
+    got = noisy_labels(many, 3)
+    wrong = (got[NAMES] != many[NAMES]).to_numpy()
+    taught = (many.part != 'test').to_numpy()
+    assert not wrong[~taught].any() and abs(wrong[taught].mean() - .05) < .005
+    assert (wrong[taught].mean(0) > .03).all(), 'every class'
+    assert got.drop(columns=NAMES).equals(many.drop(columns=NAMES)) and (got.dtypes == many.dtypes).all()
+    assert noisy_labels(many, 3, 0.).equals(many) and not got.equals(noisy_labels(many, 4))
+    r = recipe('smoke', label_sets='noisy', seed=3)
+    once = controlled(parts, r)
+    pd.testing.assert_frame_equal(once, noisy_labels(parts, 3))
+    assert controlled(once, r) is once
 
 def test_a_withheld_class_is_gone_and_nothing_else(parts):
     got = withheld_label(parts, 'liver')

@@ -1,5 +1,6 @@
 "Every field of a recipe does what it says; `make mutants` takes each effect away and asks for a red row"
 import os, pandas as pd, pytest, torch
+from functools import partial
 from dataclasses import fields, replace
 from itertools import islice
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ from cwcl.core import InputError, Recipe, find_method, goals, recipe, set_seed
 from cwcl.cost import _sample
 from cwcl.data.augment import SegAugment, blur_frames, draw_factors, take_crops
 from cwcl.data.cholec import frame_table
-from cwcl.data.controls import permuted_labels, whole_clips, withheld_label
+from cwcl.data.controls import noisy_labels, permuted_labels, whole_clips, withheld_label
 from cwcl.data.labels import class_set
 from cwcl.data.order import label_groups, two_streams
 from cwcl.data.splits import coverage_warnings, label_budget, split_frames, video_folds
@@ -244,13 +245,13 @@ def masks_can_be_chosen(w):
 @row('label_sets', 'withheld', 'masks_of', 'seed')
 def labels_lie_as_a_control_says(w):
     frames = w.frames.assign(clip=w.frames.video)
-    lies = dict(label_sets='permuted'), dict(label_sets='shuffled', seed=5), dict(withheld='grasper')
-    for changes in (*lies, dict(masks_of='clip', budget=.2)):
+    lies = dict(label_sets='permuted'), dict(label_sets='shuffled', seed=5), dict(label_sets='noisy', seed=2)
+    for changes in (*lies, dict(withheld='grasper'), dict(masks_of='clip', budget=.2)):
         r = changed(**changes)
         t = split_table(frames, r)[0]
         plain = split_frames(frames, r)
-        shuffled = r.label_sets == 'shuffled'
-        want = plain if r.label_sets == 'own' else permuted_labels(plain, r.seed, shuffled)
+        liars = dict(permuted=permuted_labels, shuffled=partial(permuted_labels, frames=True), noisy=noisy_labels)
+        want = liars.get(r.label_sets, lambda t, seed: t)(plain, r.seed)
         if r.withheld: want = withheld_label(want, r.withheld)
         pd.testing.assert_frame_equal(t, whole_clips(want) if r.masks_of == 'clip' else want)
         assert not t.equals(plain)

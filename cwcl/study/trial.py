@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REPLICATES', 'STEPS', 'ROWS', 'TRIAL_CLAIMS', 'DECIDING', 'SMALL', 'patient_values', 'class_pool', 'trial_recipe',
            'trial_runs', 'cell_table', 'differences', 'trial_interval', 'trial_verdicts', 'invented_trial',
-           'trial_chance', 'holm', 'by_plan', 'deciding_table', 'pooled_iou', 'pooled_values', 'replicate_interval',
-           'trial_table', 'report_trial']
+           'trial_chance', 'holm', 'by_plan', 'reads', 'deciding_table', 'pooled_iou', 'pooled_values',
+           'replicate_interval', 'trial_table', 'report_trial']
 
 # %% ../../nbs/52d_study.trial.ipynb #83f9ab4a
 import math, numpy as np, pandas as pd
@@ -212,9 +212,11 @@ def by_plan(
     return plans.groupby(['method', 'budget', 'replicate', 'patient'], sort=False, as_index=False).value.mean()
 
 # %% ../../nbs/52d_study.trial.ipynb #490fa078
-def _reads(low, high, p, alpha=.05): # An interval, its adjusted probability -> such as `above, under .02`
+def reads(low, high, p=None, alpha=.05): # An interval, its adjusted probability -> such as `above, under .02`
     "Say in words what an interval decides"
-    sign = ('above' if low > 0 else 'below') if p < alpha else ''
+    if np.isnan(low): return 'runs are missing'
+    sure = low > 0 or high < 0 if p is None else p < alpha
+    sign = ('above' if low > 0 else 'below') if sure else ''
     size = f'under {SMALL}'.replace('0.', '.') if -SMALL < low and high < SMALL else ''
     return ', '.join(o for o in (sign, size) if o) or 'open'
 
@@ -231,7 +233,7 @@ def deciding_table(
         rows.append(row | dict(plan_low=plan['low'], plan_high=plan['high'], runs=got['note'], whole=not got['why']))
     t = pd.DataFrame(rows)
     t['p'] = np.where(t.whole, holm(t.p.fillna(1)), np.nan)
-    t['reads'] = [_reads(o.low, o.high, o.p) if o.whole else 'runs are missing' for o in t.itertuples()]
+    t['reads'] = [reads(o.low, o.high, o.p) if o.whole else 'runs are missing' for o in t.itertuples()]
     return t.drop(columns='whole')
 
 # %% ../../nbs/52d_study.trial.ipynb #c1aea402
@@ -253,7 +255,7 @@ def pooled_values(
     "Return the pooled mean IoU of every run"
     def row(o): return method_name(o['recipe']),round(100*o['recipe']['budget'], 6),o['recipe']['fold']
     rows = [(*row(o), pooled_iou(o['test'], keep, without)) for o in results]
-    return pd.DataFrame(rows, columns=['method', 'budget', 'fold', 'value'])
+    return pd.DataFrame(rows, columns=['method', 'budget', 'fold', 'value']).astype(dict(value=float))
 
 def replicate_interval(
     values:pd.DataFrame, # From `pooled_values`, or from `run_table` with one seed for each fold
@@ -261,8 +263,9 @@ def replicate_interval(
     alpha:float=.05, # Share of intervals that miss
 )->dict: # estimate, low, high
     "Compare two methods over paired replicates (Student's interval); other videos are not considered"
-    t = values.pivot(index=['budget', 'fold'], columns='method', values='value')
-    d = (t[part.a] - t[part.b]).loc[part.budget].dropna()
+    t = values[values.budget == part.budget].pivot(index='fold', columns='method', values='value')
+    d = t.reindex(columns=[part.a, part.b]).diff(-1, axis=1)[part.a].dropna()
+    if len(d) < 2: return dict.fromkeys(('estimate', 'low', 'high'), np.nan)
     ends = ttest_1samp(d, 0).confidence_interval(1-alpha)
     return dict(estimate=float(d.mean()), low=float(ends.low), high=float(ends.high))
 

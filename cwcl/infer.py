@@ -104,6 +104,7 @@ def sliding_window(
     if x.ndim != 4 or 0 in x.shape: raise ValueError(f'frames (N,3,H,W) expected, not {tuple(x.shape)}')
     if batch is None: batch = max(1, (2**22 if x.is_cuda else 2**17)//max(1, window)**2)
     if batch < 1: raise ValueError(f'batch={batch}: a forward pass takes at least 1 window')
+    _check_eval(model)
     h,w = x.shape[2:]
     padded = pad_to_window(x, window)
     places = list(_places(*padded.shape[2:], window, overlap))
@@ -121,6 +122,10 @@ def sliding_window(
     return total[..., top:top+h, left:left+w]
 
 # %% ../nbs/26_infer.ipynb #e1cbbb80
+def _check_eval(model):
+    "Raise `ValueError` if a network would normalize by the frames that it is shown"
+    if getattr(model, 'training', False): raise ValueError('the network is in training mode; call model.eval() first')
+
 def _forward(model, x): # Windows `(M,3,window,window)` -> logits `(M,C,window,window)`
     "Compute the logits of some windows, and check their shape"
     logits = model(x)
@@ -187,7 +192,8 @@ def predict_batch(
 )->list: # uint8 arrays `(H,W)` of class ids
     "Predict the masks of a few frames"
     if not frames: return []
-    x = torch.as_tensor(np.stack(frames)).permute(0,3,1,2)
+    _check_eval(model)
+    x = torch.as_tensor(np.stack([_checked(o) for o in frames])).permute(0,3,1,2)
     full = x.shape[2:]
     if size is not None: x = resize(x, size, antialias=True)
     x = x.to(device or _device(model)).float()/255
@@ -215,7 +221,7 @@ def predict_frames(
     device = device or _device(model)
     if batch is None: batch = 32 if device is not None and torch.device(device).type == 'cuda' else 4
     if batch < 1: raise ValueError(f'batch={batch}: a forward pass takes at least 1 frame')
-    if getattr(model, 'training', False): raise ValueError('the network is in training mode; call model.eval() first')
+    _check_eval(model)
     if flip: model = mirrored(model)
     for _,same in groupby(map(_checked, frames), key=np.shape):
         while masks := predict_batch(model, list(islice(same, batch)), mean, std, size, device): yield from masks

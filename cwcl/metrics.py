@@ -38,6 +38,7 @@ def confusion_matrix(
 )->Tensor: # int64 `(C,C)`: rows truth, columns prediction, on the device of `pred`
     "Count how many pixels of each class were called what; sums over batches and processes"
     n = n_classes
+    if not 1 <= n <= 255: raise ValueError(f'n_classes={n}: give 1 to 255, as 255 means ignored')
     counts = torch.bincount(_pair_codes(pred, target, n), minlength=258*(n+2)).view(258, n+2)
     table = counts[1:n+1,1:n+1].clone()
     astray = counts.sum() - table.sum() - counts[256].sum()
@@ -82,14 +83,21 @@ def mean_iou(
     return iou.nanmean(-1)
 
 # %% ../nbs/25_metrics.ipynb #856ab7a9
+def _check_frames(pred, target):
+    "Raise `ValueError` unless both are masks of as many frames"
+    for o in (pred, target):
+        if np.ndim(o) != 3: raise ValueError(f'masks {tuple(np.shape(o))}: expected (N,H,W), one for each frame')
+    if len(pred) != len(target): raise ValueError(f'{len(pred)} predictions for {len(target)} masks')
+
 def image_iou(
     pred:Tensor, # Class ids of the prediction, `(N,H,W)`
     target:Tensor, # Class ids of the truth, `(N,H,W)`; 255 is ignored
     n_classes:int, # C
 )->Tensor: # float64 `(N,C)`; NaN where a class is in neither mask of a frame
     "Compute the class-wise IoU of every frame by itself"
-    if len(pred) != len(target): raise ValueError(f'{len(pred)} predictions for {len(target)} masks')
-    return class_iou(torch.stack([confusion_matrix(p, t, n_classes) for p,t in zip(pred, target)]))
+    _check_frames(pred, target)
+    cms = [confusion_matrix(p, t, n_classes) for p,t in zip(pred, target)]
+    return class_iou(torch.stack(cms)) if cms else torch.empty(0, n_classes, dtype=torch.float64)
 
 # %% ../nbs/25_metrics.ipynb #fb7e8c41
 def class_edges(
@@ -119,7 +127,7 @@ def surface_dice(
 )->Tensor: # float64 `(N,C)`, on the device of `pred`; NaN where a class has no edge in either mask of a frame
     "Compute the normalized surface Dice of every class in every frame; its mean over frames is `.nanmean(0)`"
     if tolerance < 0: raise ValueError(f'tolerance {tolerance} is a distance, at least 0 pixels')
-    if len(pred) != len(target): raise ValueError(f'{len(pred)} predictions for {len(target)} masks')
+    _check_frames(pred, target)
     scores = torch.full((len(pred), n_classes), torch.nan, dtype=torch.float64)
     for i,(p,t) in enumerate(zip(pred, target)):
         cm = confusion_matrix(p, t, n_classes)

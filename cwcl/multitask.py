@@ -202,15 +202,29 @@ def wired_learner(
         metrics=terms.columns(r, options) + score + L(metrics), cbs=ours + L(cbs), **kwargs)
 
 # %% ../nbs/30a_multitask.ipynb #19a094d5
+def _check_loaders(made, r): # Recipe of the loaders, recipe of the Learner
+    "Raise `InputError` if the loaders give other frames or classes than a Learner needs"
+    again = 'make them anew, with cwcl_dls(table, recipe)'
+    own = goals(r) & {'byol', 'masked'}
+    if own: raise InputError(f'method={r.method!r}: it has another network; take {own.pop()}_learner')
+    for k in ('class_set', 'left_out', 'views', *(['strong'] if 'simclr' in goals(r) else [])):
+        have,want = (getattr(o, k) for o in (made, r))
+        if have != want: raise InputError(f'{k}={want!r}, but the loaders were made for {k}={have!r}: {again}')
+    few = goals(made) == {'seg'} and not (made.teacher or made.absent)
+    if few and goals(r) != {'seg'}: raise InputError(f'method={r.method!r} learns from all frames, '
+        f'and loaders for method={made.method!r} give those with masks: {again}')
+
 @delegates(wired_learner, but=['net', 'loss_func'])
 def cwcl_learner(
     dls, # `DataLoaders` from `cwcl_dls`
-    method:str='dcl+cls', # `random`, `simclr`, `dcl`, `cls` or `dcl+cls`
+    method:str|None=None, # `random`, `simclr`, `dcl`, `cls` or `dcl+cls`; that of the recipe if `None`
     recipe:Recipe|None=None, # The recipe of `dls` if `None`
     **kwargs
 )->Learner:
     "Return a `Learner` for segmentation, presence and class-wise contrast together"
-    r = replace(recipe or dls.recipe, method=method)
+    r = recipe or dls.recipe
+    if method: r = replace(r, method=method)
+    _check_loaders(dls.recipe, r)
     weight = presence_weights(dls.presence) if r.pos_weight else None
     return wired_learner(dls, CWCLNet(r, *dls.stats), CWCLLoss(r, weight), **kwargs)
 

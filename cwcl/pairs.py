@@ -8,8 +8,15 @@ __all__ = ['label_set_ids', 'positive_mask', 'two_view_ids', 'lonely_probability
 # %% ../nbs/20_pairs.ipynb #6dd3f85b
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 # %% ../nbs/20_pairs.ipynb #19a1575b
+def _check_presence(classes):
+    "Raise `ValueError` where a label is neither there nor not"
+    if classes.dtype == torch.bool or torch.compiler.is_compiling() or isinstance(classes, FakeTensor): return
+    strange = classes[(classes != 0) & (classes != 1)]
+    if len(strange): raise ValueError(f'classes holds {strange[0].item()}: give bool, or 0 and 1')
+
 def label_set_ids(
     classes:Tensor, # Presence of each class, `(N,C)`, multi-hot: bool, or 0 and 1
     phase:Tensor|None=None, # Surgical phase, `(N,)`, −1 if unknown, below 2^(63−C)−1; left out if `None`
@@ -18,10 +25,12 @@ def label_set_ids(
     if classes.ndim != 2: raise ValueError(f'classes must be (N,C), got {tuple(classes.shape)}')
     n = classes.shape[1]
     if n > 50: raise ValueError(f'classes has {n} columns, and one integer holds at most 50 classes and a phase')
+    _check_presence(classes)
     ids = (classes.bool() * (1 << torch.arange(n, device=classes.device))).sum(1)
     if phase is None: return ids
     shape = tuple(phase.shape)
     if shape != (len(ids),): raise ValueError(f'phase must be (N,) with the N={len(ids)} of classes, got {shape}')
+    if phase.is_floating_point(): raise ValueError(f'phase must be integers, −1 where unknown, got {phase.dtype}')
     return torch.where(phase < 0, -1, ids + (phase.long()+1 << n))
 
 # %% ../nbs/20_pairs.ipynb #f15580fe

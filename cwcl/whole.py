@@ -157,7 +157,8 @@ def read_tensors(
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             header = f.metadata() or {}
     except (SafetensorError, OSError) as e:
-        raise memory_error(path, e) or damaged(f'not a whole safetensors file ({e})') from None
+        what = f'not a whole safetensors file ({e})'
+        raise memory_error(path, e) or damaged(what) from None
     said = header.pop('digest', None)
     if said and said != digest(header, tensors): raise damaged('damaged, its digest does not fit what it holds')
     return tensors,header

@@ -308,3 +308,16 @@ def test_options_make_their_callbacks(table, small):
     kinds = {type(o) for o in learner(table, replace(small, colors=.1)).cbs}
     assert {MeanWeights, StrongColors} <= kinds
     assert not {MeanWeights, StrongColors} & {type(o) for o in learner(table, replace(small, average=0.)).cbs}
+
+def test_only_networks_of_one_shape_are_averaged():
+    one,two = nn.Linear(3, 3),nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with pytest.raises(ValueError, match='differ in their weights'): paired(one, two)
+    mean,net = nn.Linear(3, 3),nn.Linear(3, 3)
+    start = mean.weight.detach().clone()
+    move_mean(*paired(mean, net.bfloat16()), .5)
+    torch.testing.assert_close(mean.weight.detach(), (start + net.weight.detach().float())/2)
+    move_mean(*paired(nn.ReLU(), nn.ReLU()), .5)
+
+def test_colors_can_be_changed_by_name():
+    x,d = torch.rand(2, 3, 8, 8),draw_recolor(2, .5, 1., torch.Generator().manual_seed(0))
+    assert torch.equal(recolor(x=x, d=d, black=torch.zeros(3)), recolor(x, d, torch.zeros(3)))

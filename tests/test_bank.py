@@ -1,6 +1,7 @@
 "A labelled bank: the loss by a literal loop, what is kept, what finds a partner, and a training with it"
 import copy, itertools, math, pytest, torch
 from dataclasses import replace
+from functools import partial
 from fastai.callback.core import Callback
 from torch._subclasses.fake_tensor import FakeTensorMode
 from cwcl.beyond.bank import BankContrast, LabelBank, bank_lonely, bank_term, ignored_keys
@@ -340,3 +341,22 @@ def test_two_processes_fill_one_bank(tiny, views, averaged):
     a,b = on_ranks(banked, 2, tiny, r, averaged)
     for x,y in zip(a, b): assert (x == y).all()
     assert (a[1] == alone[1]).all() and abs(a[0] - alone[0]).max() < 1e-8 and abs(a[2] - alone[2]).max() < 1e-6
+
+def test_frames_without_a_clip_are_compared_with_all():
+    torch.manual_seed(0)
+    z,k = torch.randn(3, 4),torch.randn(5, 4)
+    labels = torch.tensor([[7, -1, 0, 0], [7, -1, 0, 1], [8, -1, 0, 2]])
+    kept = torch.tensor([[8, -1, 0, 10 + i] for i in range(5)])
+    assert not ignored_keys(labels, kept).any() and bank_term([z], labels, [k], kept)[1] == 0
+    assert ignored_keys(labels.clamp(min=0), kept.clamp(min=0)).all()
+
+def test_a_bank_takes_an_embedding_for_each_label():
+    bank = LabelBank(8, 1, 2)
+    labels = torch.tensor([[7, 0, 0, 10], [8, 1, 0, 11]])
+    with pytest.raises(ValueError, match='one for each label'): bank.push([torch.randn(4, 2)], labels)
+    with pytest.raises(ValueError, match='one for each label'): bank.push([torch.randn(2, 2)]*2, labels)
+    for k in ('reduction', 'lonely'):
+        call = partial(bank_term, [torch.randn(2, 2)], labels, bank.keys, bank.labels, **{k: 'some'})
+        with pytest.raises(ValueError, match=f"{k}='some'"): call()
+    loss,lonely = bank_term([torch.randn(0, 2)], labels[:0], bank.keys, bank.labels)
+    assert loss == 0 and lonely == 0

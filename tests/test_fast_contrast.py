@@ -228,3 +228,11 @@ def test_on_pretended_cuda():
 def test_impossible_input_is_named(call, words):
     zs,ids,_ = batch(0)
     with pytest.raises(ValueError, match=words): call(zs, ids)
+
+def test_what_it_cannot_do_is_said():
+    z,ids = torch.randn(4, 3),torch.tensor([1, 1, 2, 2])
+    temp = torch.tensor(.07, requires_grad=True)
+    with pytest.raises(ValueError, match='take deep_contrastive_loss'): contrast_sum([z], ids, temp)
+    with pytest.raises(ValueError, match='ids must be integers'): contrast_sum([z], ids.float())
+    with pytest.raises(ValueError, match='groups must be integers'): contrast_sum([z], ids, group=ids.float())
+    with pytest.raises(ValueError, match='block=0'): contrast_sum([z], ids, block=0)

@@ -154,3 +154,15 @@ def test_the_loss_of_a_training_is_the_plain_one(form, pool):
     (dict(gamma=-1), 'choose 0 or more')])
 def test_bad_options(options, said):
     with pytest.raises(ValueError, match=said): segmentation_terms(*batch(0), **options)
+
+def test_a_class_that_cannot_be_beside_pixels_that_do_not_count():
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    x[:,2] = -torch.inf
+    y = torch.randint(0, 2, (1, 4, 4))
+    y[0,0,0] = 255
+    x.requires_grad_()
+    ours = segmentation_terms(x, y)
+    mine, = torch.autograd.grad(sum(ours), x)
+    plain = generalized_dice_loss(x, y),focal_loss(x, y)
+    torch.testing.assert_close(ours, plain)
+    assert mine.isfinite().all()

@@ -202,7 +202,7 @@ def test_impossible_networks(x, model, words):
 
 def test_on_a_pretended_gpu():
     with FakeTensorMode(), torch.device('cuda'):
-        model = nn.Conv2d(3, 8, 3, padding=1)
+        model = nn.Conv2d(3, 8, 3, padding=1).eval()
         x = torch.randn(2, 3, 240, 427)
     for mode in ('constant', 'gaussian'):
         with x.fake_mode: # no default device here: every new tensor must ask for x's
@@ -344,3 +344,14 @@ def test_a_large_picture_is_predicted_class_by_class(classes, monkeypatch):
     large = _winners(logits, (31, 20))
     up = torch.nn.functional.interpolate(logits[None], (31, 20), mode='bilinear')[0]
     assert (up.gather(0, large[None].long()) == up.max(0).values).all() and large.dtype == want.dtype
+
+def test_a_network_in_training_mode_is_refused_everywhere():
+    net = torch.nn.Conv2d(3, 2, 1)
+    frame = np.zeros((8, 8, 3), np.uint8)
+    calls = (lambda: sliding_window(net, torch.rand(1, 3, 8, 8), 8), lambda: predict_batch(net, [frame], [0]*3, [1]*3),
+        lambda: next(predict_frames(net, [frame], [0]*3, [1]*3)))
+    for f in calls:
+        with pytest.raises(ValueError, match='call model.eval'): f()
+    net.eval()
+    for f in calls: f()
+    with pytest.raises(ValueError, match='a frame is a uint8 array'): predict_batch(net, [frame/255.], [0]*3, [1]*3)

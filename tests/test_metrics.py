@@ -272,3 +272,13 @@ def test_codes_on_a_pretended_gpu():
         assert _pair_codes(p, p.long(), 3).device.type == 'cuda'
         assert class_iou(torch.zeros(3,3, dtype=torch.int64)).device.type == 'cuda'
         for truth in (False, True): assert mean_iou(torch.zeros(3,3, dtype=torch.int64), truth).device.type == 'cuda'
+
+def test_masks_come_one_for_each_frame():
+    a = torch.zeros(8, 8, dtype=torch.long)
+    for f in (image_iou, surface_dice):
+        with pytest.raises(ValueError, match=r'masks \(8, 8\): expected \(N,H,W\)'): f(a, a, 3)
+        assert f(a[None][:0], a[None][:0], 3).shape == (0, 3)
+
+@pytest.mark.parametrize('n', [0, 256, 300])
+def test_there_are_at_most_255_classes(n):
+    with pytest.raises(ValueError, match=f'n_classes={n}: give 1 to 255'): confusion_matrix([1], [1], n)

@@ -7,6 +7,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from cwcl.arithmetic import check_compiler
+from cwcl.baselines.byol import byol_recipe
 from cwcl.core import InputError, loss_weights, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.losses.contrastive import deep_contrastive_loss
@@ -364,3 +365,19 @@ def test_a_compiled_network_learns_the_same_and_is_tested_as_it_is(dls, smoke, m
     assert graphs and all(graphs)
     assert found[0].keys() == found[1].keys()
     for k,v in found[0].items(): torch.testing.assert_close(v, found[1][k], rtol=1e-5, atol=1e-6)
+
+def test_a_learner_takes_the_method_of_its_recipe(table, smoke):
+    r = replace(smoke, method='cls')
+    dls = cwcl_dls(table, r, device='cpu')
+    assert cwcl_learner(dls).model.recipe.method == cwcl_learner(dls, recipe=r).model.recipe.method == 'cls'
+    assert cwcl_learner(dls, 'dcl', r).model.recipe.method == 'dcl'
+
+def test_a_learner_refuses_loaders_of_other_frames_and_classes(table, smoke):
+    dls = cwcl_dls(table, smoke, device='cpu')
+    for k,v in dict(class_set=13, left_out='background', views=2).items():
+        method = 'simclr' if k == 'views' else 'random'
+        with pytest.raises(InputError, match=f'{k}={v!r}, but the loaders were made for {k}='):
+            cwcl_learner(dls, recipe=replace(smoke, method=method, **{k: v}))
+    alone = cwcl_dls(table, replace(smoke, method='random'), device='cpu')
+    with pytest.raises(InputError, match="method='random' give those with masks"): cwcl_learner(alone, 'dcl')
+    with pytest.raises(InputError, match='take byol_learner'): cwcl_learner(dls, recipe=byol_recipe(smoke))

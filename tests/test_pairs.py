@@ -61,7 +61,7 @@ def test_ids_do_not_depend_on_batch_dtype_or_other_frames():
 
 def test_phase_keeps_apart_ids_with_and_without_it():
     y = torch.eye(13)
-    assert not set(label_set_ids(y).tolist()) & set(label_set_ids(y, torch.zeros(13)).tolist())
+    assert not set(label_set_ids(y).tolist()) & set(label_set_ids(y, torch.zeros(13, dtype=torch.long)).tolist())
 
 def test_fifty_classes_fit_and_survive_a_double():
     y = torch.ones(2, 50)
@@ -99,7 +99,7 @@ def test_impossible_input_is_named(call, words):
 @pytest.mark.parametrize('ref', [False, True])
 def test_ids_and_mask_on_pretended_cuda(ref):
     with FakeTensorMode():
-        ids = label_set_ids(torch.ones(6, 8, device='cuda'), torch.zeros(6, device='cuda'))
+        ids = label_set_ids(torch.ones(6, 8, device='cuda'), torch.zeros(6, dtype=torch.long, device='cuda'))
         args = (ids, ids[:4], ids, ids[:4]) if ref else (ids, None, ids)
         mask = positive_mask(*args)
         assert mask.device.type == lonely_probability(ids, 4).device.type == 'cuda'
@@ -194,3 +194,12 @@ def test_table_of_label_sets_agrees_with_the_classes_by_video():
     for video,rows in sets.groupby('video'):
         counts = (classes_of(rows.classes, 13).long() * torch.tensor(rows.frames.values)[:,None]).sum(0)
         assert [rows.frames.sum(), *counts.tolist()] == by_video.loc[video].tolist()
+
+@pytest.mark.parametrize('bad', [[[.3, .9]], [[-1, 1]], [[2, 0]], [[float('nan'), 0.]]])
+def test_a_label_is_there_or_not(bad):
+    with pytest.raises(ValueError, match='give bool, or 0 and 1'): label_set_ids(torch.tensor(bad))
+    assert label_set_ids(torch.tensor([[1., 0.]])).tolist() == label_set_ids(torch.tensor([[True, False]])).tolist()
+
+def test_an_unknown_phase_is_no_number_with_a_point():
+    with pytest.raises(ValueError, match='−1 where unknown, got torch.float64'):
+        label_set_ids(torch.ones(2, 2), torch.tensor([float('nan'), 0.], dtype=torch.float64))

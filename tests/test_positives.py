@@ -237,3 +237,8 @@ def test_a_loss_of_its_own_sees_three_outputs(monkeypatch):
     r = recipe('smoke', method='own', regions=.2)
     _,out,labels,_ = outputs(r)
     assert set(CWCLLoss(r).weighted_terms(out, *labels)) == {'gdl', 'focal', 'regions', 'own'}
+
+def test_overlap_asks_for_a_temperature_and_a_phase_of_each_frame():
+    z,shown = torch.randn(4, 3),torch.ones(4, 2)
+    with pytest.raises(ValueError, match='temp=0'): overlap_contrast([z], shown, temp=0)
+    with pytest.raises(ValueError, match='phase must be'): overlap_weights(shown, torch.tensor([0]))

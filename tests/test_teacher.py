@@ -313,3 +313,11 @@ def test_a_pretended_gpu():
         assert masks.device.type == inside.device.type == 'cuda'
         assert teacher_loss(logits, masks).device.type == 'cuda'
         assert absent_loss(logits, allowed[:,:,None,None]).device.type == 'cuda'
+
+def test_a_target_of_another_size_is_refused():
+    logits = torch.randn(2, 3, 8, 8)
+    target = torch.randint(0, 3, (2, 8, 8))
+    for bad in (target[:1], target[:,:4]):
+        with pytest.raises(ValueError, match='expected \\(N,C,H,W\\) and \\(N,H,W\\)'): teacher_loss(logits, bad)
+    assert teacher_loss(logits, target.to(torch.uint8)) == teacher_loss(logits, target)
+    assert teacher_loss(logits[:0], target[:0]) == 0

@@ -32,6 +32,8 @@ def paired(
 )->tuple: # Floats as (those of the average, those of the network), and integers likewise
     "List the weights that train and all running averages of two networks, in the same order"
     trains = [p.requires_grad for p in net.parameters()]
+    shapes = [[tuple(p.shape) for p in (*o.parameters(), *o.buffers())] for o in (mean, net)]
+    if shapes[0] != shapes[1]: raise ValueError('the average and the network differ in their weights; average a copy')
     def found(o): return [p for p,t in zip(o.parameters(), trains) if t] + list(o.buffers())
     pairs = list(zip(found(mean), found(net)))
     def lists(floats): return tuple([o[i] for o in pairs if o[0].is_floating_point() == floats] for i in (0, 1))
@@ -44,7 +46,7 @@ def move_mean(
     decay:float, # Share of itself that the average keeps
 ):
     "Move an average towards a network, all tensors at once; integers are copied"
-    torch._foreach_lerp_(*floats, 1 - decay)
+    if floats[0]: torch._foreach_lerp_(floats[0], [o.to(m.dtype) for m,o in zip(*floats)], 1 - decay)
     if integers[0]: torch._foreach_copy_(*integers)
 
 # %% ../../nbs/81_beyond.average.ipynb #f65e76b2

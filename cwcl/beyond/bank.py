@@ -14,19 +14,20 @@ from ..core import Recipe, goals, ranks
 from ..distrib import gather_with_grad
 from ..losses.contrastive import normalise
 from ..losses.fast_contrast import contrast_sum
-from ..losses.segmentation import plain
+from ..losses.segmentation import check_choice, plain
 from ..pairs import lonely_probability
 from ..tasks import dcl_term, excluded_group
 
 # %% ../../nbs/84_beyond.bank.ipynb #3f918fe2
 def ignored_keys(
-    labels:Tensor, # Set id, clip, video and number of the frames of a batch, `(B,4)`
+    labels:Tensor, # Set id, clip (−1 if there is none), video and number of the frames of a batch, `(B,4)`
     kept:Tensor, # The same of the keys in a bank, `(S,4)`; number −1 where a place is empty
 )->Tensor: # bool `(B,S)`
     "Compute which keys an anchor is not compared with: of its clip, of a frame in the batch, and empty places"
     number = kept[:,3]
     unfit = (labels[:,3][:,None] == number).any(0) | (number < 0)
-    return (labels[:,1][:,None] == kept[:,1]) | unfit
+    clip = labels[:,1][:,None]
+    return ((clip == kept[:,1]) & (clip >= 0)) | unfit
 
 # %% ../../nbs/84_beyond.bank.ipynb #2071bde5
 def bank_term(
@@ -40,6 +41,8 @@ def bank_term(
     lonely:str='skip', # Anchors without a positive: left out of the mean, or zeros in it
 )->tuple: # (loss, share of anchors without a positive)
     "Compute the deep contrastive loss of a batch that is compared with itself and with a bank"
+    check_choice('reduction', reduction, ('mean', 'sum'))
+    check_choice('lonely', lonely, ('skip', 'zero'))
     n = len(labels)
     every = torch.cat([labels, kept])
     group,ref_group = (excluded_group(o, exclude) for o in (labels, every))
@@ -47,7 +50,7 @@ def bank_term(
     ref = [torch.cat([z, k.detach()]) for z,k in zip(zs, keys, strict=True)]
     loss,found = contrast_sum(zs, labels[:,0], temp, group, ref, every[:,0], ref_group, own=0, ignore=ignore)
     if reduction == 'mean': loss = loss/(n if lonely == 'zero' else found.clamp(min=1))
-    return loss, (n - found)/n
+    return loss, (n - found)/max(n, 1)
 
 # %% ../../nbs/84_beyond.bank.ipynb #d53697fd
 class LabelBank:
@@ -66,6 +69,10 @@ class LabelBank:
         labels:Tensor, # Set id, clip, video and number of their frames, `(B,4)`
     ):
         "Put a batch in front, and drop older keys of the same frames, then the oldest ones"
+        wanted = len(self.keys)*[(len(labels), self.keys.shape[2])]
+        found = [tuple(z.shape) for z in zs]
+        if found != wanted: raise ValueError(f'embeddings of shapes {found}: the bank takes {wanted}, '
+            'one for each label')
         every = torch.cat([labels, self.labels])
         number = every[:,3]
         gone = (labels[:,3][:,None] == number).triu(1).any(0) | (number < 0)

@@ -167,7 +167,7 @@ def unsure_scores(
 def unsure_frames(
     net, # `CWCLNet`, trained with the masks of `table`
     table:pd.DataFrame, # From `split_frames`, with part and labelled
-    k:int, # Masks more
+    k:int, # How many more masks
 )->pd.Index: # The k rows, in the order of choice
     "Choose the training frames whose classes a network is least sure of, clip by clip"
     t = table[table.part == 'train'].sort_values(['video', 'clip', 'frame'])

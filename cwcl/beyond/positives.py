@@ -22,6 +22,8 @@ def overlap_weights(
     least:float=0.8, # A smaller overlap counts as none
 )->Tensor: # float32 `(N,N)`, from 0 to 1, with a diagonal of 0
     "Weigh each pair of frames by the overlap of their label sets"
+    if phase is not None and phase.shape != presence.shape[:1]:
+        raise ValueError(f'phase must be (N,) with the N={len(presence)} of presence, got {tuple(phase.shape)}')
     shown = (presence > 0.5).float()
     both = shown @ shown.T
     count = shown.sum(1)
@@ -41,6 +43,7 @@ def weighted_contrast(
     "Compute the contrastive loss of each anchor, with weights for its positives"
     shape = tuple(w.shape)
     if shape != (len(z), len(z)): raise ValueError(f'w must be (N,N) with the N={len(z)} of z, got {shape}')
+    if not temp > 0: raise ValueError(f'temp={temp}: a temperature must be above 0')
     with torch.autocast(z.device.type, enabled=False):
         z = normalise(z)
         out = torch.eye(len(z), dtype=torch.bool, device=z.device)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .average import recolored
 from ..core import InputError, goals, ranks
 from ..learner import bare
-from ..losses.segmentation import IGNORE, full_precision, plain
+from ..losses.segmentation import IGNORE, check_mask, full_precision, plain
 from ..multitask import step_rng
 from ..recompute import frozen_running_stats
 
@@ -87,9 +87,9 @@ def teacher_loss(
     target:Tensor, # From `teacher_masks`, with boxes, int64 `(N,H,W)`; 255 ignored
 )->Tensor: # A number
     "Compute the cross-entropy of the pixels that have a target, divided by all pixels"
-    has = target != IGNORE
+    target,has = check_mask(logits, target, look=False)
     log_p = logits.log_softmax(1).gather(1, target.where(has, 0)[:,None])[:,0]
-    return -log_p.where(has, 0).sum()/target.numel()
+    return -log_p.where(has, 0).sum()/max(target.numel(), 1)
 
 @full_precision
 def absent_loss(

@@ -111,6 +111,8 @@ def _check_frames(name, zs, ids, group): # Anchors, or frames to compare with
     n = len(zs[0])
     shapes = {'features': {tuple(z.shape[:1]) for z in zs}, 'ids': {tuple(ids.shape)}}
     if group is not None: shapes['groups'] = {tuple(group.shape)}
+    for k,o in dict(ids=ids, groups=group).items():
+        if o is not None and o.is_floating_point(): raise ValueError(f'{name}: {k} must be integers, got {o.dtype}')
     for k,found in shapes.items():
         if found != {(n,)}: raise ValueError(f'{name} holds {n} frames, but {k} of {sorted(found)}: give one for each')
 
@@ -148,6 +150,9 @@ def contrast_sum(
 )->tuple: # (loss, summed over anchors and scales; how many anchors have a positive)
     "Compute the deep contrastive loss (eq. 4) from ids, without a table of all pairs"
     if not temp > 0: raise ValueError(f'temp={temp}: a temperature must be above 0')
+    if isinstance(temp, Tensor) and temp.requires_grad: raise ValueError('temp requires a gradient, which this form '
+        'does not compute; take deep_contrastive_loss')
+    if block is not None and block < 1: raise ValueError(f'block={block}: give 1 or more anchors at a time')
     _check_frames('zs', zs, ids, group)
     if ref is None:
         if ignore is not None: raise ValueError('ignore without ref: give ref=zs, ref_ids=ids and own=0 too')

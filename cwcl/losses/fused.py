@@ -44,6 +44,7 @@ class PixelSums(torch.autograd.Function):
         x = x.contiguous()
         p = x.softmax(1)
         l = x.gather(1, t[:,None])[:,0] - x.amax(1) + p.amax(1).log_()
+        l.masked_fill_(v == 0, 0) # A pixel that does not count may have a class of −∞
         p.mul_(v[:,None])
         pt = l.exp()
         terms,h = focal_terms(l, pt, gamma)
@@ -76,7 +77,7 @@ def segmentation_terms(
     eps:float=1e-5, # Generalized Dice: ε
     gamma:float=2.0, # Focal loss: γ
     reduction:str='mean', # `mean`, `sum` or `none`: `(N,)`
-)->tuple: # (generalized Dice, focal loss); NaN if a mask holds a class out of range
+)->tuple: # (generalized Dice, focal loss); the latter is NaN if a mask holds a class out of range
     "Compute generalized Dice and focal loss in one pass over the pixels"
     if gamma < 0: raise ValueError(f'gamma={gamma}: choose 0 or more')
     target,valid = check_mask(logits, target, look=False)

@@ -24,7 +24,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastcore.xtras import ContextManagers
 from torch.amp import GradScaler
-from .core import InputError, default_device, goals, ranks
+from .core import InputError, default_device, goals, late, ranks
 from .data.frames import FrameDL
 from .data.streams import TwoStreamDL
 
@@ -234,9 +234,8 @@ def to_distributed(self:FrameLearner,
     **kwargs # fastai's, for its `Accelerator`; not looked at, as the device is that of the loaders
 ):
     "Share each batch with the other processes that torchrun started"
-    distrib = import_module('cwcl.distrib')
-    distrib.join_ranks(self.dls.device)
-    self.add_cb(distrib.RankTrainer(sync_bn))
+    late('cwcl.distrib:join_ranks')(self.dls.device)
+    self.add_cb(late('cwcl.distrib:RankTrainer')(sync_bn))
     if ranks()[0]: self.remove_cb(ProgressCallback)
     return self
 

@@ -7,7 +7,7 @@ __all__ = ['GiB', 'batch_rows', 'random_batch', 'one_step', 'same_random_state',
            'PeakBytes', 'step_bytes', 'memory_table', 'advice', 'check_memory']
 
 # %% ../nbs/31a_memory.ipynb #ed162632
-import importlib, numpy as np, psutil, random, torch, weakref
+import numpy as np, psutil, random, torch, weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from .core import InputError, Recipe, default_device, goals, recipe
+from .core import InputError, Recipe, default_device, goals, late, recipe
 from .data.labels import class_set
 from .data.streams import has_strong_views
 from .methods import METHODS
@@ -52,7 +52,7 @@ def _half(r, device): # -> context
     return torch.autocast(kind, torch.float16 if r.precision == 'fp16' and kind == 'cuda' else torch.bfloat16)
 
 def _parts(r): # -> (network, loss)
-    if goals(r) == {'masked'}: return importlib.import_module('cwcl.beyond.masked').masked_parts(r)
+    if goals(r) == {'masked'}: return late('cwcl.beyond.masked:masked_parts')(r)
     return CWCLNet(r).train(), CWCLLoss(r)
 
 def one_step(

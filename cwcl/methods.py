@@ -6,11 +6,11 @@
 __all__ = ['OUR_METHODS', 'OPTIONS', 'Method', 'register_method', 'option_callbacks', 'load_methods']
 
 # %% ../nbs/03_methods.ipynb #3b0b2fbf
-import importlib, importlib.util, re
+import importlib.util, re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import METHODS, InputError
+from .core import METHODS, InputError, late
 
 # %% ../nbs/03_methods.ipynb #8438ef92
 _STAGES = ('joint', 'frozen', 'unfrozen', 'pretrain')
@@ -33,9 +33,8 @@ class Method:
 
     def make(self, *args, **kwargs): # As for `cwcl_learner`
         "Build the Learner of this method"
-        if callable(self.learner): return self.learner(*args, **kwargs)
-        module,_,name = self.learner.partition(':')
-        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+        make = self.learner if callable(self.learner) else late(self.learner)
+        return make(*args, **kwargs)
 
 # %% ../nbs/03_methods.ipynb #aa48d7ee
 _spare = (('#0072B2', 'X', (8, 2)), ('#9911FF', '*', (2, 2)), ('#772200', 'h', (6, 1, 2, 1)),
@@ -87,10 +86,7 @@ def option_callbacks(
     r, # `Recipe`
 )->list: # Callbacks
     "Make the callbacks of the options that a recipe sets, one of each kind"
-    def found(where):
-        module,_,name = where.partition(':')
-        return getattr(importlib.import_module(module), name)
-    return [found(where)(r) for where in dict.fromkeys(v for k,v in OPTIONS.items() if getattr(r, k))]
+    return [late(where)(r) for where in dict.fromkeys(v for k,v in OPTIONS.items() if getattr(r, k))]
 
 # %% ../nbs/03_methods.ipynb #4503dbe2
 def load_methods(

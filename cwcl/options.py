@@ -104,7 +104,7 @@ def check_own(data, own)->bool: # Folder or '', options of own data -> whether d
     return bool(given)
 
 def own_changes(own, phases)->dict: # Options of own data, of phases -> fields of the recipe that follow from them
-    return dict(class_set=own_classes(own['masks'], own['classes']), use_phase=phases is not None)
+    return dict(class_set=own_classes(own['masks'], own['classes']), use_phase=bool(phases))
 
 def own_frames(own, phases, r, out, split)->pd.DataFrame:
     "Return the table of own data, split by video"

@@ -76,6 +76,7 @@ def lonely_probability(
 )->Tensor: # float64 `(N,)`
     "Compute the probability that a batch drawn without replacement holds the frame and none of its positives"
     n = len(n_pos)
+    if not 1 <= batch <= n: raise ValueError(f'a batch of {batch} frames cannot be drawn from {n}')
     miss = n-1-n_pos.double()
     p = torch.ones_like(miss)
     for k in range(batch-1): p *= (miss-k).clamp(min=0) / (n-1-k)
@@ -93,7 +94,7 @@ def count_alike(
 def pair_stats(
     ids:Tensor, # Label-set ids of a whole data set, `(N,)`
     groups:dict|None=None, # Name to integer group of each frame `(N,)`, such as `dict(clip=..., video=...)`
-    batch_sizes=(16, 25, 60, 200), # Frames drawn evenly, without replacement
+    batch_sizes=None, # Frames drawn evenly, without replacement; 16, 25, 60 and 200, as far as there are, if `None`
     exclude:Tensor|None=None, # Group whose frames are not positives of each other, `(N,)`
 )->dict: # frames, sets, largest; `lonely` and `positives` per batch size; `pairs_in` the largest set and each group
     "Compute what a batch will find: anchors without a positive, mean positives, and where the pairs lie"
@@ -102,6 +103,7 @@ def pair_stats(
     _check_labels(dict(ids=ids, exclude=exclude))
     _check_labels(dict(ids=ids) | groups)
     if not n: raise ValueError('ids holds no frames')
+    batch_sizes = [b for b in (16, 25, 60, 200) if b <= n] if batch_sizes is None else batch_sizes
     bad = [b for b in batch_sizes if not 1 <= b <= n]
     if bad: raise ValueError(f'batch_sizes: a batch of {bad[0]} frames cannot be drawn from {n}')
     struck = torch.arange(n, device=ids.device) if exclude is None else exclude

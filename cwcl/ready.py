@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_table', 'phase_note', 'phase_remarks', 'run_remarks', 'check_phases', 'check_run', 'check_folder',
-           'claim_folder', 'sole_writer', 'licence_of']
+           'claim_folder', 'sole_writer', 'license_of']
 
 # %% ../nbs/33b_ready.ipynb #1d1ad1c9
 import shutil, time, pandas as pd
@@ -155,10 +155,10 @@ def sole_writer(
             with suppress(OSError): Path(out).rmdir() # If it is empty
 
 # %% ../nbs/33b_ready.ipynb #eae00df4
-def licence_of(
+def license_of(
     data, # Folder of frames, or a table of own ones
     table:pd.DataFrame, # Its frames
-)->str: # A key of `LICENCES`
+)->str: # A key of `LICENSES`
     "Tell whose data a folder holds"
     if 'source' in table: return 'unknown'
     if isinstance(data, pd.DataFrame): data = Path(table.image.iloc[0]).parents[2]

@@ -18,7 +18,7 @@ from .data.augment import SegAugment
 from .data.cholec import frame_table
 from .data.streams import cwcl_dls
 from .learner import check_precision
-from .ready import check_phases, claim_folder, licence_of, phase_note, run_remarks, sole_writer, split_table
+from .ready import check_phases, claim_folder, license_of, phase_note, run_remarks, sole_writer, split_table
 from .tasks import CWCLNet
 from .train import run_facts, train_learner, train_run, write_metrics
 from .whole import write_text
@@ -36,7 +36,7 @@ def refresh_averages(
     update_bn(islice(shown, r.refresh_bn), encoder)
 
 # %% ../nbs/42_stages.ipynb #27f56056
-def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENCES`, from `run_facts`, when the stage began
+def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENSES`, from `run_facts`, when the stage began
     "Write what was pre-trained, and then the facts"
     net = CWCLNet(r, *learn.dls.stats)
     net.encoder.load_state_dict(learn.model.encoder.state_dict())
@@ -75,7 +75,7 @@ def pretrain_run(
         facts = run_facts(learn, log, table, run_remarks(table, r, 'fold'))
         if r.refresh_bn: refresh_averages(learn.model.encoder, table, r, learn.dls.device)
         with rank0_first() as first:
-            if first: _finish(out, learn, r, licence_of(data, table), facts, start)
+            if first: _finish(out, learn, r, license_of(data, table), facts, start)
         return json.loads((out/'metrics.json').read_text())
 
 # %% ../nbs/42_stages.ipynb #98ba01f6

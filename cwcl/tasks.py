@@ -8,10 +8,9 @@ __all__ = ['make_encoder', 'make_decoder', 'CWCLNet', 'excluded_group', 'plain_d
 
 # %% ../nbs/28_tasks.ipynb #2c194e69
 import copy, torch
-from importlib import import_module
 from torch import nn, Tensor
 from fastcore.basics import patch
-from .core import InputError, Recipe, find_method, goals, loss_weights
+from .core import InputError, Recipe, find_method, goals, late, loss_weights
 from .data.labels import class_set
 from .infer import sliding_window
 from .losses.contrastive import deep_contrastive_loss, lonely_share
@@ -27,7 +26,7 @@ from .recompute import frozen_running_stats, in_chunks, recompute_levels, undeal
 def make_encoder(r:Recipe)->nn.Module: # Frames `(N,3,H,W)` to maps, fine to coarse; has `widths`, their channels
     "Make the encoder that a recipe names"
     if r.encoder == 'unet': return UNetEncoder(r.widths, norm=r.norm)
-    return import_module('cwcl.beyond.encoders').timm_encoder(r)
+    return late('cwcl.beyond.encoders:timm_encoder')(r)
 
 def make_decoder(
     r:Recipe,
@@ -36,7 +35,7 @@ def make_decoder(
 )->UNetDecoder:
     "Make a decoder for the maps of an encoder"
     if r.encoder == 'unet': return UNetDecoder(r.widths, n_classes, up=r.up, norm=r.norm)
-    return import_module('cwcl.beyond.encoders').stem_decoder(r, encoder, n_classes)
+    return late('cwcl.beyond.encoders:stem_decoder')(r, encoder, n_classes)
 
 # %% ../nbs/28_tasks.ipynb #83dc018c
 class CWCLNet(nn.Module):
@@ -236,7 +235,7 @@ def contrast_terms(self:CWCLLoss,
     if 'simclr' in goals(r):
         twins = _twin_ids(zs[0], len(presence)*(2 if r.strong else 1))
         return dict(nt_xent=(self.beta, self.dcl(zs, twins, None, r.temp, r.reduction)[0]))
-    if r.alike == 'overlap': loss,lonely = import_module('cwcl.beyond.positives').overlap_term(r, zs, presence, ids)
+    if r.alike == 'overlap': loss,lonely = late('cwcl.beyond.positives:overlap_term')(r, zs, presence, ids)
     else:
         sets = label_set_ids(presence > 0.5, ids[:,0] if r.use_phase else None)
         loss,lonely = self.dcl(zs, sets, excluded_group(ids, r.exclude), r.temp, r.reduction, r.lonely)
@@ -270,7 +269,7 @@ def weighted_terms(self:CWCLLoss,
     terms = self.frame_terms(out, mask, presence)
     if self.beta: terms.update(self.contrast_terms(out[2], presence, ids))
     if r.regions and out[0] is not None:
-        region_term = import_module('cwcl.beyond.positives').region_term
+        region_term = late('cwcl.beyond.positives:region_term')
         terms['regions'] = (r.regions, region_term(r, out[0].shape[1], out[3], mask, ids))
     own = find_method(r.method)
     if own.loss and own.name in goals(r):

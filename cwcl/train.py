@@ -29,7 +29,7 @@ from .methods import load_methods
 from .multitask import cwcl_learner
 from .options import check_own, given_recipe, own_changes, own_frames, parse_changes, run_key
 from .options import with_field_help, without_phases
-from .ready import check_folder, check_phases, claim_folder, licence_of, phase_note, run_remarks
+from .ready import check_folder, check_phases, claim_folder, license_of, phase_note, run_remarks
 from .ready import sole_writer, split_table
 from .resume import checkpoints, read_checkpoint
 from .results import epoch_log, evaluate, plot_curves, plot_iou, plot_segmentation, save_figure, truth_iou
@@ -165,7 +165,7 @@ def train_run(
         if stopped: tell(f'{out}: a training was stopped here; resuming after its last whole epoch')
         for o in remarks: tell(o)
         learn,log = train_learner(r, table, out, device, progress, init, cbs=cbs, tell=tell)
-        facts = dict(run_facts(learn, log, table, remarks), data=licence_of(data, table), data_digest=made_of,
+        facts = dict(run_facts(learn, log, table, remarks), data=license_of(data, table), data_digest=made_of,
             overfit=split == 'none')
         with rank0_first() as first: return _finish(out, learn, log, table, facts, start) if first else \
             json.loads((out/'metrics.json').read_text())

@@ -206,7 +206,7 @@ def cwcl_predict(
     flip:store_true=False, # Look at the mirror image of each frame too; twice the time
     overwrite:store_true=False, # Replace earlier results of the same name, which would be refused
 ):
-    "Masks in the values that the network learnt from, and overlays with a legend, for an image, a folder or a video"
+    "Masks in the values that the network learned from, and overlays with a legend, for an image, a folder or a video"
     _check_options(every, alpha)
     pictures = Path(input).is_dir() or Path(input).suffix.lower() in ENDINGS
     if pictures: list_images(input)

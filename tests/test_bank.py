@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cwcl.beyond.bank import BankContrast, LabelBank, bank_lonely, bank_term, ignored_keys
 from cwcl.core import METHODS, InputError, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
-from cwcl.losses.contrastive import normalise
+from cwcl.losses.contrastive import normalize
 from cwcl.methods import register_method
 from cwcl.multitask import cwcl_learner
 from cwcl.pairs import label_set_ids, positive_mask
@@ -137,7 +137,7 @@ def test_each_frame_has_its_newest_key(size, views):
             zs = [torch.randn(len(number), 3, generator=g) for _ in range(2)]
             bank.push(zs, torch.stack([number + 100, number//3, number//6, number], 1))
             batches.append(number.tolist())
-            keys = normalise(torch.stack(zs))
+            keys = normalize(torch.stack(zs))
             newest.update({k: keys[:,i] for i,k in reversed(list(enumerate(batches[-1])))})
             want = kept_by_hand(batches, size)
             have = bank.labels.tolist()
@@ -224,7 +224,7 @@ def test_the_bank_holds_the_last_frames_and_their_labels(with_bank):
     want = torch.cat([data.ids, torch.arange(len(data))[:,None]], 1)
     want[:,0] = label_set_ids(data.presence > .5, data.ids[:,0])
     assert bank.labels.tolist() == want[number].tolist()
-    assert torch.equal(bank.keys[:,:12], normalise(torch.stack(with_bank.note.zs[-1])))
+    assert torch.equal(bank.keys[:,:12], normalize(torch.stack(with_bank.note.zs[-1])))
 
 def test_every_loss_of_a_training_is_that_of_the_loop(table, small):
     "The contrast alone, so that the loss is the term times its weight"
@@ -294,8 +294,8 @@ def test_averaged_weights_make_the_keys(table, small):
     learn = fitted(table, replace(small, epochs=1), [MeanWeights()])
     net = learn.mean_weights.net
     want = net.msph(net.encoder(learn.mean_weights.x)[net.levels])
-    close(learn.bank_contrast.bank.keys[:,:12], normalise(torch.stack(want)), 1e-6)
-    assert not torch.allclose(learn.bank_contrast.bank.keys[:,:12], normalise(torch.stack(learn.note.zs[-1])), atol=.01)
+    close(learn.bank_contrast.bank.keys[:,:12], normalize(torch.stack(want)), 1e-6)
+    assert not torch.allclose(learn.bank_contrast.bank.keys[:,:12], normalize(torch.stack(learn.note.zs[-1])), atol=.01)
 
 def test_a_bank_knows_equal_label_sets_only(small):
     with pytest.raises(InputError, match="bank=20 with alike='overlap'"): replace(small, alike='overlap')

@@ -15,7 +15,7 @@ from cwcl.pairs import label_set_ids, pair_stats, positive_mask
 from cwcl.core import recipe
 from cwcl.data.cholec import audit
 from cwcl.data.files import scan
-from cwcl.losses.contrastive import contrastive_loss, normalise
+from cwcl.losses.contrastive import contrastive_loss, normalize
 from cwcl.tasks import CWCLNet
 from cwcl.widgets.board import KNOWN, STATE, PairBoard, board_frames, demo_networks
 from cwcl.widgets.pools import table_frames
@@ -151,7 +151,7 @@ def test_what_lies_inside_a_lasso(page):
 def test_the_page_weighs_as_the_loss_does(page, nets, monkeypatch):
     "From short integers: the nearest frame is the nearest, cosines are right to a thousandth"
     g = torch.Generator().manual_seed(0)
-    spread = normalise(torch.randn(2, 3, 40, 16, generator=g, dtype=torch.float64))
+    spread = normalize(torch.randn(2, 3, 40, 16, generator=g, dtype=torch.float64))
     monkeypatch.setattr('cwcl.widgets.board.embed_frames', lambda nets, pictures: spread)
     t = some(image=noise(40))
     board = PairBoard(t, nets, size=40)

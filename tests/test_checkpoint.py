@@ -48,7 +48,7 @@ def bad_files(folder, net):
     whole = save_model(folder/'whole.safetensors', net).read_bytes()
     (folder/'cut.safetensors').write_bytes(whole[:len(whole)//2])
     save_file(dict(a=torch.ones(1)), folder/'other.safetensors')
-    save_file(dict(a=torch.ones(1)), folder/'old.safetensors', metadata=dict(recipe='{"colour": 1}'))
+    save_file(dict(a=torch.ones(1)), folder/'old.safetensors', metadata=dict(recipe='{"color": 1}'))
     _,*rest = net.state_dict().items()
     head = dict(recipe=net.recipe.to_json())
     save_file(dict(rest), folder/'lacks.safetensors', metadata=head)
@@ -57,7 +57,7 @@ def bad_files(folder, net):
 @pytest.mark.parametrize('name,says', [('pickle.pth', 'other formats can run code'),
     ('empty.safetensors', 'not a whole safetensors file'),
     ('cut.safetensors', 'not a whole safetensors file'), ('other.safetensors', 'no recipe in its header'),
-    ('old.safetensors', 'colour: not a field'),
+    ('old.safetensors', 'color: not a field'),
     ('lacks.safetensors', 'lacks the tensor'), ('bytes.safetensors', 'is of torch.int8, this network needs'),
     ('nosuch.safetensors', 'no such file')])
 def test_anything_else_is_refused_by_name(net, tmp_path, name, says):

@@ -4,7 +4,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning.losses import SupConLoss
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.losses.contrastive import contrastive_loss, dcl_loss, deep_contrastive_loss, lonely_share, normalise
+from cwcl.losses.contrastive import contrastive_loss, dcl_loss, deep_contrastive_loss, lonely_share, normalize
 from cwcl.pairs import positive_mask
 from cwcl.tasks import dcl_term
 
@@ -201,7 +201,7 @@ def test_zero_features_have_a_gradient_like_the_others():
     contrastive_loss(z, positive_mask(torch.arange(6) % 2)).backward()
     norms = z.grad.norm(dim=1)
     assert z.grad.isfinite().all() and norms[0] < 100*norms[1:].max()
-    assert (normalise(z)[0] == 0).all() and normalise(z)[1:].norm(dim=1).allclose(torch.ones(5))
+    assert (normalize(z)[0] == 0).all() and normalize(z)[1:].norm(dim=1).allclose(torch.ones(5))
 
 def test_inputs_are_left_as_they_were():
     z,ids = batch(0)

@@ -2,7 +2,7 @@
 import ast, importlib, re
 import pytest, torch
 from matplotlib.mathtext import MathTextParser
-from cwcl.losses.contrastive import contrastive_loss, normalise
+from cwcl.losses.contrastive import contrastive_loss, normalize
 from cwcl.pairs import positive_mask
 from pages import anchors, cells, exported, links, root, shown, source, table
 
@@ -75,7 +75,7 @@ def test_equation_1(seed, temp):
 @pytest.mark.parametrize('seed', range(5))
 def test_equation_2(seed):
     z,_ = batch(seed)
-    unit = normalise(z)
+    unit = normalize(z)
     for i in range(7):
         for j in range(7):
             below = sum(z[i, d]**2 for d in range(3))**.5 * sum(z[j, d]**2 for d in range(3))**.5

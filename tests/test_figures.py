@@ -416,7 +416,7 @@ def test_masks_are_indexed_and_in_the_classes_colors(tmp_path):
     a,b,c = (class_set(8).colors[i].tolist() for i in (0, 5, 7))
     assert np.array(im.convert('RGB')).tolist() == [[a, b], [c, [255]*3]]
 
-@pytest.mark.parametrize('video, what', [('video01', 'CholecSeg8k'), ('video99', 'unknown licence')])
+@pytest.mark.parametrize('video, what', [('video01', 'CholecSeg8k'), ('video99', 'unknown license')])
 def test_only_drawn_frames_are_stored(study, scenes, tmp_path, video, what):
     shutil.copytree(scenes, tmp_path/'data')
     (tmp_path/'data'/'scenes.json').unlink()

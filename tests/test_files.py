@@ -13,7 +13,7 @@ from cwcl.data.images import ENDINGS, picture_size, plain_png, read_image, read_
 from cwcl.data.labels import CLASSES, class_set, decode_mask, encode_mask, unknown_values
 from cwcl.data.store import FrameStore, load_image, load_mask
 from cwcl.data.streams import cwcl_dls
-from cwcl.ready import licence_of
+from cwcl.ready import license_of
 from cwcl.results import evaluate, native_confusion, plot_iou
 
 RNG = np.random.default_rng(0)
@@ -316,7 +316,7 @@ def test_a_zip_is_as_good_as_the_folder(scenes, tmp_path, cache, prefix):
     path = pack(tmp_path/'plain', tmp_path/'data'/'archive.zip', prefix)
     want = frame_table(tmp_path/'plain')
     for given in (path, path.parent): assert facts(frame_table(given)).equals(facts(want))
-    assert len(list(cache.iterdir())) == 1 and licence_of(path, want) == 'embedded' and (want.phase >= 0).all()
+    assert len(list(cache.iterdir())) == 1 and license_of(path, want) == 'embedded' and (want.phase >= 0).all()
     tables = [t[:9] for t in (want, frame_table(path))]
     stores = [FrameStore(t.image.tolist(), t['mask'].tolist(), class_set(8), (30, 50)) for t in tables]
     for k in ('frames', 'masks'): assert torch.equal(*[getattr(o, k) for o in stores])

@@ -1,12 +1,13 @@
 "The house: lines that can be read, names that mean one thing, public names that come from cwcl."
-import ast, importlib, subprocess, sys, pytest, cwcl
+import ast, importlib, re, subprocess, sys, pytest, cwcl
+from cwcl.core import late
 from house import count, literal_lines, pairs, public_names, switches
 from pages import root
 
 @pytest.mark.parametrize('what', ['lines over 120', 'x*bool', 'walrus in an argument'])
 def test_the_house_is_clean(what): assert not count(root, False)[what], 'python tools/house.py --list'
 
-def test_a_public_name_has_one_home(): assert [k for k,v in public_names(root).items() if len(v) > 1] == ['IGNORE']
+def test_a_public_name_has_one_home(): assert [k for k,v in public_names(root).items() if len(v) > 1] == []
 
 @pytest.mark.parametrize('code, n', [('a,b = 1,2', 0), ("a,b = 1,'x'", 1), ('a,b = f(x),f(y)', 0), ('a,b = f(x),y', 1),
     ('a,b = c', 0)])
@@ -33,3 +34,8 @@ def test_a_loss_costs_no_more_than_pytorch():
         'print(sorted({"fastai", "pandas", "matplotlib", "torchvision"} & set(sys.modules)))'
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert out.stdout.strip() == '[]', out.stdout + out.stderr
+
+def test_what_comes_late_is_there():
+    places = {o for f in (root/'cwcl').rglob('*.py') for o in re.findall(r"late\('(.+?)'\)", f.read_text('utf-8'))}
+    assert len(places) > 5
+    for o in places: late(o)

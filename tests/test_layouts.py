@@ -3,7 +3,7 @@ import importlib, json, shutil, pytest, torch, numpy as np
 from fastai.callback.core import Callback
 from fastcore.script import CliError
 from PIL import Image
-from cwcl.checkpoint import LICENCES, load_model
+from cwcl.checkpoint import LICENSES, load_model
 from cwcl.core import InputError, Recipe, recipe
 from cwcl.data.cholec import frame_table
 from cwcl.data.classes import OwnClasses
@@ -13,7 +13,7 @@ from cwcl.data.match import pair_names
 from cwcl.data.outlines import outline_mask
 from cwcl.data.own import own_split, own_table
 from cwcl.leases import Lease
-from cwcl.ready import licence_of
+from cwcl.ready import license_of
 from cwcl.study.jobs import step_seconds
 from cwcl.train import StepTime, cwcl_train, parse_changes, train_run
 
@@ -158,7 +158,7 @@ def test_the_run_is_that_of_python_and_is_kept(home, plain, no_figures, tmp_path
     train_run(r, table, out=tmp_path/'p', device='cpu')
     a,b = (load_model(o/'model.safetensors', 'cpu').state_dict() for o in (home/'run', tmp_path/'p'))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert LICENCES['unknown'] in (home/'run'/'model.md').read_text() and plain['data'] == 'unknown'
+    assert LICENSES['unknown'] in (home/'run'/'model.md').read_text() and plain['data'] == 'unknown'
     assert {'floor: learned from 1 alone; 4 test frames show it', 'test on 3'} < set(plain['remarks'])
     assert plain['sources'] == dict(video01='1', video02='2', video03='3')
     with pytest.raises(CliError, match='holds a finished run'): train(home/'run', here | dict(masks='nosuch'), '2', '3')
@@ -217,7 +217,7 @@ def test_what_the_command_asks_for_is_what_is_run(home, tmp_path, monkeypatch):
     assert not t2.loc[0, [*NAMES]].any()
     assert set(t.source[t.part == 'test']) == {'3'}
     assert t.source[t.part == 'valid'].nunique() == t2.source[t2.part == 'valid'].nunique() == 1
-    assert licence_of(t, t[t.video == 'video01']) == 'unknown'
+    assert license_of(t, t[t.video == 'video01']) == 'unknown'
 
 def test_overfitting_own_data(home, no_figures, tmp_path):
     here = {k: v if k == 'classes' else str(home/v) for k,v in PLAIN.items()}

@@ -7,7 +7,7 @@ from cwcl.study.jobs import kinds
 from cwcl.study.tables import frame_markdown
 
 CARDS = 24, 40, 80 # GB
-PARTS = (5200, 1440) # Training and validation frames of CholecSeg8k in a fold, about
+FRAMES = (5200, 1440) # Training and validation frames of CholecSeg8k in a fold, about
 TEST = 1440 # Frames of its two test videos
 
 work = functools.cache(step_flops)
@@ -44,7 +44,7 @@ def cost_row(speed, gigabytes, frame):
         for run in grid(table, recipe('paper')):
             for r in kinds([run]):
                 step = step_on(speed, r, gigabytes)
-                hours += float('nan') if step is None else run_seconds(r, PARTS, TEST, step[0], frame)/3600
+                hours += float('nan') if step is None else run_seconds(r, FRAMES, TEST, step[0], frame)/3600
                 if step: used.add(step[1])
         row[table] = 'does not fit' if hours != hours else f'{hours:.1f}'
     return row | {'steps': '; '.join(sorted(used))}

@@ -16,7 +16,7 @@ from fastcore.meta import delegates
 from ..core import InputError, Recipe, goals, method_recipe
 from ..data.labels import class_set
 from ..learner import bare
-from ..losses.contrastive import normalise
+from ..losses.contrastive import normalize
 from ..models.heads import mlp_bn
 from ..multitask import wired_learner
 from ..recompute import recompute_levels
@@ -31,14 +31,14 @@ def byol_loss(
     if p.ndim != 2 or p.shape != z.shape or not len(p):
         raise ValueError(f'predictions of shape {tuple(p.shape)}, targets of shape {tuple(z.shape)}: '
             'both must be (N,D), with N of at least 1')
-    with torch.autocast(p.device.type, enabled=False): return (2 - 2*(normalise(p)*normalise(z.detach())).sum(1)).mean()
+    with torch.autocast(p.device.type, enabled=False): return (2 - 2*(normalize(p)*normalize(z.detach())).sum(1)).mean()
 
 # %% ../../nbs/41_baselines.byol.ipynb #1bd96510
 def direction_spread(
     z:Tensor, # Embeddings of different frames, `(N,D)`
 )->Tensor: # A number: 0 if all point the same way, about 1 if in all directions alike
     "Compute the standard deviation of the directions of embeddings, in units of 1/√D"
-    return normalise(z.detach()).std(0).mean()*z.shape[1]**0.5
+    return normalize(z.detach()).std(0).mean()*z.shape[1]**0.5
 
 # %% ../../nbs/41_baselines.byol.ipynb #2e95d78b
 def target_momentum(

@@ -12,7 +12,7 @@ from fastai.callback.core import Callback
 from fastcore.basics import nested_attr, patch
 from ..core import Recipe, goals, ranks
 from ..distrib import gather_with_grad
-from ..losses.contrastive import normalise
+from ..losses.contrastive import normalize
 from ..losses.fast_contrast import contrast_sum
 from ..losses.segmentation import check_choice, plain
 from ..pairs import lonely_probability
@@ -77,7 +77,7 @@ class LabelBank:
         number = every[:,3]
         gone = (labels[:,3][:,None] == number).triu(1).any(0) | (number < 0)
         order = gone.int().argsort(stable=True)[:len(self.labels)]
-        keys = normalise(torch.stack([plain(z.detach()) for z in zs]))
+        keys = normalize(torch.stack([plain(z.detach()) for z in zs]))
         self.keys = torch.cat([keys, self.keys], 1)[:,order]
         self.labels = every[order].masked_fill(gone[order][:,None], -1)
 
@@ -143,7 +143,7 @@ def averaged_keys(self:BankContrast,
     "Embed the batch by averaged weights, if the recipe averages them"
     if net is None: return
     with torch.no_grad(): zs = net.msph(net.encoder(plain(self.xb[0]))[net.levels])
-    return zs if len(self.sizes) == 1 else [gather_with_grad(normalise(z), self.sizes) for z in zs]
+    return zs if len(self.sizes) == 1 else [gather_with_grad(normalize(z), self.sizes) for z in zs]
 
 @patch
 def term(self:BankContrast, zs, ids, group, temp, reduction='mean', lonely='skip'): # As `dcl_term`

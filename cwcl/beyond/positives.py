@@ -10,7 +10,7 @@ __all__ = ['overlap_weights', 'weighted_contrast', 'overlap_contrast', 'overlap_
 import torch
 from torch import Tensor
 from ..core import Recipe
-from ..losses.contrastive import contrastive_loss, normalise
+from ..losses.contrastive import contrastive_loss, normalize
 from ..losses.segmentation import plain
 from ..pairs import positive_mask
 from ..tasks import excluded_group
@@ -45,7 +45,7 @@ def weighted_contrast(
     if shape != (len(z), len(z)): raise ValueError(f'w must be (N,N) with the N={len(z)} of z, got {shape}')
     if not temp > 0: raise ValueError(f'temp={temp}: a temperature must be above 0')
     with torch.autocast(z.device.type, enabled=False):
-        z = normalise(z)
+        z = normalize(z)
         out = torch.eye(len(z), dtype=torch.bool, device=z.device)
         if ignore is not None: out = out | ignore
         logp = (z @ z.T / temp).masked_fill(out, -torch.inf).log_softmax(1)

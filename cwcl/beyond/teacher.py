@@ -13,9 +13,9 @@ from torch import Tensor
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from .average import recolored
-from ..core import InputError, goals, ranks
+from ..core import IGNORE, InputError, goals, ranks
 from ..learner import bare
-from ..losses.segmentation import IGNORE, check_mask, full_precision, plain
+from ..losses.segmentation import check_mask, full_precision, plain
 from ..multitask import step_rng
 from ..recompute import frozen_running_stats
 

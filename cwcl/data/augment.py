@@ -11,8 +11,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import Recipe
-from .labels import IGNORE
+from ..core import IGNORE, Recipe
 from fastai.data.transforms import ItemTransform
 from fastai.torch_core import TensorImage, TensorMask
 

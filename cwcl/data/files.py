@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tqdm import tqdm
-from ..core import InputError, worker_count
+from ..core import IGNORE, InputError, worker_count
 from ..whole import atomic_path, digest
 from .folders import CLIP, FRAME, data_files, data_root
 from .images import picture_size, read_mask
-from .labels import CLASSES, IGNORE, decode_mask, unknown_values
+from .labels import CLASSES, decode_mask, unknown_values
 
 # %% ../../nbs/11b_data.files.ipynb #701e070b
 from .images import png_size, read_image, read_png # chkstyle: ignore

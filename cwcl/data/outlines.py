@@ -9,10 +9,10 @@ __all__ = ['outline_mask', 'stack_masks', 'coco_masks', 'layer_masks']
 import json, numpy as np
 from pathlib import Path
 from PIL import Image, ImageDraw
-from ..core import InputError, need
+from ..core import IGNORE, InputError, need
 from .classes import OwnClasses
 from .images import check_pixels, read_mask
-from .labels import IGNORE, save_png
+from .labels import save_png
 from .lists import find_name, is_background
 from .match import MASKS, picture_files
 

@@ -8,8 +8,7 @@ __all__ = ['TEST_VIDEOS', 'is_test', 'balanced_parts', 'video_folds', 'label_bud
 
 # %% ../../nbs/13_data.splits.ipynb #1abfdc23
 import numpy as np, pandas as pd
-from importlib import import_module
-from ..core import InputError
+from ..core import InputError, late
 
 # %% ../../nbs/13_data.splits.ipynb #22deca1f
 TEST_VIDEOS = ('video12', 'video52')
@@ -100,7 +99,7 @@ def drawn_masks(
     r = recipe
     if r.choose == 'chance': return label_budget(table, r.budget, r.budget_unit, r.seed, base)
     n = _n_masks(r.budget, len(table) if base is None else base, len(table))
-    return import_module('cwcl.beyond.choose').chosen_masks(table, r, n)
+    return late('cwcl.beyond.choose:chosen_masks')(table, r, n)
 
 # %% ../../nbs/13_data.splits.ipynb #f054964f
 def split_frames(

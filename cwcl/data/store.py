@@ -17,11 +17,11 @@ from fastcore.basics import patch
 from torch import Tensor
 from tqdm import tqdm
 from ..leases import Lease
-from ..core import InputError, worker_count
+from ..core import IGNORE, InputError, worker_count
 from ..whole import atomic_path, write_text
 from .folders import cache_folder
 from .images import read_image, read_mask, rgb, upright
-from .labels import IGNORE, ClassSet
+from .labels import ClassSet
 
 # %% ../../nbs/13b_data.store.ipynb #c3c427f1
 def load_image(

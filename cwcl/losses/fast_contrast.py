@@ -8,7 +8,7 @@ __all__ = ['row_pairs', 'contrast_sum']
 # %% ../../nbs/23a_losses.fast_contrast.ipynb #aab8be07
 import torch
 from torch import Tensor
-from .contrastive import normalise
+from .contrastive import normalize
 
 # %% ../../nbs/23a_losses.fast_contrast.ipynb #1555a487
 def row_pairs(
@@ -133,7 +133,7 @@ def _directions(zs): # List of `(N,D)`; shorter ones are filled up with zeros, w
     "Lay the directions of all scales on one another, `(L,N,D)`"
     d = max(z.shape[1] for z in zs)
     zs = [z if z.shape[1] == d else torch.nn.functional.pad(z, (0, d - z.shape[1])) for z in zs]
-    return normalise(torch.stack(zs))
+    return normalize(torch.stack(zs))
 
 # %% ../../nbs/23a_losses.fast_contrast.ipynb #4ba1e8db
 def contrast_sum(

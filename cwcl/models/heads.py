@@ -42,7 +42,7 @@ class MultiScaleProjectionHead(nn.Module):
         super().__init__()
         self.widths = tuple(widths)
         self.dim = dim
-        self.projections = nn.ModuleList(projection_layer(projection, w, dim) for w in widths)
+        self.projections = nn.ModuleList(projection_layer(projection, w, dim) for w in self.widths)
 
     def forward(
         self,

@@ -12,13 +12,13 @@ from matplotlib.patches import Patch
 from pathlib import Path
 from PIL import Image
 from ..checkpoint import load_model
-from ..core import InputError
+from ..core import IGNORE, InputError
 from ..whole import atomic_path, write_text
 from ..data.cholec import frame_table
-from ..data.labels import IGNORE, class_set, show_frame
+from ..data.labels import class_set, show_frame
 from ..data.store import FrameStore
 from ..infer import predict_frames
-from ..ready import licence_of
+from ..ready import license_of
 from .measures import method_name
 from .charts import in_order, method_label
 from .figure1 import pick_frames, show_mask
@@ -74,7 +74,7 @@ def segmentations(
     masks = {m: predict_frames(net, images, net.mean.cpu(), net.std.cpu()) for m,net in nets.items()}
     each = zip(rows.video, rows.frame.tolist(), images, store.masks.numpy())
     shown = [dict(video=v, frame=f, image=x, truth=t, masks={m: next(o) for m,o in masks.items()}) for v,f,x,t in each]
-    facts = dict(budget=budget, fold=fold, seed=seed, classes=r.class_set, data=licence_of(data, table))
+    facts = dict(budget=budget, fold=fold, seed=seed, classes=r.class_set, data=license_of(data, table))
     return dict(**facts, runs={m: p.parent.name for m,p in files.items()}, frames=shown)
 
 # %% ../../nbs/52a_study.figure3.ipynb #f7a55de7
@@ -108,8 +108,8 @@ def save_figure3(
     "Store all that Figure 3 needs as small files, without weights"
     o = segmentations(runs, folder, data, frames, **kwargs)
     if o['data'] != 'embedded':
-        licence = dict(cholecseg8k='CholecSeg8k').get(o['data'], 'unknown licence')
-        raise InputError(f'{data}: frames of {licence} may not be published with the kit; '
+        license = dict(cholecseg8k='CholecSeg8k').get(o['data'], 'unknown license')
+        raise InputError(f'{data}: frames of {license} may not be published with the kit; '
             'draw them with figure3(segmentations(...)), or give drawn scenes')
     home = Path(to)/'figure3'
     o['frames'] = [_write_frame(home, f, class_set(o['classes']).colors) for f in o['frames']]

@@ -15,7 +15,7 @@ from ..core import set_seed
 from ..data.cholec import frame_table
 from ..data.splits import split_frames
 from ..data.streams import cwcl_dls
-from ..losses.contrastive import lonely_share, normalise
+from ..losses.contrastive import lonely_share, normalize
 from ..pairs import label_set_ids, positive_mask
 from ..tasks import CWCLLoss, excluded_group, gradient_norms
 
@@ -34,14 +34,14 @@ def alignment(
     pos:Tensor, # Which frames are positives, `(N,N)` bool
 )->float: # From 0 to 4; NaN without a positive
     "Compute the mean squared distance between the directions of positives"
-    d = torch.cdist(normalise(z), normalise(z)).square()
+    d = torch.cdist(normalize(z), normalize(z)).square()
     return d[pos].mean().item()
 
 def uniformity(
     z:Tensor, # Embeddings, `(N,D)`
 )->float: # 0 if all are one point, about −4 if they fill the sphere
     "Compute the logarithm of the mean Gaussian kernel between directions"
-    d = torch.pdist(normalise(z)).square()
+    d = torch.pdist(normalize(z)).square()
     return d.mul(-2).exp().mean().log().item()
 
 # %% ../../nbs/51e_study.probes.ipynb #b5fb97d0
@@ -60,7 +60,7 @@ def linear_probe(
     y_train:Tensor, # Presence, `(N,C)`
     test:Tensor, # Features to be tested on, `(M,D)`
     y_test:Tensor, # Presence, `(M,C)`
-)->np.ndarray: # Area under the ROC curve for each class, NaN where it cannot be learnt or tested
+)->np.ndarray: # Area under the ROC curve for each class, NaN where it cannot be learned or tested
     "Measure how well a linear reader finds each class in features"
     auc = np.full(y_test.shape[1], np.nan)
     for c in range(len(auc)):

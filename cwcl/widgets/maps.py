@@ -12,7 +12,7 @@ from torch import Tensor
 from typing import NamedTuple
 from ..core import InputError
 from ..infer import resize
-from ..losses.contrastive import normalise
+from ..losses.contrastive import normalize
 
 # %% ../../nbs/59d_widgets.maps.ipynb #cce18d45
 def _looked_at(net, frames): # `CWCLNet`, uint8 frames `(H,W,3)` -> float64 `(L,B,D)`
@@ -21,7 +21,7 @@ def _looked_at(net, frames): # `CWCLNet`, uint8 frames `(H,W,3)` -> float64 `(L,
     small = [resize(torch.as_tensor(o).permute(2, 0, 1)[None], (r.height, r.width), antialias=True) for o in frames]
     x = torch.cat(small).to(net.mean.device).float()/255
     zs = net.msph(net.encoder((x - net.mean.view(3, 1, 1))/net.std.view(3, 1, 1))[net.levels])
-    return torch.stack([normalise(z.double()) for z in zs]).cpu()
+    return torch.stack([normalize(z.double()) for z in zs]).cpu()
 
 @torch.no_grad()
 def embed_frames(

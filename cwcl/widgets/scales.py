@@ -14,7 +14,7 @@ from ..data.labels import class_set, present_classes
 from ..data.organs import CLIPS
 from ..data.splits import TEST_VIDEOS
 from ..data.synth import render_scene
-from ..losses.contrastive import deep_contrastive_loss, normalise
+from ..losses.contrastive import deep_contrastive_loss, normalize
 from ..losses.segmentation import presence_loss
 from ..pairs import label_set_ids, positive_mask
 from ..tasks import CWCLNet
@@ -71,7 +71,7 @@ def look_through(
 )->tuple: # L maps `(N,width,h,w)`, the most varied channels first; cosines `(L,N,N)`
     "Return feature maps at the scales that have a head, and how similar frames are there"
     maps = net.encoder(_network_input(net, images))[net.levels]
-    zs = [normalise(z.double()) for z in net.msph(maps)]
+    zs = [normalize(z.double()) for z in net.msph(maps)]
     maps = [m[:, m.flatten(2).std(2).mean(0).argsort(descending=True)].cpu() for m in maps]
     return maps,torch.stack([z @ z.T for z in zs]).cpu()
 

@@ -8,7 +8,7 @@ __all__ = ['TemperatureExplorer']
 # %% ../../nbs/59c_widgets.temperature.ipynb #76c2c5a7
 import numpy as np, torch
 from fastcore.basics import patch
-from ..losses.contrastive import normalise
+from ..losses.contrastive import normalize
 from ..pairs import positive_mask
 from .base import Explorer, flat_bars, slider
 
@@ -34,7 +34,7 @@ class TemperatureExplorer(Explorer):
 
     def compute(self):
         v = self.now
-        self.z = normalise((1-v.trained)*self.noise + v.trained*self.goal[self.ids])
+        self.z = normalize((1-v.trained)*self.noise + v.trained*self.goal[self.ids])
         self.pos = positive_mask(self.ids)[v.anchor]
         self.others = torch.arange(len(self.ids)) != v.anchor
         self.cosine = self.z @ self.z[v.anchor]

@@ -987,6 +987,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'cwcl.ready.check_run': ('ready.html#check_run', 'cwcl/ready.py'),
                             'cwcl.ready.claim_folder': ('ready.html#claim_folder', 'cwcl/ready.py'),
                             'cwcl.ready.license_of': ('ready.html#license_of', 'cwcl/ready.py'),
+                            'cwcl.ready.load_table': ('ready.html#load_table', 'cwcl/ready.py'),
                             'cwcl.ready.phase_note': ('ready.html#phase_note', 'cwcl/ready.py'),
                             'cwcl.ready.phase_remarks': ('ready.html#phase_remarks', 'cwcl/ready.py'),
                             'cwcl.ready.run_remarks': ('ready.html#run_remarks', 'cwcl/ready.py'),

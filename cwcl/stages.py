@@ -15,10 +15,10 @@ from torch.optim.swa_utils import update_bn
 from .checkpoint import fill_body, save_model
 from .core import InputError, Recipe, find_method, rank0_first
 from .data.augment import SegAugment
-from .data.cholec import frame_table
 from .data.streams import cwcl_dls
 from .learner import check_precision
-from .ready import check_phases, claim_folder, license_of, phase_note, run_remarks, sole_writer, split_table
+from .ready import check_phases, claim_folder, license_of, load_table, phase_note, run_remarks
+from .ready import sole_writer, split_table
 from .tasks import CWCLNet
 from .train import run_facts, train_learner, train_run, write_metrics
 from .whole import write_text
@@ -52,7 +52,7 @@ def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENSES`, from
 
 def pretrain_run(
     r:Recipe, # Every choice; the stage is set here
-    data, # Folder of frames in CholecSeg8k's layout
+    data, # Folder of frames in CholecSeg8k's layout, a table from `own_split` or `own_table`, or what makes one
     phases=None, # Phases of Cholec80 or CholecT50
     out='runs/pretrain', # Results folder
     device=None, # The GPU where there is one, if `None`
@@ -63,8 +63,7 @@ def pretrain_run(
     "Train an encoder without masks, and leave it in a folder"
     start = time.monotonic()
     r = replace(r, stage='pretrain')
-    with rank0_first(): table = frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
-    table,_ = split_table(table, r)
+    table,_ = split_table(load_table(data, phases, r, progress), r)
     check_phases(table, r)
     check_precision(r.precision, device)
     with sole_writer(out, tell) as out:
@@ -92,14 +91,14 @@ def ready_encoder(
 
 def stages_run(
     r:Recipe, # Every choice; stage `joint`, `frozen` or `unfrozen`
-    data, # Folder of frames in CholecSeg8k's layout
+    data, # Folder of frames in CholecSeg8k's layout, a table from `own_split` or `own_table`, or what makes one
     phases=None, # Phases of Cholec80 or CholecT50
     out='runs/run', # Results folder
     device=None, # The GPU where there is one, if `None`
     progress:bool=False, # Show bars and a row per epoch
     tell=lambda s: None, # Called with each remark, such as `print`
     cbs=None, # More callbacks for the training
-)->dict: # What `metrics.json` holds, with `pretrain` if there were two stages
+)->dict: # What `metrics.json` of the last stage holds
     "Train and test one run of one stage or two, from a recipe to a results folder"
     given = dict(device=device, progress=progress, tell=tell, cbs=cbs)
     if r.stage == 'joint': return train_run(r, data, phases, out, **given)

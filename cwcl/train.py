@@ -21,7 +21,7 @@ from .core import InputError, Recipe, default_device, set_seed
 from .script import one_line_errors
 from .core import rank0_first, ranks
 from .cost import run_cost, steps_per_epoch
-from .data.cholec import frame_table, frames_digest
+from .data.cholec import frames_digest
 from .data.streams import cwcl_dls
 from .distrib import joined
 from .learner import bare, check_precision
@@ -29,8 +29,8 @@ from .methods import load_methods
 from .multitask import cwcl_learner
 from .options import check_own, given_recipe, own_changes, own_frames, parse_changes, run_key
 from .options import with_field_help, without_phases
-from .ready import check_folder, check_phases, claim_folder, license_of, phase_note, run_remarks
-from .ready import sole_writer, split_table
+from .ready import check_folder, check_phases, claim_folder, license_of, load_table, phase_note
+from .ready import run_remarks, sole_writer, split_table
 from .resume import checkpoints, read_checkpoint
 from .results import epoch_log, evaluate, plot_curves, plot_iou, plot_segmentation, save_figure, truth_iou
 from .whole import sealed, write_text
@@ -147,10 +147,7 @@ def train_run(
     check_folder(out, overwrite)
     with sole_writer(out, tell) as out:
         start = time.monotonic()
-        table = data
-        if not isinstance(data, pd.DataFrame):
-            with rank0_first(): table = data() if callable(data) else \
-                frame_table(data, phases, min_pixels=r.min_pixels, progress=progress)
+        table = load_table(data, phases, r, progress)
         made_of = frames_digest(table)
         table,r = split_table(table, r, split)
         *parts,n_test = (int((table.part == k).sum()) for k in ('train', 'valid', 'test'))
@@ -167,8 +164,9 @@ def train_run(
         learn,log = train_learner(r, table, out, device, progress, init, cbs=cbs, tell=tell)
         facts = dict(run_facts(learn, log, table, remarks), data=license_of(data, table), data_digest=made_of,
             overfit=split == 'none')
-        with rank0_first() as first: return _finish(out, learn, log, table, facts, start) if first else \
-            json.loads((out/'metrics.json').read_text())
+        with rank0_first() as first:
+            if first: _finish(out, learn, log, table, facts, start)
+        return json.loads((out/'metrics.json').read_text())
 
 # %% ../nbs/34_train.ipynb #71308168
 def _write_results(out, learn, log, metrics, rows):

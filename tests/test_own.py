@@ -11,6 +11,8 @@ from cwcl.multitask import cwcl_learner
 from cwcl.data.lists import _by_rule
 from cwcl.own import class_text, own_folds, own_split, own_table, pictures, video_names
 from cwcl.results import evaluate
+from cwcl.stages import stages_run
+from cwcl.study.records import read_result
 from cwcl.video import segment_images
 
 GREY,COLOR = 'floor=7, bar=90, disc=180, box=255','floor=#102030, bar=#ff0000, disc=#00ff00, box=#0000ff'
@@ -410,3 +412,13 @@ def test_ten_lines_train(home, tmp_path):
     seen = OwnClasses(text).read(read_png(tmp_path/'seen'/'01_mask.png'))
     assert seen.shape == (150, 200) and seen.max() < 4
     with learn.no_bar(): assert learn.predict(rows.image.iloc[1])[0].shape == (75, 100)
+
+def test_own_frames_in_two_stages(home, tmp_path):
+    text = class_text(home/'color.csv')
+    r = small(class_set=text, batch=6, labelled=3, stage='frozen', epochs=1)
+    split = own_split(own_table(home/'frames', home/'colors', text), r, valid='berta', test='carla')
+    found = stages_run(r, split, out=tmp_path/'o', device='cpu')
+    assert set(found['test']['class_iou']) == {'floor', 'bar', 'disc', 'box'}
+    assert read_result(tmp_path/'o')['pretrain']['stage'] == 'pretrain'
+    again = stages_run(r, lambda: split, out=tmp_path/'again', device='cpu')
+    assert again['test'] == found['test'], 'or what makes the table'

@@ -150,8 +150,8 @@ def a_stage_decides_who_learns(w):
 @row('method', 'precision', 'min_pixels')
 def a_first_stage_is_that_of_its_method(w):
     r = changed(method='byol', stage='pretrain', views=2, precision='bf16', min_pixels=40)
-    assert caught('cwcl.stages.frame_table', pretrain_run, r, 'nowhere').kwargs['min_pixels'] == 40
-    with TemporaryDirectory() as out, patch('cwcl.stages.frame_table', return_value=w.frames):
+    assert caught('cwcl.ready.frame_table', pretrain_run, r, 'nowhere').kwargs['min_pixels'] == 40
+    with TemporaryDirectory() as out, patch('cwcl.ready.frame_table', return_value=w.frames):
         assert caught('cwcl.stages.check_precision', pretrain_run, r, 'nowhere', out=out).args[0] == 'bf16'
         call = caught('cwcl.stages.train_learner', pretrain_run, r, 'nowhere', out=out)
         assert call.kwargs['make'] == find_method('byol').make
@@ -160,7 +160,7 @@ def a_first_stage_is_that_of_its_method(w):
 def running_averages_are_made_anew_before_freezing(w):
     def seen(n):
         r = changed(method='byol', stage='pretrain', views=2, refresh_bn=n)
-        with TemporaryDirectory() as out, patch('cwcl.stages.frame_table', return_value=w.frames), \
+        with TemporaryDirectory() as out, patch('cwcl.ready.frame_table', return_value=w.frames), \
                 patch('cwcl.stages.update_bn') as fresh:
             pretrain_run(r, 'nowhere', out=out)
             return [len(list(call.args[0])) for call in fresh.call_args_list]
@@ -200,7 +200,7 @@ def classes_are_those_of_the_recipe(w):
 @row('min_pixels')
 def a_speck_is_no_structure(w):
     assert SegAugment(changed(min_pixels=40)).min_pixels == 40
-    assert caught('cwcl.train.frame_table', train_run, changed(min_pixels=40), 'nowhere').kwargs['min_pixels'] == 40
+    assert caught('cwcl.ready.frame_table', train_run, changed(min_pixels=40), 'nowhere').kwargs['min_pixels'] == 40
 
 @row('height', 'width')
 def frames_have_their_size(w): assert w.dls(changed(height=40, width=80)).valid.one_batch()[0].shape[2:] == (40, 80)

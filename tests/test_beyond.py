@@ -14,7 +14,7 @@ from cwcl.data.streams import cwcl_dls
 from cwcl.data.synth import write_scenes
 from cwcl.metrics import confusion_matrix
 from cwcl.study.answers import DOSES, auc_table, dose_slope, foreign_share, gap_table, report_why, seen_gaps
-from cwcl.study.answers import FROZEN, frozen_table, tissue_table
+from cwcl.study.answers import FROZEN, frozen_table, other_table, tissue_table
 from cwcl.study.beyond import BEYOND_ROWS, CONTROL, base_runs, beyond_aims, beyond_runs, beyond_table, gain
 from cwcl.study.beyond import held_videos, masks_needed, masks_saved, named_results, plan_values, sum_gains
 from cwcl.study.command import cwcl_table
@@ -313,15 +313,26 @@ def test_what_is_gained_on_videos_whose_labels_are_trained_on():
     assert got['difference']['estimate'] - same > .01, 'patients of other plans do not count'
     assert got['seen']['estimate'] > .03 and got['new']['estimate'] < -.01
     assert got['difference']['estimate'] == pytest.approx(got['seen']['estimate'] - got['new']['estimate'])
-    t = gap_table(named, plan_values(named)).set_index('comparison').gain
+    t = gap_table(named).set_index('comparison').gain
     assert list(t.index.str.split(',').str[0]) == ['dcl+cls over random', 'no-valid-labels over dcl+cls']
     assert t.iloc[0] == pytest.approx(same) and t.iloc[1] < 0
     few = [o for o in named if o['recipe']['fold'] < 5]
-    assert not len(gap_table(few, plan_values(few))), 'before all replicates are there'
+    assert not len(gap_table(few)), 'before all replicates are there'
+    other = gap_table(named, 'instruments less tissues').set_index('comparison').gain
+    assert list(other.index) == list(t.index) and (other - t).abs().min() > 1e-3, 'each by its own measure'
     def again(o):
-        videos = o['test']['videos'] | {v: o['valid']['confusion'] for v in held_videos(o['recipe']['fold'])}
-        return {k: v for k,v in dict(o, test=dict(o['test'], videos=videos)).items() if k != 'valid'}
-    assert seen_gaps([again(o) for o in named], 'dcl+cls')['seen'] == pytest.approx(got['seen'], nan_ok=True)
+        cm = np.array(o['valid']['confusion'])
+        if o['recipe']['method'] != 'random': cm = cm - 8*np.eye(8, dtype=int) + 8*np.roll(np.eye(8, dtype=int), 1, 1)
+        videos = o['test']['videos'] | {v: cm.tolist() for v in held_videos(o['recipe']['fold'])}
+        kept = {k: v for k,v in dict(o, test=dict(o['test'], videos=videos)).items() if k != 'valid'}
+        return dict(kept, trained_frames=o['valid'])
+    more = seen_gaps([again(o) for o in named], 'dcl+cls')
+    assert more['seen'] == pytest.approx(got['seen'], nan_ok=True)
+    one,two = (more[k]['estimate'] for k in ('trained less other frames', 'other frames less same plans'))
+    assert one > .05 and one + two == pytest.approx(same)
+    t = other_table([again(o) for o in named])
+    rows = set(t.comparison.str.split(',').str[0])
+    assert len(t) == 4 and rows == {'dcl+cls over random', 'no-valid-labels over random'}
 
 def test_other_frames_are_of_validation_videos_of_the_fold(scenes, smoke, tmp_path):
     run = Run('trial1', replace(smoke, method='dcl+cls'))

@@ -68,16 +68,17 @@ BEYOND_ROWS = (
 @functools.cache
 def held_videos(
     fold:int, # 0 to 5
+    scheme:str='six', # `fold_scheme` of the recipe
 )->tuple: # Names
     "List the validation videos of a fold of the trial"
-    return video_folds(_all_frames(), scheme='six')[fold]
+    return video_folds(_all_frames(), scheme=scheme)[fold]
 
 def _all_frames(): return CLIPS.loc[CLIPS.index.repeat(FRAMES_PER_CLIP['trial'])]
 
 def _class_pool(r): # `Recipe` -> frames whose class labels are trained on
     "Count the frames with class labels, without those of the validation videos where these are left out"
     if r.valid_labels: return class_pool()
-    return class_pool() - int(_all_frames().video.isin(held_videos(r.fold)).sum())
+    return class_pool() - int(_all_frames().video.isin(held_videos(r.fold, r.fold_scheme)).sum())
 
 # %% ../../nbs/52e_study.beyond.ipynb #68207459
 def _row_recipe(o, budget, replicate, **changes): # A `BeyondRow` -> `Recipe`
@@ -192,7 +193,7 @@ def _judge(values, pairs, margin): # From `plan_values`; comparisons that belong
     parts = [gain(values, *o) for o in pairs]
     wide = _ends_of_all(values, pairs)
     if any(o['runs'] < REPLICATES or not np.isfinite(o['low']) for o in parts): return 'runs are missing'
-    if min(wide) < margin: return 'missed'
+    if np.nanmin(wide) < margin: return 'missed'
     need = 0 if margin > 0 else margin
     held = all(o['low'] > need and o['estimate'] >= margin for o in parts)
     return 'holds' if held else 'open'
@@ -209,7 +210,7 @@ def beyond_aims(
         parts = [gain(values, *o) for o in of]
         worst = min(range(len(of)), key=lambda k: np.nan_to_num(parts[k]['estimate'], nan=-1))
         against = '{} with {} %'.format(*of[worst][1])
-        ends = *(parts[worst][k] for k in ('estimate', 'low', 'high')), min(_ends_of_all(values, of))
+        ends = *(parts[worst][k] for k in ('estimate', 'low', 'high')), np.min(_ends_of_all(values, of))
         rows.append((aim, against, *ends, _judge(values, of, margin)))
     return pd.DataFrame(rows, columns=['aim', 'against', 'gain', 'low', 'high', 'high_all', 'verdict'])
 
@@ -218,7 +219,7 @@ def beyond_table(
     named:list, # From `named_results`
     values:pd.DataFrame, # From `plan_values` of them
     rows:tuple=BEYOND_ROWS,
-)->pd.DataFrame: # row, masks (percent), iou, against, gain, low, high, runs, cost; vs_random and its ends
+)->pd.DataFrame: # row, masks (percent), score, against, gain, low, high, runs, cost; vs_random and its ends
     "Tabulate every row beyond the paper with its gain, its interval and its cost in steps of Random beside them"
     steps = pd.DataFrame([(o['recipe']['method'], o['step_seconds']) for o in named], columns=['row', 'seconds'])
     cost = steps.groupby('row').seconds.min()
@@ -228,9 +229,10 @@ def beyond_table(
         for b in (round(100*b, 6) for b in o.budgets):
             own = cell_table(values, o.name, b)
             if not own.size or o.name == o.base: continue
-            over,random = ([gain(values, (o.name, b), (k, b))[e] for e in ends] for k in (o.base, 'random'))
-            out.append((o.name, b, own.to_numpy().mean(), o.base, *over, len(own), cost[o.name]/unit, *random))
-    return pd.DataFrame(out, columns=['row', 'masks', 'iou', 'against', 'gain', 'low', 'high', 'runs', 'cost',
+            random = 'random-plain' if o.base.endswith('-plain') else 'random' # Of networks that were trained again
+            over,random = ([gain(values, (o.name, b), (k, b))[e] for e in ends] for k in (o.base, random))
+            out.append((o.name, b, np.nanmean(own), o.base, *over, len(own), cost[o.name]/unit, *random))
+    return pd.DataFrame(out, columns=['row', 'masks', 'score', 'against', 'gain', 'low', 'high', 'runs', 'cost',
         'vs_random', 'random_low', 'random_high'])
 
 # %% ../../nbs/52e_study.beyond.ipynb #0ad276b7

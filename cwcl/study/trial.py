@@ -212,12 +212,12 @@ def by_plan(
     return plans.groupby(['method', 'budget', 'replicate', 'patient'], sort=False, as_index=False).value.mean()
 
 # %% ../../nbs/52d_study.trial.ipynb #490fa078
-def reads(low, high, p=None, alpha=.05): # An interval, its adjusted probability -> such as `above, under .02`
+def reads(low, high, p=None, alpha=.05, small=SMALL): # An interval, its adjusted p -> such as `above, under .02`
     "Say in words what an interval decides"
     if np.isnan(low): return 'runs are missing'
     sure = low > 0 or high < 0 if p is None else p < alpha
     sign = ('above' if low > 0 else 'below') if sure else ''
-    size = f'under {SMALL}'.replace('0.', '.') if -SMALL < low and high < SMALL else ''
+    size = f'under {small}'.replace('0.', '.') if -small < low and high < small else ''
     return ', '.join(o for o in (sign, size) if o) or 'open'
 
 def deciding_table(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from ..arithmetic import arithmetic
 from ..checkpoint import load_model
-from ..core import InputError, goals
+from ..core import InputError, loss_weights
 from ..whole import write_text
 from ..data.cholec import presence
 from ..data.organs import COUNTS
@@ -56,10 +56,11 @@ def why_runs(
     replicates=range(REPLICATES),
     **changes, # Fields of all recipes that differ
 )->list: # Of `Run`, after those of the trial that they are measured against
-    "List the runs of the three experiments"
+    "List the runs of the experiments"
     control = [o for o in beyond_runs(replicates, BEYOND_ROWS[1:2], **changes) if o.recipe.budget == .01]
+    few = [o for o in beyond_runs(replicates, **changes) if o.row == 'random']
     own = beyond_runs(replicates, WHY_ROWS + FROZEN_ROWS, 'why', **changes)
-    return base_runs(replicates, BUDGETS, **changes) + control + own
+    return base_runs(replicates, BUDGETS, **changes) + few + control + own
 
 # %% ../../nbs/52f_study.why.ipynb #64595732
 @torch.no_grad()
@@ -132,8 +133,8 @@ def _retests(runs, wanted, what): # Of `Run`; (row, share of masks) of some; suc
 def filter_runs(
     replicates=range(REPLICATES),
     **changes, # Fields of all recipes that differ
-)->dict: # A `Run` to the run with 1 % of the masks whose network it tests
-    "List the tests with a filter, and those of the same networks without"
+)->dict: # A `Run` to the run whose network it tests
+    "List the tests with a filter, those of the same networks without, and those of more presence heads"
     wanted = [(o.name.removesuffix('-filtered'), .01) for o in FILTER_ROWS]
     runs = base_runs(replicates, **changes) + beyond_runs(replicates, **changes)
     more = [o for o in beyond_runs(replicates, WHY_ROWS, 'why', **changes) if o.row in ASKED] + \
@@ -156,11 +157,13 @@ def _test_again(run, source, folder, table, more): # A `Run`, the run whose netw
     own = torch.stack([net.mean, net.std])
     if not torch.allclose(own, torch.as_tensor(dls.stats).float().view(2, -1), atol=1e-6): raise InputError(
         f'{run.key}: was trained on other frames than these; give the table that it was trained on')
-    if more is not None: parts = pd.concat([parts, _placed(more, parts)], ignore_index=True)
+    true = split_table(table, replace(run.recipe, label_sets='own', withheld=''))[0]
+    if more is not None: true = pd.concat([true, _placed(more, true)], ignore_index=True)
     told = run.reading.endswith('-filtered')
-    videos = tested_videos(net, dls, parts[parts.part.isin(['test', 'other'])], told)
+    videos = tested_videos(net, dls, true[true.part.isin(['test', 'other'])], told)
     small = {k: v for k,v in found.items() if k not in ('log', 'valid')}
-    if 'cls' in goals(run.recipe) and not told: small['auc'] = part_auc(net, dls, parts)
+    small['trained_frames'] = found['valid'] # Frames of validation videos, whose class labels were trained on
+    if loss_weights(run.recipe)[0] and not told: small['auc'] = part_auc(net, dls, true)
     return dict(small, key=run.key, test=dict(class_iou=dict.fromkeys(net.classes.names), videos=videos))
 
 def run_tests(

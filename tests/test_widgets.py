@@ -173,7 +173,6 @@ def test_the_display_holds_view_picture_and_sentence(name, request):
     data = explorer._repr_mimebundle_()
     assert data['application/vnd.jupyter.widget-view+json']['model_id'] == explorer.view.model_id
     assert data['text/plain'] == explorer.summary() and explorer.summary() in explorer.note.value.replace('&#x27;', "'")
-    assert explorer.image.tooltip == explorer.summary()
     kept,live = (Image.open(io.BytesIO(o)) for o in (base64.b64decode(data['image/png']), explorer.image.value))
     assert kept.format == live.format == 'PNG'
     assert kept.size == live.size == tuple(round(o*explorer.dpi) for o in explorer.size)

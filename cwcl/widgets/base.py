@@ -79,9 +79,7 @@ def update(self:Explorer,
 ):
     "Bring state, sentence and picture up to date with the controls"
     self.compute()
-    said = self.summary()
-    self.note.value = f'<p role="status" style="margin:0;line-height:1.4">{html.escape(said)}</p>'
-    self.image.tooltip = said # The name of the picture for a screen reader; older ipywidgets ignore it
+    self.note.value = f'<p role="status" style="margin:0;line-height:1.4">{html.escape(self.summary())}</p>'
     self.image.value = self.png()
 
 # %% ../../nbs/59_widgets.base.ipynb #7f52b221

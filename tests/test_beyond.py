@@ -22,7 +22,7 @@ from cwcl.study.crossed import crossed_interval
 from cwcl.study.grid import TABLE_METHODS, Run, do_run, fold_parts, publish
 from cwcl.study.measures import NAMES
 from cwcl.study.records import read_result
-from cwcl.study.trial import STEPS, class_pool, patient_values, trial_runs
+from cwcl.study.trial import STEPS, cell_table, class_pool, patient_values, trial_runs
 from cwcl.study.why import FRESH, FROZEN_ROWS, MORE, WHY_ROWS, WITH_TISSUE, class_auc, fresh_aims, fresh_tests
 from cwcl.study.why import other_frames, other_tests, part_auc, presence_scores, run_tests, second_plan, second_runs
 from cwcl.study.why import tissue_tests, why_runs
@@ -102,6 +102,17 @@ def test_masks_saved_where_the_truth_is_known():
     loud = masks_saved(values_of(SILENT, .05))
     assert loud['low'] < loud['estimate'] < loud['high'] and loud == masks_saved(values_of(SILENT, .05))
     assert np.isnan(masks_saved(values[values.method == 'random'])['low'])
+
+def test_the_ends_of_the_factor_are_where_a_gain_over_so_many_masks_touches_0():
+    values = values_of(SILENT, .05)
+    own,*line = (cell_table(values, *o).to_numpy() for o in [('sum', 1), *(('random', b) for b in (1, 5, 10, 100))])
+    def ends(masks):
+        base = np.apply_along_axis(lambda y: np.interp(np.log(masks), np.log([1, 5, 10, 100]), y), 0, np.stack(line))
+        return crossed_interval(own - base)
+    saved = masks_saved(values)
+    assert 1 < saved['low'] < saved['high'] < 100
+    assert ends(saved['low'])['low'] == pytest.approx(0, abs=1e-4)
+    assert ends(saved['high'])['high'] == pytest.approx(0, abs=1e-4)
 
 def aims(**changes):
     gains = SILENT | {'dcl+cls': .03} | changes

@@ -12,6 +12,7 @@ from cwcl.study.command import cwcl_table
 from cwcl.study.grid import grid
 from cwcl.study.records import read_results
 from cwcl.study.jobs import Worker
+from cwcl.tasks import CWCLNet
 from test_labels import EYES, apart
 
 FILE = '''"Frames with equal label sets are drawn together"
@@ -133,6 +134,14 @@ def test_a_loss_trains_beside_ours_and_a_learner_may_be_a_function():
     mine = register_method('mine', loss=lambda *a: 0, goals=('cls',), learner=lambda *a, **k: (a, k))
     assert goals(recipe('demo', method='mine')) == {'seg', 'cls', 'mine'} and mine.make(1, b=2) == ((1,), dict(b=2))
     assert register_method('mine', loss=lambda *a: 0, goals=('dcl', 'mine')).goals == ('dcl', 'mine')
+
+def test_a_loss_of_ones_own_may_train_all_heads():
+    "It is given embeddings and presence, so they learn, though our own losses count nothing"
+    register_method('mine', loss=lambda *a: 0, goals=('seg', 'mine'), fields=dict(alpha=0., beta=0.))
+    def trained(method):
+        net = CWCLNet(recipe('smoke', method=method))
+        return {k for k in ('msph', 'presence_head') if all(p.requires_grad for p in getattr(net, k).parameters())}
+    assert trained('mine') == {'msph', 'presence_head'} and trained('dcl') == {'msph'} and trained('random') == set()
 
 def look(o): return o.color,o.marker,o.dashes,o.hatch
 

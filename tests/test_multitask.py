@@ -2,6 +2,7 @@
 import sys, traceback, numpy as np, pytest, torch
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,7 +13,7 @@ from cwcl.core import InputError, loss_weights, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
-from cwcl.multitask import MeanIoU, cwcl_learner
+from cwcl.multitask import LossTerms, MeanIoU, cwcl_learner
 from cwcl.results import evaluate
 from cwcl.tasks import CWCLLoss, CWCLNet, gradient_norms
 from cwcl.pairs import label_set_ids, positive_mask
@@ -34,6 +35,18 @@ def train(table, r, epochs=2, method='dcl+cls', look=False):
     return learn
 
 def same(a, b): return all(torch.equal(v, b[k]) for k,v in a.items())
+
+def test_a_column_is_the_mean_over_the_steps_of_training():
+    terms = LossTerms()
+    def step(training=True, **values):
+        terms.learn = SimpleNamespace(training=training, loss_func=SimpleNamespace(terms=values))
+        terms.after_loss()
+    for epoch in (1, 2):
+        terms.before_train()
+        for k in (1., 2., 6.): step(gdl=torch.tensor(epoch*k))
+        step(dcl=5.)
+        step(training=False, gdl=100., dcl=100.)
+        assert (terms.mean('gdl'), terms.mean('dcl'), terms.mean('focal')) == (3*epoch, 5, None)
 
 def outputs(dls, r):
     x,mask,presence,ids = dls.train.one_batch()

@@ -35,7 +35,7 @@ from cwcl.own import own_split
 from cwcl.pairs import label_set_ids, positive_mask
 from cwcl.parts import check_parts
 from cwcl.ready import check_phases, run_remarks, split_table
-from cwcl.stages import pretrain_run, stages_run
+from cwcl.stages import pretrain_run, refresh_averages, stages_run
 from cwcl.tasks import CWCLLoss, CWCLNet
 from cwcl.train import run_key, steps_per_epoch, train_learner, train_run
 
@@ -165,6 +165,9 @@ def running_averages_are_made_anew_before_freezing(w):
             pretrain_run(r, 'nowhere', out=out)
             return [len(list(call.args[0])) for call in fresh.call_args_list]
     assert seen(0) == [] and seen(3) == [3]
+    mild = caught('cwcl.stages.cwcl_dls', refresh_averages, None, None,
+        changed(method='byol', stage='pretrain', views=2)).kwargs
+    assert type(mild['augment']) is SegAugment, 'frames as they will be seen, not in strong colors'
 
 @row('valid_labels', 'lr', 'schedule', 'class_set', 'left_out', 'batch', 'labelled')
 def remarks_are_those_of_the_recipe(w):

@@ -1,10 +1,11 @@
 "Files that appear whole, say what is wrong with the disk, and know what they should hold"
 import errno, json, os, pytest, torch
+from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from cwcl.core import InputError
 from cwcl.whole import DamagedFile, atomic_path, check_seal, digest, read_json, read_tensors, save_tensors, sealed
-from cwcl.whole import sweep_parts
+from cwcl.whole import sweep_parts, write_text
 
 def names(folder): return sorted(o.name for o in folder.iterdir())
 
@@ -16,6 +17,27 @@ def test_whole_files(tmp_path, sync):
         p.write_text('2')
         1/0
     assert path.read_text() == '1' and names(path.parent) == ['a.txt']
+
+@pytest.mark.parametrize('write', ['text', 'tensors'])
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_its_folder_after(tmp_path, monkeypatch, write):
+    done,opened = [],{}
+    sync,move,open_file = os.fsync,os.replace,os.open
+    def opening(path, *args):
+        fd = open_file(path, *args)
+        opened[fd] = Path(path)
+        return fd
+    def syncing(fd): done.append(('fsync', opened[fd])) or sync(fd)
+    def moving(a, b): done.append(('replace', Path(b))) or move(a, b)
+    for k,f in dict(open=opening, fsync=syncing, replace=moving).items(): monkeypatch.setattr(os, k, f)
+    path = tmp_path/'a'
+    if write == 'text': write_text(path, '1', sync=True)
+    else: save_tensors(path, {'a': torch.zeros(1)}, {})
+    assert [k for k,_ in done] == ['fsync', 'replace', 'fsync']
+    (_,part),(_,there),(_,folder) = done
+    assert part.name.endswith('.part.a') and there == path and folder == tmp_path
+    done.clear()
+    write_text(path, '2')
+    assert [k for k,_ in done] == ['replace'], 'who does not ask need not wait'
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     with atomic_path(tmp_path/'a') as p, atomic_path(tmp_path/'a') as q:

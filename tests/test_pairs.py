@@ -4,7 +4,7 @@ import pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from cwcl.core import data_file
-from cwcl.pairs import count_alike, label_set_ids, lonely_probability, pair_stats, positive_mask
+from cwcl.pairs import count_alike, label_set_ids, lonely_probability, pair_stats, positive_mask, two_view_ids
 
 EIGHT = [0, 1, 2, 4, 5, 6, 9, 10]
 
@@ -105,6 +105,7 @@ def test_ids_and_mask_on_pretended_cuda(ref):
         mask = positive_mask(*args)
         assert mask.device.type == lonely_probability(ids, 4).device.type == 'cuda'
         assert mask.shape == (6, 4 if ref else 6)
+        assert two_view_ids(3, ids.device).device.type == 'cuda'
 
 def chosen(ids, b, group, exclude=None):
     "Lonely share, mean positives and share of pairs in one group over every batch of `b` frames, listed one by one"

@@ -1,0 +1,133 @@
+"Breaks one place of a module after the other and asks its tests to turn red; prints those that none noticed."
+import argparse, ast, copy, os, random, shutil, signal, sys, tempfile, time
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[1]
+
+# Module to the quick tests that guard it, cheapest first: the first failure ends a trial
+TESTS = {'pairs': 'pairs positives board', 'losses/contrastive': 'contrastive fast_contrast multitask',
+    'losses/fast_contrast': 'fast_contrast contrastive', 'losses/fused': 'fused segmentation',
+    'losses/segmentation': 'segmentation fused peers multitask', 'metrics': 'metrics peers train',
+    'infer': 'infer peers recipe_fields video', 'distrib': 'distrib', 'resume': 'resume killed',
+    'study/stats': 'verdicts tables figures', 'study/crossed': 'trial beyond'}
+
+OTHER = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
+
+def changed(node, **fields):
+    "Return a copy of a node with other fields"
+    new = copy.copy(node)
+    for k,v in fields.items(): setattr(new, k, v)
+    return new
+
+def other_values(v):
+    "Yield what a constant could be instead"
+    if isinstance(v, bool): yield not v
+    elif isinstance(v, int): yield v + 1
+    elif isinstance(v, float): yield 2*v or 1.
+
+def broken(node):
+    "Yield what could stand in the place of a node"
+    kind = type(node)
+    if kind is ast.Compare and type(node.ops[0]) in OTHER:
+        yield changed(node, ops=[OTHER[type(node.ops[0])](), *node.ops[1:]])
+    if kind in (ast.BoolOp, ast.BinOp) and type(node.op) in OTHER: yield changed(node, op=OTHER[type(node.op)]())
+    if kind is ast.UnaryOp and isinstance(node.op, (ast.Not, ast.USub)): yield node.operand
+    if kind is ast.Constant: yield from (ast.Constant(o) for o in other_values(node.value))
+    if kind is ast.IfExp: yield from (node.body, node.orelse)
+    if kind is ast.Call:
+        for i in range(len(node.keywords)): yield changed(node, keywords=node.keywords[:i] + node.keywords[i+1:])
+    if kind is ast.If: yield changed(node, test=ast.UnaryOp(ast.Not(), node.test))
+    if kind in (ast.AugAssign, ast.Raise) or kind is ast.Expr and isinstance(node.value, ast.Call): yield ast.Pass()
+
+def parts(node):
+    "Yield a node and what it is made of, but for annotations, decorators, texts and what an error says"
+    yield node
+    if isinstance(node, (ast.JoinedStr, ast.Raise, ast.Import, ast.ImportFrom)): return
+    skip = {'annotation', 'returns', 'decorator_list'}
+    for name,value in ast.iter_fields(node):
+        for o in value if isinstance(value, list) else [value]:
+            if name not in skip and isinstance(o, ast.AST): yield from parts(o)
+
+def mutants(source):
+    "List the ways to break a module: (line, what it was, what it is now, the whole text)"
+    lines = source.splitlines(keepends=True)
+    start = [0]
+    for o in lines: start.append(start[-1] + len(o.encode()))
+    data,found = source.encode(),[]
+    for node in parts(ast.parse(source)):
+        if not hasattr(node, 'lineno'): continue
+        a,b = start[node.lineno-1] + node.col_offset,start[node.end_lineno-1] + node.end_col_offset
+        for new in broken(node):
+            text = ast.unparse(ast.fix_missing_locations(new)).replace('\n', '\n' + ' '*node.col_offset)
+            if isinstance(new, ast.expr): text = f'({text})'
+            old = data[a:b].decode()
+            found.append((node.lineno, old, text, (data[:a] + text.encode() + data[b:]).decode()))
+    return found
+
+def run_tests(tree, tests):
+    "Run tests in a child process, against the library in a folder"
+    out = os.open(os.devnull, os.O_WRONLY)
+    for k in (1, 2): os.dup2(out, k)
+    os.setsid()
+    os.chdir(tree)
+    sys.path[:0] = [str(tree), str(tree/'tests')]
+    os.environ['PYTHONPATH'] = str(tree)
+    import pytest, cwcl # chkstyle: ignore
+    if not cwcl.__file__.startswith(str(tree)): os._exit(99)
+    os._exit(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', *tests]))
+
+def outcome(tree, tests, limit):
+    "Return the exit status of the tests; -1 if they take too long"
+    child = os.fork()
+    if not child: run_tests(tree, tests)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        pid,status = os.waitpid(child, os.WNOHANG)
+        if pid: return os.waitstatus_to_exitcode(status)
+        time.sleep(.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return -1
+
+def try_module(tree, name, n, seed):
+    "Try `n` mutants of a module, all if 0; return how many were tried and those that survived"
+    file = tree/'cwcl'/f'{name}.py'
+    source = file.read_text(encoding='utf-8')
+    tests = [f'tests/test_{o}.py' for o in TESTS[name].split()]
+    start = time.monotonic()
+    if (status := outcome(tree, tests, 3600)): sys.exit(f'{name}: its tests fail as it is ({status})')
+    limit = 60 + 5*(time.monotonic() - start)
+    every = mutants(source)
+    picked = sorted(random.Random(seed).sample(range(len(every)), min(n or len(every), len(every))))
+    alive = []
+    for i in picked:
+        line,old,new,text = every[i]
+        file.write_text(text, encoding='utf-8')
+        if outcome(tree, tests, limit) == 0:
+            alive.append(f'{name}.py:{line}: {" ".join(old.split())[:70]}  ->  {" ".join(new.split())[:70]}')
+            print(alive[-1], flush=True)
+    file.write_text(source, encoding='utf-8')
+    print(f'{name}: {len(picked) - len(alive)} of {len(picked)} noticed, out of {len(every)}', flush=True)
+    return len(picked), alive
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('modules', nargs='*', help=f'of {", ".join(TESTS)}; all if none is named')
+    p.add_argument('--n', type=int, default=0, help='how many of each, drawn by chance; all if 0')
+    p.add_argument('--seed', type=int, default=0)
+    args = p.parse_args()
+    import fastai.vision.all, hypothesis, pandas, pytest, scipy.stats, sklearn.metrics # chkstyle: ignore
+    sys.dont_write_bytecode = True
+    os.environ['PYTHONDONTWRITEBYTECODE'] = '1'
+    with tempfile.TemporaryDirectory() as tmp:
+        for k in ('cwcl', 'tests', 'tools', 'nbs', 'data'): shutil.copytree(root/k, Path(tmp)/k)
+        for o in root.iterdir():
+            if o.is_file(): shutil.copy(o, tmp)
+        done = [try_module(Path(tmp).resolve(), k, args.n, args.seed) for k in args.modules or TESTS]
+    tried,alive = sum(k for k,_ in done),sum(len(o) for _,o in done)
+    print(f'{tried - alive} of {tried} noticed')
+
+if __name__ == '__main__': main()

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 from .core import InputError, Recipe, data_file, default_device, find_method
 from .whole import read_tensors, save_tensors, write_text
-from .tasks import CWCLNet
+from .tasks import CWCLNet, bare
 
 # %% ../nbs/33_checkpoint.ipynb #1b1e3107
 _CHOLEC = ('CholecSeg8k with phases of Cholec80, both CC BY-NC-SA 4.0: '
@@ -84,7 +84,7 @@ def save_model(
     note:str='', # One more sentence for the card
 )->Path: # Where the weights are
     "Write weights with their recipe, and a model card beside them"
-    path = Path(path)
+    path,net = Path(path),bare(net)
     state = {k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}
     header = dict(format='pt', kit=f'cwcl {cwcl.__version__}', recipe=net.recipe.to_json())
     card = model_card(net.recipe, net.classes.names, data, iou, note)

@@ -19,7 +19,7 @@ from fastcore.basics import noop, patch
 from .core import InputError, Recipe, default_device, goals, ranks
 from .data.frames import FrameDL
 from .data.streams import TwoStreamDL
-from .learner import bare
+from .tasks import bare
 from .parts import check_parts, part_counts, part_terms
 
 # %% ../nbs/32_distrib.ipynb #95d5a87a
@@ -141,6 +141,12 @@ def gathered_contrast(self:GatheredLoss,
     return self.loss.contrast_terms(list(z.chunk(len(zs), 1)), presence, ids)
 
 @patch
+def check_size(self:GatheredLoss, n):
+    had = self.sizes[ranks()[0]]
+    if n != had: raise ValueError(f'a batch of {n} frames after one of {had}: processes ask each other once for sizes; '
+        'leave out a smaller last batch, or set `sizes` of the loss to `None` on all of them')
+
+@patch
 def forward(self:GatheredLoss,
     out, # Outputs of the network: a tuple in training, logits in evaluation
     mask:Tensor, # `(n,H,W)`, of this process
@@ -149,6 +155,7 @@ def forward(self:GatheredLoss,
     "Compute the loss of the whole batch from the parts that the processes hold"
     if isinstance(out, Tensor): return self.loss(out, mask)
     if self.sizes is None: self.sizes = row_counts(labels[0])
+    self.check_size(len(labels[0]))
     whole = part_counts(self.recipe, mask, labels[0])
     dist.all_reduce(whole)
     shared = part_terms(self.loss, self.recipe, out, (mask, *labels), whole)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNFIT', 'OURS', 'LOGS', 'check_precision', 'Precision', 'FrameAccumulation', 'LossGraph', 'Mirror',
-           'encoder_and_rest', 'FrameLearner', 'bare']
+           'encoder_and_rest', 'FrameLearner']
 
 # %% ../nbs/30_learner.ipynb #6a2976a9
 import torch, fastai.callback.schedule # chkstyle: ignore
@@ -220,10 +220,6 @@ def to_channelslast(self:FrameLearner, *args, **kwargs):
     return done or self
 
 # %% ../nbs/30_learner.ipynb #d891d133
-def bare(net:nn.Module)->nn.Module: # The same network, or what is within
-    "Take the wrapper for several GPUs off a network"
-    return getattr(net, 'module', net)
-
 @patch
 def to_detach(self:FrameLearner, b, cpu=True, gather=True): return to_detach(b, cpu, False)
 

@@ -21,12 +21,12 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from .arithmetic import arithmetic, check_compiler
 from .core import InputError, Recipe, find_method, goals
-from .learner import FrameLearner, Precision, bare, encoder_and_rest
+from .learner import FrameLearner, Precision, encoder_and_rest
 from .losses.segmentation import presence_weights
 from .methods import option_callbacks
 from .metrics import confusion_matrix, mean_iou
 from .optimizer import ForeachAdam
-from .tasks import CWCLLoss, CWCLNet
+from .tasks import CWCLLoss, CWCLNet, bare
 
 # %% ../nbs/30a_multitask.ipynb #5ac3de17
 class LabelledPart(Callback):

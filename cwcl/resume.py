@@ -17,7 +17,7 @@ from fastcore.basics import nested_attr, noop, patch
 from fastcore.foundation import L
 from .core import InputError, ranks, stored_fields
 from .whole import DamagedFile, read_tensors, save_tensors
-from .learner import bare
+from .tasks import bare
 
 # %% ../nbs/33a_resume.ipynb #e3bd36b7
 def pack(

@@ -24,7 +24,8 @@ from .cost import run_cost, steps_per_epoch
 from .data.cholec import frames_digest
 from .data.streams import cwcl_dls
 from .distrib import joined
-from .learner import bare, check_precision
+from .learner import check_precision
+from .tasks import bare
 from .methods import load_methods
 from .multitask import cwcl_learner
 from .options import check_own, given_recipe, own_changes, own_frames, parse_changes, run_key

@@ -8,7 +8,7 @@ from cwcl.beyond.average import MeanWeights, StrongColors, average_decay, draw_r
 from cwcl.beyond.average import recolor, recolored
 from cwcl.core import InputError, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
-from cwcl.learner import bare
+from cwcl.tasks import bare
 from cwcl.multitask import MeanIoU, cwcl_learner, step_rng
 
 STILL = torch.tensor([1., 0, 1, 1, 1, 0, 0])

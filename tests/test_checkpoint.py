@@ -1,9 +1,11 @@
 "Weights go out and come back to the bit; everything else is refused in one line"
 import os, pytest, torch
 import numpy as np
+from functools import partial
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from cwcl.checkpoint import check_device, find_weights, load_model, load_weights, model_card, save_model
 from cwcl.core import InputError, data_file, default_device, recipe
 from cwcl.data.synth import render_scene
@@ -30,6 +32,11 @@ def test_the_recipe_is_in_the_header_and_the_card_beside(net, tmp_path):
     assert '| liver | 0.500 |' in card
     assert '| fat | n/a |' in card
     assert 'non-commercial' not in model_card(net.recipe, net.classes.names, 'embedded')
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, partial(torch.compile, backend='eager')])
+def test_a_wrapped_network_is_saved_as_itself(net, tmp_path, wrap):
+    again = load_model(save_model(tmp_path/'m.safetensors', wrap(net)), 'cpu')
+    assert all(torch.equal(v, again.state_dict()[k]) for k,v in net.state_dict().items())
 
 def test_a_failed_write_leaves_what_was_there(net, tmp_path, monkeypatch):
     path = save_model(tmp_path/'m.safetensors', net)

@@ -23,7 +23,7 @@ from cwcl.parts import part_of
 from cwcl.recompute import frozen_running_stats
 from cwcl.resume import ResumeCallback
 from cwcl.study.command import cwcl_table
-from cwcl.tasks import CWCLNet
+from cwcl.tasks import CWCLLoss, CWCLNet
 from cwcl.train import train_run
 from pages import root
 from test_parts import CASES, draw, network
@@ -351,6 +351,13 @@ def test_torchrun_ends_all_processes_with_one_line_of_ours(scenes, tmp_path):
 def test_a_batch_that_cannot_be_shared_is_refused(change, world, words):
     r = replace(TINY, **change)
     with pytest.raises(InputError, match=words): check_ranks(r, r.labelled, world)
+
+def test_a_smaller_last_batch_is_named():
+    "Sizes are asked for once; other processes would wait for rows that do not come"
+    loss = GatheredLoss(CWCLLoss(TINY), TINY)
+    loss.sizes = [13]
+    mask,labels = torch.zeros(2, 8, 8, dtype=torch.long),(torch.zeros(9, 8), torch.zeros(9, 3))
+    with pytest.raises(ValueError, match='a batch of 9 frames after one of 13'): loss(([], [], []), mask, *labels)
 
 def test_a_loss_of_ones_own_is_trained_whole(monkeypatch):
     from cwcl.methods import METHODS

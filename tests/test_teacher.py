@@ -9,7 +9,7 @@ from cwcl.beyond.teacher import ClassTeacher, absent_loss, allowed_classes, draw
 from cwcl.beyond.teacher import teacher_loss, teacher_masks
 from cwcl.core import InputError, method_recipe, set_seed
 from cwcl.data.streams import cwcl_dls
-from cwcl.learner import bare
+from cwcl.tasks import bare
 from cwcl.multitask import cwcl_learner, step_rng
 from cwcl.recompute import frozen_running_stats
 

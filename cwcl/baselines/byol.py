@@ -15,12 +15,11 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from ..core import InputError, Recipe, goals, method_recipe
 from ..data.labels import class_set
-from ..learner import bare
 from ..losses.contrastive import normalize
 from ..models.heads import mlp_bn
 from ..multitask import wired_learner
 from ..recompute import recompute_levels
-from ..tasks import make_encoder
+from ..tasks import bare, make_encoder
 
 # %% ../../nbs/41_baselines.byol.ipynb #648c388f
 def byol_loss(

@@ -13,7 +13,7 @@ from fastai.callback.core import Callback
 from fastcore.basics import nested_attr, patch
 from ..core import ranks
 from ..distrib import average_statistics
-from ..learner import bare
+from ..tasks import bare
 from ..losses.segmentation import full_precision, plain
 from ..multitask import step_rng
 

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from fastai.callback.core import Callback
 from ..core import InputError, Recipe, need
 from ..whole import memory_error
-from ..learner import bare
+from ..tasks import bare
 from ..models.unet import UNetDecoder, conv_block, pad_to_multiple
 
 timm = need('timm', 'encoders')

@@ -15,7 +15,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from ..core import InputError, Recipe, goals, method_recipe
 from ..data.labels import class_set
-from ..learner import bare
+from ..tasks import bare
 from ..models.unet import UNetDecoder, UNetEncoder, pad_to_multiple
 from ..multitask import step_rng, wired_learner
 from ..recompute import recompute_levels

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from .average import recolored
 from ..core import IGNORE, InputError, goals, ranks
-from ..learner import bare
+from ..tasks import bare
 from ..losses.segmentation import check_mask, full_precision, plain
 from ..multitask import step_rng
 from ..recompute import frozen_running_stats

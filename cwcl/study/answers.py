@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DOSES', 'PAIRS', 'FROZEN', 'SEEN', 'OTHER_SEEN', 'SECOND', 'DOSE', 'FIVE', 'SAME', 'APART', 'KINDS', 'dose_slope',
-           'seen_gaps', 'foreign_share', 'tissue_table', 'frozen_table', 'whole_rows', 'gap_table', 'other_table',
-           'auc_table', 'report_why']
+           'seen_gaps', 'foreign_share', 'tissue_table', 'frozen_table', 'gap_table', 'other_table', 'auc_table',
+           'report_why']
 
 # %% ../../nbs/52g_study.answers.ipynb #c93a9aa3
 import numpy as np, pandas as pd
@@ -134,7 +134,7 @@ SEEN = (*((k, 'random') for k in ('simclr', 'dcl', 'cls', 'dcl+cls', 'rows-only'
     *((k, 'dcl+cls') for k in ('no-valid-labels', 'permuted', 'shuffled')))
 OTHER_SEEN = tuple((k, 'random') for k in ('cls', 'dcl+cls', 'rows-only', 'permuted', 'no-valid-labels'))
 
-def whole_rows(
+def _whole_rows(
     values:pd.DataFrame, # From `plan_values`
 )->set: # (name, percent of masks)
     "List the rows of which all replicates are there"
@@ -146,14 +146,14 @@ SECOND = 'instruments less tissues'
 
 def _pairs_of(values): # From `plan_values` -> name, percent of masks, function of alpha to an interval
     "List the pairs of rows that are there, and the line through the doses"
-    there = whole_rows(values)
+    there = _whole_rows(values)
     for a,b,k in PAIRS:
         if {(a, k), (b, k)} <= there: yield f'{a} over {b}', k, partial(gain, values, (a, k), (b, k))
     if {(k, 10) for k in DOSES} <= there: yield DOSE, 10, partial(dose_slope, values)
 
 def _gaps_of(named, values, measure, seen, views): # ..., pairs of rows, name of a view to words -> the same
     "List what rows gain on videos whose labels are trained on, where new patients were tested"
-    there = whole_rows(values)
+    there = _whole_rows(values)
     tested = any(_is_new(v, None) for o in named for v in video_confusion(o['test']))
     for (a,b),(view,words) in product(seen if tested else (), views.items()):
         def gap(alpha, a=a, b=b, view=view): return seen_gaps(named, a, b, measure=measure, alpha=alpha)[view]

@@ -1094,6 +1094,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cwcl.study.beyond.named_results': ('study.beyond.html#named_results', 'cwcl/study/beyond.py'),
                                    'cwcl.study.beyond.plan_values': ('study.beyond.html#plan_values', 'cwcl/study/beyond.py'),
                                    'cwcl.study.beyond.report_beyond': ('study.beyond.html#report_beyond', 'cwcl/study/beyond.py'),
+                                   'cwcl.study.beyond.saved_text': ('study.beyond.html#saved_text', 'cwcl/study/beyond.py'),
                                    'cwcl.study.beyond.sum_gains': ('study.beyond.html#sum_gains', 'cwcl/study/beyond.py'),
                                    'cwcl.study.beyond.whole_interval': ('study.beyond.html#whole_interval', 'cwcl/study/beyond.py')},
             'cwcl.study.charts': { 'cwcl.study.charts._curve': ('study.charts.html#_curve', 'cwcl/study/charts.py'),

@@ -16,7 +16,8 @@ from cwcl.metrics import confusion_matrix
 from cwcl.study.answers import DOSES, auc_table, dose_slope, foreign_share, gap_table, report_why, seen_gaps
 from cwcl.study.answers import FROZEN, frozen_table, other_table, tissue_table
 from cwcl.study.beyond import BEYOND_ROWS, CONTROL, base_runs, beyond_aims, beyond_runs, beyond_table, gain
-from cwcl.study.beyond import held_videos, masks_needed, masks_saved, named_results, plan_values, sum_gains
+from cwcl.study.beyond import held_videos, masks_needed, masks_saved, named_results, plan_values, report_beyond
+from cwcl.study.beyond import saved_text, sum_gains
 from cwcl.study.command import cwcl_table
 from cwcl.study.crossed import crossed_interval
 from cwcl.study.grid import TABLE_METHODS, Run, do_run, fold_parts, publish
@@ -156,6 +157,16 @@ def test_the_table_leaves_out_what_has_not_run(monkeypatch):
     assert (t.vs_random == t.gain).all() and (t.random_high == t.high).all()
     timed = named + [dict(recipe=dict(method='random-x2'), step_seconds=.05)]
     np.testing.assert_allclose(beyond_table(timed, values).cost, 1.2)
+
+def test_the_report_says_what_is_missing_and_writes_its_tables(tmp_path, capsys):
+    runs = base_runs((0, 1)) + beyond_runs((0, 1))
+    with pytest.raises(InputError, match='no run of it is done'): report_beyond(runs, {}, tmp_path)
+    done = {o.key: result(o, .8 if o.reading == 'sum' else .6) for o in runs if o.reading in ('', 'sum', 'control')}
+    report_beyond(runs, done, tmp_path)
+    said = capsys.readouterr().out
+    assert said.count('runs are missing') == 3 + 4 and 'masks saved by the sum with 5 %, in masks of control' in said
+    assert {o.name for o in tmp_path.iterdir()} == {f'beyond-{k}.csv' for k in ('table', 'aims', 'sum')}
+    assert saved_text(dict(estimate=3., low=2., high=20.), 5) == '3.0 times (2.0 to 20 or more)'
 
 def test_two_patients_of_a_plan_count_once():
     runs = [o for o in base_runs() if o.recipe.budget == .01 and o.row in ('random', 'dcl+cls')]

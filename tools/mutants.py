@@ -31,9 +31,9 @@ def other_values(v):
 def broken(node):
     "Yield what could stand in the place of a node"
     kind = type(node)
-    if kind is ast.Compare and type(node.ops[0]) in OTHER:
-        yield changed(node, ops=[OTHER[type(node.ops[0])](), *node.ops[1:]])
-    if kind in (ast.BoolOp, ast.BinOp) and type(node.op) in OTHER: yield changed(node, op=OTHER[type(node.op)]())
+    def other(op): return [OTHER[type(op)]()] if type(op) in OTHER else []
+    if kind is ast.Compare: yield from (changed(node, ops=[o, *node.ops[1:]]) for o in other(node.ops[0]))
+    if kind in (ast.BoolOp, ast.BinOp): yield from (changed(node, op=o) for o in other(node.op))
     if kind is ast.UnaryOp and isinstance(node.op, (ast.Not, ast.USub)): yield node.operand
     if kind is ast.Constant: yield from (ast.Constant(o) for o in other_values(node.value))
     if kind is ast.IfExp: yield from (node.body, node.orelse)

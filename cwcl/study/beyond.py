@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CONTROL', 'TEACHER', 'SUM', 'BEYOND_ROWS', 'AIMS', 'SUM_AGAINST', 'BeyondRow', 'held_videos', 'beyond_runs',
            'base_runs', 'whole_interval', 'named_results', 'plan_values', 'gain', 'masks_needed', 'masks_saved',
-           'beyond_aims', 'beyond_table', 'gain_rows', 'sum_gains', 'report_beyond']
+           'saved_text', 'beyond_aims', 'beyond_table', 'gain_rows', 'sum_gains', 'report_beyond']
 
 # %% ../../nbs/52e_study.beyond.ipynb #52f720cc
 import functools, numpy as np, pandas as pd
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from ..core import InputError
 from ..whole import atomic_path
@@ -181,6 +182,16 @@ def masks_saved(
         low=masks_needed(grid, -ends.low.to_numpy(), 0), high=masks_needed(grid[::-1], ends.high.to_numpy()[::-1], 0))
     return {k: o/budget for k,o in found.items()}
 
+# %% ../../nbs/52e_study.beyond.ipynb #050271e1
+def saved_text(
+    saved:dict, # From `masks_saved`
+    budget:float, # Percent of masks that the recipe has
+)->str:
+    "Write how many times as many masks the base needs, with the interval; a factor is open where its line ends"
+    if not np.isfinite(saved['low']): return 'runs are missing'
+    def times(k): return f'{saved[k]:.0f} or more' if saved[k]*budget > 99.9 else f'{saved[k]:.1f}'
+    return '{} times ({} to {})'.format(*map(times, ('estimate', 'low', 'high')))
+
 # %% ../../nbs/52e_study.beyond.ipynb #1513469b
 AIMS = {'ten times fewer masks': -.01, 'better than what there is': .05, 'the constraint helps': 0.}
 SUM_AGAINST = 'teacher', 'teacher-all-classes', 'sum-no-cls', 'sum-no-labels', 'sum-noisy-labels', 'cover+control'
@@ -264,7 +275,6 @@ def report_beyond(
     for k,o in tables.items():
         print(frame_markdown(o.round(3)) + '\n')
         with atomic_path(Path(out)/f'beyond-{k}.csv') as p: o.to_csv(p, index=False)
-    for base in ('random', 'control'):
-        saved = masks_saved(values, base=base)
-        if np.isfinite(saved['low']): print(f'masks saved by the sum with 1 %, in masks of {base}: '
-            '{estimate:.1f} times [{low:.1f}, {high:.1f}]'.format(**saved))
+    for budget,base in product((1, 5), ('random', 'control')):
+        saved = saved_text(masks_saved(values, 'sum', budget, base), budget)
+        print(f'masks saved by the sum with {budget} %, in masks of {base}: {saved}')

@@ -43,16 +43,18 @@ def without_imports(css):
     return re.sub(r'@import\s+url\(["\']?https?:[^)]*\);?', '', css)
 
 def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
-    from live import with_live # Needs the explorers
+    from live import places, with_live # Needs the explorers
     os.chdir(root)
     proc_nbs()
     for file in (root/'_proc').glob('*.ipynb'):
         nb = mended(json.loads(file.read_text(encoding='utf-8')), file.name, repo)
         file.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
-    code = subprocess.run([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', '_proc']).returncode
+    render = subprocess.Popen([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', '_proc'])
+    live = places() # Beside it
+    code = render.wait()
     for file in (root/'_docs').glob('*.html'):
         page = file.read_text(encoding='utf-8')
-        file.write_text(with_live(with_mathml(page)), encoding='utf-8')
+        file.write_text(with_live(with_mathml(page), live), encoding='utf-8')
     for file in (root/'_docs').rglob('*.css'): file.write_text(without_imports(file.read_text('utf-8')), 'utf-8')
     return code
 

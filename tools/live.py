@@ -92,17 +92,19 @@ def page(mount, data, name):
     fill = f'{mount}({script_text(data)}, document.getElementById({script_text(name)}))'
     return page_part(script(), fill, name)
 
-PLACES = dict(
-    board=lambda: PairBoard(None, demo_networks(), anchor=FIRST, net=1, scale=2).page('board-live'),
-    pairs=lambda: PairBoard(size=40, anchor=FIRST).page('pairs-live'),
-    windows=lambda: page('mountWindows', windows(), 'windows-live'),
-    folds=lambda: page('mountSplit', folds(), 'folds-live'),
-    predictions=lambda: page('mountPredictions', predictions(), 'predictions-live'),
-    scales=lambda: page('mountScales', scales(), 'scales-live'))
+def places():
+    "Make everything that is live, by the name of its place"
+    return dict(board=PairBoard(None, demo_networks(), anchor=FIRST, net=1, scale=2).page('board-live'),
+        pairs=PairBoard(size=40, anchor=FIRST).page('pairs-live'),
+        windows=page('mountWindows', windows(), 'windows-live'),
+        folds=page('mountSplit', folds(), 'folds-live'),
+        predictions=page('mountPredictions', predictions(), 'predictions-live'),
+        scales=page('mountScales', scales(), 'scales-live'))
 
-def with_live(text):
+def with_live(
+    text:str, # A page
+    made:dict, # From `places`
+)->str:
     "Put what is live where a page asks for it, with all that it needs"
-    for name,made in PLACES.items():
-        place = f'<div id="live-{name}"></div>'
-        if place in text: text = text.replace(place, made())
+    for name,part in made.items(): text = text.replace(f'<div id="live-{name}"></div>', part)
     return text

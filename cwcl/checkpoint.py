@@ -84,7 +84,8 @@ def save_model(
     note:str='', # One more sentence for the card
 )->Path: # Where the weights are
     "Write weights with their recipe, and a model card beside them"
-    path,net = Path(path),bare(net)
+    path = Path(path)
+    net = bare(net)
     state = {k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}
     header = dict(format='pt', kit=f'cwcl {cwcl.__version__}', recipe=net.recipe.to_json())
     card = model_card(net.recipe, net.classes.names, data, iou, note)

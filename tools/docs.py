@@ -49,13 +49,12 @@ def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
     for file in (root/'_proc').glob('*.ipynb'):
         nb = mended(json.loads(file.read_text(encoding='utf-8')), file.name, repo)
         file.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
-    render = subprocess.Popen([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', '_proc'])
-    live = places() # Beside it
-    code = render.wait()
+    with subprocess.Popen([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', '_proc']) as render:
+        live = places() # Beside it
     for file in (root/'_docs').glob('*.html'):
         page = file.read_text(encoding='utf-8')
         file.write_text(with_live(with_mathml(page), live), encoding='utf-8')
     for file in (root/'_docs').rglob('*.css'): file.write_text(without_imports(file.read_text('utf-8')), 'utf-8')
-    return code
+    return render.returncode
 
 if __name__ == '__main__': sys.exit(main())

@@ -131,9 +131,10 @@ def gap_text(
     kind:str='', # What the interval is, such as `95 % interval`
     **_, # What else an interval brings, such as its level
 )->str:
-    "Write a difference and its interval, with three digits"
+    "Write a difference with three digits, and its interval if there is one; nothing where there is no difference"
     what = f'{kind} ' if kind else ''
-    return f'{estimate:+.3f} ({what}{low:+.3f} to {high:+.3f})'.replace('-', '−')
+    interval = '' if np.isnan(low) else f' ({what}{low:+.3f} to {high:+.3f})'
+    return '' if np.isnan(estimate) else f'{estimate:+.3f}{interval}'.replace('-', '−')
 
 def number_markdown(
     t:pd.DataFrame, # Numbers and strings, under an index that is shown

@@ -5,7 +5,8 @@ PYTHON ?= python3.11
 PINS ?= constraints.txt
 TORCH ?=
 TORCH_INDEX ?= $(if $(filter cpu,$(TORCH)),https://download.pytorch.org/whl/cpu)
-PIP := .venv/bin/python -m pip install -q --disable-pip-version-check
+# Python compiles what is imported when it is first imported, which takes less time than to compile everything now
+PIP := .venv/bin/python -m pip install -q --disable-pip-version-check --no-compile
 BIN := .venv/bin
 REPORT ?= runs/demo
 export PYTHONHASHSEED := 0

@@ -59,6 +59,7 @@ def test_a_line_on_small_data(monkeypatch, scenes, name, tmp_path):
     assert 'DIFFERENT' not in note
     for o in re.findall('difference (.*)', note): assert float(o) < 1e-5
 
+@pytest.mark.slow
 def test_every_part_for_a_gpu_runs_on_the_cpu(tmp_path):
     out = tmp_path/'gpu.json'
     call = [sys.executable, '-W', 'ignore', root/'tools'/'gpu.py', '--smoke', '--out', out]

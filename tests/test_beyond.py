@@ -226,23 +226,30 @@ def test_the_table_of_experiments(tmp_path, capsys, monkeypatch):
     assert asked == [[tmp_path]]*4 + [['kit', tmp_path]]*4, "the kit's tests beside the kit's runs only"
     assert 'permuted' in capsys.readouterr().out and len(pd.read_csv(tmp_path/'why-table.csv')) == 2
 
-def test_a_filter_of_true_classes_by_loops(scenes, smoke, tmp_path, monkeypatch):
-    run = Run('trial1', smoke)
-    do_run(run, tmp_path/'runs', scenes, device='cpu')
-    found = replace(run, table='why', reading='random-filtered')
+@pytest.fixture(scope='module')
+def trained(scenes, smoke, tmp_path_factory):
+    "A run, and the folder that has its weights"
+    run = Run('trial1', replace(smoke, method='dcl+cls'))
+    folder = tmp_path_factory.mktemp('trained')
+    do_run(run, folder, scenes, device='cpu')
+    return run,folder
+
+def test_a_filter_of_true_classes_by_loops(scenes, trained, tmp_path, monkeypatch):
+    run,runs = trained
+    found = replace(run, table='why', reading='dcl+cls-filtered')
     tests = {found: run}
     t = frame_table(scenes)
     def told(rows, classes): return np.random.default_rng(0).random((len(rows), 8)) < .4
     monkeypatch.setattr('cwcl.study.why.presence', told)
-    file, = run_tests(tests, tmp_path/'runs', t, tmp_path)
+    file, = run_tests(tests, runs, t, tmp_path)
     got = read_result(file)['test']['videos']
-    assert run_tests(tests, tmp_path/'runs', t, tmp_path) == []
-    publish([run], tmp_path/'runs', tmp_path/'published')
+    assert run_tests(tests, runs, t, tmp_path) == []
+    publish([run], runs, tmp_path/'published')
     assert run_tests(tests, tmp_path/'published', t, tmp_path/'o') == [], 'a result without its weights'
-    t = split_frames(t, smoke)
+    t = split_frames(t, run.recipe)
     rows = t[t.part == 'test']
-    dls = cwcl_dls(t, smoke, device='cpu')
-    net = load_model(tmp_path/'runs'/run.key/'model.safetensors', 'cpu')
+    dls = cwcl_dls(t, run.recipe, device='cpu')
+    net = load_model(runs/run.key/'model.safetensors', 'cpu')
     want,plain = ({v: torch.zeros(8, 8, dtype=torch.int64) for v in got} for _ in range(2))
     pairs = [(x[None], m) for xs,ms in dls.test_dl(rows) for x,m in zip(xs, torch.as_tensor(ms))]
     for (x,m),row,shown in zip(pairs, rows.itertuples(), told(rows, None)):
@@ -253,9 +260,8 @@ def test_a_filter_of_true_classes_by_loops(scenes, smoke, tmp_path, monkeypatch)
     assert {k: v.tolist() for k,v in want.items()} == got
     assert any((a != b).any() for a,b in zip(plain.values(), want.values()))
 
-def test_a_network_is_tested_on_its_own_normalization(scenes, smoke, tmp_path, monkeypatch):
-    run = Run('trial1', replace(smoke, method='dcl+cls'))
-    do_run(run, tmp_path/'runs', scenes, device='cpu')
+def test_a_network_is_tested_on_its_own_normalization(scenes, trained, tmp_path, monkeypatch):
+    run,runs = trained
     told = []
     tests = {replace(run, table='why', reading='dcl+cls-plain'): run}
     assert not run_tests(tests, tmp_path/'none', frame_table(scenes), tmp_path, tell=told.append)
@@ -265,14 +271,14 @@ def test_a_network_is_tested_on_its_own_normalization(scenes, smoke, tmp_path, m
         net.mean += .01
         return net
     monkeypatch.setattr('cwcl.study.why.load_model', elsewhere)
-    again = tests,tmp_path/'runs',frame_table(scenes),tmp_path
+    again = tests,runs,frame_table(scenes),tmp_path
     with pytest.raises(InputError, match='trained on other frames'): run_tests(*again)
     monkeypatch.undo()
     file, = run_tests(*again)
     auc = json.loads(file.read_text())['auc']
     t = split_frames(frame_table(scenes), run.recipe)
     dls = cwcl_dls(t, run.recipe, device='cpu')
-    net = load_model(tmp_path/'runs'/run.key/'model.safetensors', 'cpu')
+    net = load_model(runs/run.key/'model.safetensors', 'cpu')
     paper = t[t.part == 'test']
     want = class_auc(presence_scores(net, dls, paper), paper[list(NAMES)].to_numpy(), NAMES)
     assert {'train', 'valid', 'paper'} <= set(auc) <= {'train', 'valid', 'paper', *t.video} and auc['paper'] == want
@@ -356,18 +362,18 @@ def test_what_is_gained_on_videos_whose_labels_are_trained_on():
     rows = set(t.comparison.str.split(',').str[0])
     assert len(t) == 4 and rows == {'dcl+cls over random', 'no-valid-labels over random'}
 
-def test_other_frames_are_of_validation_videos_of_the_fold(scenes, smoke, tmp_path):
-    run = Run('trial1', replace(smoke, method='dcl+cls'))
-    do_run(run, tmp_path/'runs', scenes, device='cpu')
+def test_other_frames_are_of_validation_videos_of_the_fold(scenes, trained, tmp_path):
+    run,runs = trained
     base = frame_table(scenes)
-    more = other_frames(frame_table(write_scenes(tmp_path/'more', 3, (107, 60), progress=False)), base)
-    assert len(more) and not set(zip(more['clip'], more.frame)) & set(zip(base['clip'], base.frame))
-    file, = run_tests({replace(run, table='why'): run}, tmp_path/'runs', base, tmp_path, more)
     t = split_frames(base, run.recipe)
     valid,test = (set(t.video[t.part == k]) for k in ('valid', 'test'))
+    drawn = write_scenes(tmp_path/'more', 3, (107, 60), progress=False, videos=tuple(sorted(valid)))
+    more = other_frames(frame_table(drawn), base)
+    assert len(more) and not set(zip(more['clip'], more.frame)) & set(zip(base['clip'], base.frame))
+    file, = run_tests({replace(run, table='why'): run}, runs, base, tmp_path, more)
     got = read_result(file)
     assert set(got['test']['videos']) == valid | test
-    net = load_model(tmp_path/'runs'/run.key/'model.safetensors', 'cpu')
+    net = load_model(runs/run.key/'model.safetensors', 'cpu')
     rows = more[more.video.isin(valid)].reset_index(drop=True)
     dls = cwcl_dls(t, run.recipe, device='cpu')
     said = class_auc(presence_scores(net, dls, rows), rows[list(NAMES)].to_numpy(), NAMES)
@@ -408,12 +414,11 @@ def test_tissue_is_compared_in_both_plans():
     assert t.gain['tissue-dcl+cls over tissue-random'] > .1 and abs(t.gain['dcl+cls over random']) < 1e-9
     assert t.gain['second plan less first'] > .1 and (t.runs == 2).all()
 
-def test_more_frames_are_tested_too(scenes, smoke, tmp_path):
-    run = Run('trial1', smoke)
-    do_run(run, tmp_path/'runs', scenes, device='cpu')
+def test_more_frames_are_tested_too(scenes, trained, tmp_path):
+    run,runs = trained
     more = frame_table(write_scenes(tmp_path/'more', 1, (107, 60), videos=('video309',), progress=False), False)
-    file, = run_tests({replace(run, table='why'): run}, tmp_path/'runs', frame_table(scenes), tmp_path, more)
-    own = run.result(tmp_path/'runs')['test']['clips']
+    file, = run_tests({replace(run, table='why'): run}, runs, frame_table(scenes), tmp_path, more)
+    own = run.result(runs)['test']['clips']
     got = read_result(file)['test']['videos']
     assert set(got) == {'video12', 'video52', 'video309'}
     def whole(v): return sum(np.array(cm) for k,cm in own.items() if k.startswith(v)).tolist()

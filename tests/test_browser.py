@@ -138,6 +138,7 @@ def lies_well(page, explorer):
     size = image.bounding_box()
     assert size['width'] >= 500 and abs(size['width']/size['height'] - width/height) < .05
 
+@pytest.mark.slow
 def test_jupyterlab(page, tmp_path):
     work = tmp_path/'book'
     work.mkdir()
@@ -166,6 +167,7 @@ def test_jupyterlab(page, tmp_path):
         page.locator('.cwcl-board').screenshot(path=tmp_path/'board.png')
         assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec('voila'), reason='voila is not installed')
 def test_voila(page, tmp_path):
     work = tmp_path/'book'

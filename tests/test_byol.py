@@ -229,10 +229,10 @@ def train_both(table, r, opt, move=None, base=0.9):
         learn.opt_func = SGD
         learn.wd = 0.
     start = copy.deepcopy(learn.model)
-    quiet(learn, lambda o: o.fit(3, 3e-3))
+    quiet(learn, lambda o: o.fit(2, 3e-3))
     set_seed(r.seed, r.threads)
     dl = cwcl_dls(table, r, device='cpu').train
-    xs = [b[0].as_subclass(torch.Tensor).double() for _ in range(3) for b in dl]
+    xs = [b[0].as_subclass(torch.Tensor).double() for _ in range(2) for b in dl]
     return learn,literal_byol(start, xs, opt, len(xs), base)
 
 CLOSE = 1e-6 # Of losses of 1 to 4: frames are augmented and normalized in float32, which processors round
@@ -243,7 +243,7 @@ def weights(o): return [p for k in ('f', 'g1', 'bn1', 'g2') for p in getattr(o, 
     ('group', adamw, True)])
 def test_the_learner_is_the_algorithm_of_the_paper(table, small, norm, opt, strong):
     learn,(losses,online,target) = train_both(table, replace(small, norm=norm, strong=strong), opt)
-    assert len(losses) == 3*len(learn.dls.train) > 12
+    assert len(losses) == 2*len(learn.dls.train) > 8
     assert learn.seen.losses == pytest.approx(losses, abs=CLOSE)
     tol = dict(rtol=1e-5, atol=1e-7)
     encoders = learn.model.encoder,learn.model.target['encoder']
@@ -321,14 +321,15 @@ class PowerCut(Callback):
     def after_step(self):
         if (self.epoch,self.iter) == (1,2): raise RuntimeError('power cut')
 
-CHANGES = [{}, dict(schedule='plateau', patience=1, lr=1e-3), dict(precision='bf16', channels_last=True)]
+CHANGES = [{}, dict(schedule='plateau', patience=1, lr=1e-3),
+    dict(precision='bf16', channels_last=True, epochs=2, crop=32)]
 
 @pytest.mark.parametrize('change', CHANGES, ids=str)
 def test_a_stop_leaves_no_trace(table, small, tmp_path, monkeypatch, change):
     r = replace(small, **change)
     seen = spied(monkeypatch)
     whole = quiet(learner(table, r), lambda o: o.fit_recipe())
-    steps = 3*len(whole.dls.train)
+    steps = r.epochs*len(whole.dls.train)
     all_of_them = seen[::2]
     assert all_of_them == [target_momentum(k, steps) for k in range(steps)] == seen[1::2]
     assert 0.9999 < all_of_them[-1] < 1
@@ -336,7 +337,7 @@ def test_a_stop_leaves_no_trace(table, small, tmp_path, monkeypatch, change):
         quiet(learner(table, r), lambda o: o.fit_recipe(cbs=[ResumeCallback(tmp_path), PowerCut()]))
     seen.clear()
     again = quiet(learner(table, r, seed=1), lambda o: o.fit_resumed(tmp_path))
-    assert seen[::2] == all_of_them[steps//3:]
+    assert seen[::2] == all_of_them[steps//r.epochs:]
     for k,v in whole.model.state_dict().items(): assert torch.equal(v, again.model.state_dict()[k]), k
     assert list(whole.recorder.values) == list(again.recorder.values)
 

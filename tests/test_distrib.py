@@ -316,6 +316,7 @@ def command(world, *args): return [sys.executable, '-m', 'torch.distributed.run'
 def told(tmp_path): return dict(os.environ, XDG_CACHE_HOME=str(tmp_path/'cache'), OMP_NUM_THREADS='1',
     PYTHONPATH=str(root))
 
+@pytest.mark.slow
 def test_the_command_under_torchrun(scenes, tmp_path):
     changes = 'threads=1,norm=group,height=36,width=64,crop=32,window=32,batch=13,labelled=5,widths=(8,8,8,16,16)'
     args = command(2, '--data', scenes, '--preset', 'smoke', '--budget', .5, '--change', changes, '--out', 'run')

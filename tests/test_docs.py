@@ -11,10 +11,12 @@ def pages():
     assert p.returncode == 0 and 'warning' not in p.stdout + p.stderr, p.stdout[-2000:] + p.stderr[-2000:]
     return {o.name: o.read_text(encoding='utf-8') for o in (root/'_docs').glob('*.html')}
 
+@pytest.mark.slow
 def test_every_notebook_has_a_page(pages):
     notebooks = (root/'nbs').glob('*.ipynb')
     assert set(pages) == {o.with_suffix('.html').name for o in notebooks}
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere(pages):
     source = r'<(?:script|img|iframe)[^>]*src="?(?:https?:)?//'
     style = r'<link[^>]*rel="?stylesheet"?[^>]*href="?(?:https?:)?//'
@@ -25,6 +27,7 @@ def test_nothing_is_fetched_from_elsewhere(pages):
 LIVE = {'01_tour': ['pairs'], '59b_widgets.folds': ['folds'], '60a_widgets.frames': ['windows', 'predictions'],
     '60b_widgets.scales': ['scales'], '60d_widgets.board': ['board']}
 
+@pytest.mark.slow
 def test_explorers_are_live(pages):
     assert {o.removesuffix('.html') for o,text in pages.items() if '<script type="module">' in text} == set(LIVE)
     for lesson,names in LIVE.items():
@@ -32,6 +35,7 @@ def test_explorers_are_live(pages):
         assert all(text.count(f'id="{o}-live"') == 1 for o in names) and len(text.encode()) < 600_000, lesson
     assert not any('id="live-' in o for o in pages.values())
 
+@pytest.mark.slow
 def test_formulas_figures_and_signatures_are_there(pages):
     text = pages['23_losses.contrastive.html']
     assert '<math' in text

@@ -89,6 +89,7 @@ def undisturbed(smoke, scenes, tmp_path_factory):
     run_all(small_runs(smoke), folder, scenes, device='cpu')
     return folder
 
+@pytest.mark.slow
 def test_a_grid_killed_five_times_gives_what_an_undisturbed_one_does(smoke, scenes, undisturbed, tmp_path):
     codes,err = attempt(tmp_path/'g', scenes, dict(kind='kill', after=(9, 22, 17, 58, 40)), small_runs(smoke))
     assert codes == [-9]*5 + [0], err

@@ -123,6 +123,7 @@ def test_style_checker_finds_nothing():
     out = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert out.returncode == 0, out.stdout
 
+@pytest.mark.slow
 def test_wheel_works_outside_the_checkout_without_extras(tmp_path):
     "But for the explorers, which need ipywidgets"
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']

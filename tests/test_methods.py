@@ -45,6 +45,7 @@ def file(tmp_path):
     (tmp_path/'center.py').write_text(FILE, encoding='utf-8')
     return tmp_path/'center.py'
 
+@pytest.mark.slow
 def test_fifteen_lines_go_through_table_verdicts_and_chart(file, scenes, tmp_path, capsys):
     assert len([o for o in FILE.splitlines() if o]) <= 15
     small = dict(preset='smoke', change='threads=1', folds='0', seeds='0', device='cpu')

@@ -14,17 +14,18 @@ from frames import few_frames
 
 PLATEAU = dict(schedule='plateau', patience=1, lr=1e-2)
 PRE = dict(method='dcl', stage='pretrain')
-RUNS = dict(last=dict(), best=dict(select='best'), bf16=dict(precision='bf16'), plateau=PLATEAU, pretrain=PRE,
+HALF = dict(precision='bf16', epochs=2, crop=32)
+RUNS = dict(last=dict(), best=dict(select='best'), bf16=HALF, plateau=PLATEAU, pretrain=PRE,
     waiting=dict(PLATEAU, patience=2, select='best'), sinking=dict(PLATEAU, **PRE) | dict(lr=1e-20),
     views=dict(views=2),
     channels_last=dict(channels_last=True), pk=dict(sampler='pk', pk_frames=2), random=dict(method='random'),
-    bank=dict(bank=20, precision='bf16'), paste=dict(paste=.5), positives=dict(alike='overlap', regions=.1),
+    bank=dict(HALF, bank=20), paste=dict(paste=.5), positives=dict(alike='overlap', regions=.1),
     masked=dict(method='masked', stage='pretrain'),
     average=dict(average=.9, colors=.5), average_best=dict(average=.9, select='best'),
     teacher=dict(method='random', average=.9, colors=.5, teacher=1., sure=.1, absent=.2))
-SHORT = [('last', 1), ('last', 2), ('best', 1), ('best', 2), ('bf16', 2), ('plateau', 1), ('plateau', 2),
+SHORT = [('last', 1), ('last', 2), ('best', 1), ('best', 2), ('bf16', 1), ('plateau', 1), ('plateau', 2),
     ('waiting', 2), ('channels_last', 2), ('pk', 1), ('views', 1), ('random', 2), ('pretrain', 1), ('sinking', 2),
-    ('bank', 1), ('bank', 2), ('paste', 1), ('positives', 2), ('masked', 2),
+    ('bank', 1), ('paste', 1), ('positives', 2), ('masked', 2),
     ('average', 1), ('average_best', 2), ('teacher', 2)]
 
 class PowerCut(Callback):

@@ -48,6 +48,7 @@ def visible(
 
 # %% ../../nbs/06_data.organs.ipynb #36a21343
 PLAN = pd.read_csv(data_file('scene_plan.csv'), index_col='class_id')
+_ROWS = PLAN.to_dict('index')
 FRONT = (8, 11, 7, 6, 4, 3, 10, 2, 12)
 
 # %% ../../nbs/06_data.organs.ipynb #a3b817a4
@@ -57,11 +58,11 @@ def lobes(
     center:tuple, # (x, y) of the gallbladder
 )->list: # (x, y, two of the long axis, half length, half width) of each ellipse
     "Draw the ellipses of one organ"
-    row = {n: float(v) for n,v in PLAN.loc[k, :'wide1'].items()}
+    row = _ROWS[k]
     side = 1 if rng.random() < .5 else -1
     def draw(n): return between(rng, row[n+'0'], row[n+'1'])
     out = []
-    for i in range(int(row['lobes'])):
+    for i in range(row['lobes']):
         if i and row['chain']:
             x,y = x + c*row['chain'],y + s*row['chain']
             c,s = around(rng, c, s, row['spread'])
@@ -106,7 +107,7 @@ def height(
         dx,dy = x-a,y-b
         u,v = (dx*c + dy*s)/long,(dy*c - dx*s)/wide
         h = np.maximum(h, (1 - np.sqrt(u*u + v*v))*wide)
-    return h + float(PLAN.rough[k])*noise[0] + float(PLAN.lumpy[k])*noise[1]
+    return h + _ROWS[k]['rough']*noise[0] + _ROWS[k]['lumpy']*noise[1]
 
 # %% ../../nbs/06_data.organs.ipynb #8241b523
 def shore(
@@ -130,7 +131,7 @@ class Anatomy:
         x,y = pixel_grid((107,60))
         free = lit(video, seed, x, y)
         places = bend(*self.view(x, y, .5), seed, self.at)
-        self.wanted = {k: int(between(rng, PLAN.share0[k], PLAN.share1[k])*free.sum()) for k in FRONT}
+        self.wanted = {k: int(between(rng, _ROWS[k]['share0'], _ROWS[k]['share1'])*free.sum()) for k in FRONT}
         middle = between(rng, -.4, .4),between(rng, -.1, .3)
         self.shapes = {k: lobes(rng, k, middle) for k in (4, 2)}
         self.center = self.hang(free, middle, places)

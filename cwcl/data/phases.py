@@ -108,10 +108,11 @@ def read_phases(
     if path.suffix.lower() == '.json': return _triplet_phases(path)
     line,frames,phases = _phase_rows(path)
     ids = {o: _phase_id(o) for o in set(phases)}
-    if not all(o.isdecimal() and len(o) < 10 for o in frames) or None in ids.values():
+    plain = all(map(str.isdecimal, frames)) and max(map(len, frames)) < 10
+    if not plain or None in ids.values():
         _check_rows(line, frames, phases, path)
         frames = [_integer.fullmatch(f)[1] for f in frames]
-    frames = np.array(frames).astype(int)
+    frames = np.fromiter(map(int, frames), np.int64, len(frames))
     check_steps(line, frames, path)
     res = pd.Series([ids[p] for p in phases], index=frames, dtype='int8', name='phase')
     res.attrs['ids'] = bool(_integer.fullmatch(phases[0]))

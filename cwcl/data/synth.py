@@ -118,7 +118,7 @@ def write_phases(
     last = int((CLIPS.start + CLIPS.frames)[CLIPS.video == plan_of(video)].max())
     n = [int(between(rng, *l)) for l in _LENGTHS]
     n[-1] += max(0, last - sum(n))
-    lines = [f'{i}\t{p}' for i,p in enumerate(np.repeat(PHASES, n))]
+    lines = [f'{i}\t{p}' for i,p in enumerate(np.repeat(PHASES, n).tolist())]
     text = '\r\n'.join(['Frame\tPhase', *lines]) + '\r\n'
     with atomic_path(path) as part: part.write_bytes(text.encode())
 

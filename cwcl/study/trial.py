@@ -9,7 +9,7 @@ __all__ = ['REPLICATES', 'STEPS', 'ROWS', 'TRIAL_CLAIMS', 'DECIDING', 'SMALL', '
            'replicate_interval', 'trial_table', 'report_trial']
 
 # %% ../../nbs/52d_study.trial.ipynb #83f9ab4a
-import math, numpy as np, pandas as pd
+import functools, math, numpy as np, pandas as pd
 from dataclasses import replace
 from pathlib import Path
 from scipy.stats import t as student, ttest_1samp
@@ -52,6 +52,7 @@ def patient_values(
 # %% ../../nbs/52d_study.trial.ipynb #a16f0c3e
 REPLICATES,STEPS,ROWS = 6,3000,64
 
+@functools.cache
 def class_pool()->int:
     "Count the frames with class labels: all but the test videos'"
     return FRAMES_PER_CLIP['trial']*int((~is_test(CLIPS.video)).sum())

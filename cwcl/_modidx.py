@@ -274,6 +274,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'cwcl.core.need': ('core.html#need', 'cwcl/core.py'),
                            'cwcl.core.rank0_first': ('core.html#rank0_first', 'cwcl/core.py'),
                            'cwcl.core.ranks': ('core.html#ranks', 'cwcl/core.py'),
+                           'cwcl.core.reads_labels': ('core.html#reads_labels', 'cwcl/core.py'),
                            'cwcl.core.recipe': ('core.html#recipe', 'cwcl/core.py'),
                            'cwcl.core.set_seed': ('core.html#set_seed', 'cwcl/core.py'),
                            'cwcl.core.stored_fields': ('core.html#stored_fields', 'cwcl/core.py'),

@@ -6,7 +6,8 @@
 __all__ = ['IGNORE', 'Count', 'Index', 'Weight', 'Positive', 'Probability', 'Fraction', 'Share', 'CHOICES', 'LIMITS', 'METHODS',
            'PRESETS', 'LATER', 'InputError', 'MissingExtra', 'need', 'late', 'data_file', 'set_seed', 'default_device',
            'usable_cores', 'worker_count', 'ranks', 'rank0_first', 'DataRecipe', 'NetRecipe', 'BeyondRecipe', 'Recipe',
-           'find_method', 'check_recipe', 'goals', 'loss_weights', 'recipe', 'method_recipe', 'stored_fields']
+           'find_method', 'check_recipe', 'goals', 'reads_labels', 'loss_weights', 'recipe', 'method_recipe',
+           'stored_fields']
 
 # %% ../nbs/00_core.ipynb #af4f576d
 import importlib, json, os, random, re, sys, torch, cwcl, numpy as np
@@ -371,6 +372,11 @@ def goals(r:Recipe)->set: # Of seg, dcl, cls, simclr and byol, or the name of a 
     found = set() if r.stage == 'pretrain' else {'seg'}
     if r.stage in ('joint', 'pretrain'): found |= set(find_method(r.method).goals)
     return found
+
+def reads_labels(r:Recipe)->bool:
+    "Tell whether a training looks at class labels: in a loss, to deal batches, or to guide a teacher"
+    blind = {'seg', 'simclr', 'byol', 'masked'}
+    return bool(goals(r) - blind or r.absent or r.sampler == 'pk' or r.teacher and r.allowed)
 
 def loss_weights(r:Recipe)->tuple: # (α of the presence loss, β of the contrastive loss)
     "Return the two weights of eq. 8, divided by L if the recipe says so, and 0 for a term that is off"

@@ -9,6 +9,7 @@ from cwcl.data.labels import class_set, decode_mask
 from cwcl.data.streams import cwcl_dls
 from cwcl.multitask import cwcl_learner
 from cwcl.data.lists import _by_rule
+from cwcl.data.own import own_remarks
 from cwcl.own import class_text, own_folds, own_split, own_table, pictures, video_names
 from cwcl.results import evaluate
 from cwcl.stages import stages_run
@@ -388,6 +389,19 @@ def test_labels_make_class_only_frames(copy):
         (copy/'labels.csv').write_text(f'name,{text}\n')
         labels = copy/'labels.csv'
         with pytest.raises(InputError, match=says): own_table(copy/'frames', copy/'masks', GREY, labels=labels)
+
+def test_pictures_without_masks_and_labels_teach_where_nothing_reads_labels(copy):
+    for k in (1, 2, 3): (copy/'masks'/'anna'/f'{k:02d}.png').unlink()
+    t = own_split(own_table(copy/'frames', copy/'masks', copy/'gray.csv'), small(budget=1.), ('berta',), ('carla',))
+    teacher = dict(method='random', average=.9, colors=.5, teacher=1., batch=5, labelled=2, valid_labels=False)
+    told,blind = small(**teacher),small(**teacher, allowed=False)
+    left = [o for o in own_remarks(t, told) if 'left out' in o]
+    assert left == ['3 pictures without mask and class labels are left out; --labels gives them labels']
+    assert not [o for o in own_remarks(t, blind) if 'left out' in o]
+    with pytest.raises(InputError, match='3 class-labelled frames cannot fill'): cwcl_dls(t, told)
+    learn = cwcl_learner(cwcl_dls(t, blind, device='cpu'))
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe()
+    assert learn.dls.train_ds.table.name.tolist() == sorted(t.name[t.source == 'anna'])
 
 def test_ten_lines_train(home, tmp_path):
     text = class_text(home/'color.csv')

@@ -167,6 +167,21 @@ def test_frames_without_labels_are_left_out(split, smoke):
     t.loc[gone, 'liver'] = True
     assert set(gone) <= set(cwcl_dls(t, smoke, device='cpu').train_ds.table.index)
 
+TEACHER = dict(method='random', average=.9, teacher=1.)
+
+@pytest.mark.parametrize('change,used', [(TEACHER, False), (dict(TEACHER, allowed=False), True),
+    (dict(TEACHER, allowed=False, method='cls'), False), (dict(method='simclr', views=2), True),
+    (dict(method='simclr', views=2, sampler='pk', pk_frames=2), False),
+    (dict(method='random', absent=.1), False)], ids=str)
+def test_a_frame_without_labels_is_used_where_nothing_reads_labels(split, smoke, change, used):
+    t = split.copy()
+    bare = t.index[(t.part == 'train') & ~t.labelled]
+    t.loc[bare, ['mask', *class_set(13).names]] = [''] + [False]*13
+    r = replace(smoke, valid_labels=False, **change)
+    rows = 'training' if used else 'class-labelled'
+    with pytest.raises(InputError, match=f'{rows} frames cannot fill'): cwcl_dls(t, replace(r, batch=400))
+    assert (set(bare) <= set(cwcl_dls(t, replace(r, batch=4, labelled=2), device='cpu').train_ds.table.index)) == used
+
 def test_presence_of_the_crop(split, smoke):
     d = make(split, smoke, presence_from='crop', crop=16, scale=0, min_pixels=1)
     masks = []

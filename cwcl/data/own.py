@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tqdm import tqdm
-from ..core import InputError, Recipe
+from ..core import InputError, Recipe, reads_labels
 from .classes import OwnClasses
 from .folders import data_files
 from .images import picture_size, read_mask
@@ -247,6 +247,9 @@ def own_remarks(
     said.append(f'test on {by["test"]}' if 'test' in by else none)
     w,h = picture_size(table.image.iloc[0])
     wide = round(r.height*w/h)
+    bare = (table['mask'] == '') & ~table.select_dtypes(bool).drop(columns='labelled').any(axis=1)
+    if bare.any() and reads_labels(r):
+        said.append(f'{bare.sum()} pictures without mask and class labels are left out; --labels gives them labels')
     if abs(r.width/wide - 1) > .15:
         said.append(f'pictures of {w}x{h} become {r.width}x{r.height}; --change width={wide} would keep their shape')
     return said

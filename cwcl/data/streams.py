@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from itertools import chain
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import InputError, Recipe, default_device, goals, ranks
+from ..core import InputError, Recipe, default_device, goals, ranks, reads_labels
 from .augment import SegAugment, TwoViews
 from .frames import FrameDL, Frames, show_grid
 from .labels import class_set
@@ -134,14 +134,15 @@ def class_labelled(
         'read a saved table with keep_default_na=False')
     masked = table['mask'] != ''
     shows_some = table.select_dtypes(bool).drop(columns='labelled', errors='ignore').any(axis=1)
-    pool = (masked | shows_some) & table.part.isin(['train', 'valid'] if r.valid_labels else ['train'])
+    pool = table.part.isin(['train', 'valid'] if r.valid_labels else ['train'])
+    if reads_labels(r): pool &= masked | shows_some
     if not table.labelled.any(): raise InputError('no labelled frame: raise the budget, or check the column labelled')
     astray = table.image[table.labelled & ~(masked & (table.part == 'train'))]
     if len(astray):
         said = 'labelled, but has no mask or is not a training frame'
         raise InputError(f'{astray.iloc[0]}: {said}; run split_frames again')
     if pool.sum() < r.batch:
-        found = f'{pool.sum()} class-labelled frames'
+        found = f'{pool.sum()} {"class-labelled" if reads_labels(r) else "training"} frames'
         raise InputError(f'{found} cannot fill a batch of {r.batch}: lower batch, or add frames')
     valid = masked & (table.part == 'valid')
     if not valid.any(): raise InputError('no validation frame has a mask: add some, or choose another fold')

@@ -396,7 +396,7 @@ def test_pictures_without_masks_and_labels_teach_where_nothing_reads_labels(copy
     teacher = dict(method='random', average=.9, colors=.5, teacher=1., batch=5, labelled=2, valid_labels=False)
     told,blind = small(**teacher),small(**teacher, allowed=False)
     left = [o for o in own_remarks(t, told) if 'left out' in o]
-    assert left == ['3 pictures without mask and class labels are left out; --labels gives them labels']
+    assert left == ['3 pictures with neither mask nor label are left out (--labels)']
     assert not [o for o in own_remarks(t, blind) if 'left out' in o]
     with pytest.raises(InputError, match='3 class-labelled frames cannot fill'): cwcl_dls(t, told)
     learn = cwcl_learner(cwcl_dls(t, blind, device='cpu'))

@@ -19,7 +19,7 @@ from .lists import class_text, read_list, rows_of, video_names
 from .match import pair_names, pair_up, picture_files, pictures
 from .outlines import coco_masks, layer_masks
 from .phases import check_steps, phase_at
-from .splits import balanced_parts, drawn_masks
+from .splits import balanced_parts, drawn_masks, without_labels
 
 # %% ../../nbs/14c_data.own.ipynb #da6a74d6
 def _strange(unknown, own):
@@ -247,9 +247,8 @@ def own_remarks(
     said.append(f'test on {by["test"]}' if 'test' in by else none)
     w,h = picture_size(table.image.iloc[0])
     wide = round(r.height*w/h)
-    bare = (table['mask'] == '') & ~table.select_dtypes(bool).drop(columns='labelled').any(axis=1)
-    if bare.any() and reads_labels(r):
-        said.append(f'{bare.sum()} pictures without mask and class labels are left out; --labels gives them labels')
+    bare = without_labels(table).sum()
+    if bare and reads_labels(r): said.append(f'{bare} pictures with neither mask nor label are left out (--labels)')
     if abs(r.width/wide - 1) > .15:
         said.append(f'pictures of {w}x{h} become {r.width}x{r.height}; --change width={wide} would keep their shape')
     return said

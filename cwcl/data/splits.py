@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEST_VIDEOS', 'is_test', 'balanced_parts', 'video_folds', 'label_budget', 'drawn_masks', 'split_frames',
-           'class_coverage', 'coverage_warnings']
+           'without_labels', 'class_coverage', 'coverage_warnings']
 
 # %% ../../nbs/13_data.splits.ipynb #1abfdc23
 import numpy as np, pandas as pd
@@ -119,6 +119,14 @@ def split_frames(
     draw = drawn_masks(masked[masked.part == 'train'], recipe, base)
     res.loc[draw.index[draw], 'labelled'] = True
     return res
+
+# %% ../../nbs/13_data.splits.ipynb #ffb50ee7
+def without_labels(
+    table:pd.DataFrame, # One row per frame
+)->pd.Series: # bool
+    "Tell which frames have neither a mask nor a class label"
+    shown = table.select_dtypes(bool).drop(columns='labelled', errors='ignore')
+    return (table['mask'] == '') & ~shown.any(axis=1)
 
 # %% ../../nbs/13_data.splits.ipynb #eba7072a
 def class_coverage(

@@ -16,6 +16,7 @@ from .augment import SegAugment, TwoViews
 from .frames import FrameDL, Frames, show_grid
 from .labels import class_set
 from .order import Epochs, label_groups, two_streams
+from .splits import without_labels
 from .store import FrameStore, channel_stats, check_masks
 from .views import StrongViews
 from fastai.data.core import DataLoaders
@@ -133,9 +134,8 @@ def class_labelled(
     if len(lost): raise InputError(f"{lost.iloc[0]}: its mask is NaN, and neither a path nor ''; "
         'read a saved table with keep_default_na=False')
     masked = table['mask'] != ''
-    shows_some = table.select_dtypes(bool).drop(columns='labelled', errors='ignore').any(axis=1)
     pool = table.part.isin(['train', 'valid'] if r.valid_labels else ['train'])
-    if reads_labels(r): pool &= masked | shows_some
+    if reads_labels(r): pool &= ~without_labels(table)
     if not table.labelled.any(): raise InputError('no labelled frame: raise the budget, or check the column labelled')
     astray = table.image[table.labelled & ~(masked & (table.part == 'train'))]
     if len(astray):

@@ -1,7 +1,7 @@
 "The study's statistics: intervals against textbooks, false alarms against simulation, verdicts against literal loops."
 import math, numpy as np, pandas as pd, pytest
 from dataclasses import replace
-from itertools import combinations_with_replacement, product
+from itertools import product
 from scipy.stats import t as student, ttest_ind_from_stats, ttest_rel
 from cwcl.core import InputError, data_file
 from cwcl.methods import OUR_METHODS
@@ -459,7 +459,7 @@ def test_the_published_runs_on_both_parts():
 @pytest.mark.parametrize('need', [1, 2, 3])
 def test_whole_is_the_count_of_its_parts(need):
     claim = Claim('c', 'text', '3', parts('mean IoU', (1, 5, 10), 'dcl+cls', 'random'), need)
-    for signs in combinations_with_replacement((-9, 0, 9), 3):
+    for signs in product((-9, 0, 9), repeat=3):
         y = simulate(3, effect=signs, seed=5)*.01
         rows = verdicts(results(.5 + y.transpose(1, 0, 2, 3), ('dcl+cls', 'random', 'simclr', 'dcl', 'cls')), [claim])
         said = rows.verdict[:3].tolist()

@@ -104,5 +104,6 @@ def stages_run(
     if r.stage == 'joint': return train_run(r, data, phases, out, **given)
     first = Path(out)/'pretrain'
     done = ready_encoder(replace(r, stage='pretrain'), first)
-    if done is None: pretrain_run(r, data, phases, first, **given)
-    return train_run(r, data, phases, out, init=first/'model.safetensors', **given)
+    table = load_table(data, phases, r, progress)
+    if done is None: pretrain_run(r, table, phases, first, **given)
+    return train_run(r, table, phases, out, init=first/'model.safetensors', **given)

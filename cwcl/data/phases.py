@@ -6,7 +6,7 @@
 __all__ = ['check_steps', 'read_phases', 'phase_at']
 
 # %% ../../nbs/11a_data.phases.ipynb #b89f306c
-import csv, json, re
+import csv, io, json, re
 import numpy as np, pandas as pd
 from functools import lru_cache
 from pathlib import Path
@@ -46,7 +46,7 @@ def _columns(
     raise InputError(f'{where}: header {str(head)[:200]} lacks frame or phase; {cure}')
 
 # %% ../../nbs/11a_data.phases.ipynb #90375cce
-_cholec80 = re.compile(r'Frame\tPhase\n(?:[0-9]+\t[A-Za-z]+\n)+')
+_cholec80 = re.compile(r'Frame\tPhase\n(?:[0-9]{1,9}\t[A-Za-z]+\n)+')
 
 def _cells(text, path): # Text of a phase file -> (number of the line, its cells as text), without empty lines
     lines = [(n, o) for n,o in enumerate(text.splitlines(), 1) if o.strip()]
@@ -58,13 +58,14 @@ def _cells(text, path): # Text of a phase file -> (number of the line, its cells
 
 def _phase_rows(
     path:Path, # A phase file
-)->tuple: # Lists of line numbers, frames and phases, the last two as text
+)->tuple: # Line numbers, frames and phases: lists of text, or, as Cholec80 writes them, numbers and a `Categorical`
     "Read the rows of a phase file in any of its dialects"
     try: text = path.read_text(encoding='utf-8-sig')
     except (OSError, UnicodeDecodeError) as e: raise InputError(f'{path}: unreadable ({e}); give plain text') from None
     if _cholec80.fullmatch(text):
-        words = text.split()
-        return range(2, len(words)//2 + 1),words[2::2],words[3::2]
+        t = pd.read_csv(io.StringIO(text), sep='\t', dtype=dict(Frame='int64', Phase='category'), keep_default_na=False)
+        known = None not in map(_phase_id, t.Phase.cat.categories)
+        if known: return range(2, len(t)+2),t.Frame.to_numpy(),t.Phase.array
     rows = _cells(text, path)
     n,head = rows[0]
     f,p = 0,1
@@ -92,9 +93,9 @@ def check_steps(
 ):
     "Raise `InputError` if a row does not follow its predecessor by the most common step"
     gaps = np.diff(frames)
+    if (gaps == gaps[:1].clip(1)).all(): return
     steps,times = np.unique(gaps[gaps > 0], return_counts=True)
     step = int(steps[times.argmax()]) if len(steps) else 1
-    if (gaps == step).all(): return
     k = int(np.argmax(gaps != step))
     raise InputError(f'{path} line {line[k+1]}: frame {frames[k+1]} follows {frames[k]}, where the step is {step}; '
         f'rows are missing or out of order: {cure}')
@@ -107,14 +108,12 @@ def read_phases(
     path = Path(path)
     if path.suffix.lower() == '.json': return _triplet_phases(path)
     line,frames,phases = _phase_rows(path)
-    ids = {o: _phase_id(o) for o in set(phases)}
-    plain = all(map(str.isdecimal, frames)) and max(map(len, frames)) < 10
-    if not plain or None in ids.values():
+    if isinstance(frames, list):
         _check_rows(line, frames, phases, path)
-        frames = [_integer.fullmatch(f)[1] for f in frames]
-    frames = np.fromiter(map(int, frames), np.int64, len(frames))
+        frames,phases = np.array([int(_integer.fullmatch(f)[1]) for f in frames]),pd.Categorical(phases)
     check_steps(line, frames, path)
-    res = pd.Series([ids[p] for p in phases], index=frames, dtype='int8', name='phase')
+    ids = np.array(list(map(_phase_id, phases.categories)), np.int8)
+    res = pd.Series(ids[phases.codes], index=frames, name='phase')
     res.attrs['ids'] = bool(_integer.fullmatch(phases[0]))
     return res
 

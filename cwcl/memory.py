@@ -194,10 +194,14 @@ def advice(
         note = '; batch norm then sees a chunk at a time' if 'chunks' in o and r.norm == 'batch' else ''
         return f'{_as_change(o)} needs {say_bytes(need)} and leaves the batch, and so the contrast, as it is{note}'
     last = choices[-1] if choices else {}
-    need = step_bytes(replace(r, **last))
-    batch,labelled = (max(2, int(n*.9*free/need)) for n in (r.batch, r.labelled))
+    with same_random_state(), FakeTensorMode(): held = 4*sum(o.nbytes for o in _parts(r)[0].parameters())
+    # Weights, gradients and Adam's two averages are as large for any batch
+    room = max(.9*free - held, 0)/(step_bytes(replace(r, **last)) - held)
+    batch,labelled = (max(2, int(n*room)) for n in (r.batch, r.labelled))
     last = {**last, 'batch': batch, 'labelled': labelled}
     if last.get('chunks', r.chunks) > labelled: last['chunks'] = labelled
+    need = step_bytes(replace(r, **last))
+    if need > free: return f'even {_as_change(last)} needs {say_bytes(need)}; take a smaller crop'
     return f'{_as_change(last)} would fit, but a smaller batch is another contrast: more of its frames find no positive'
 
 # %% ../nbs/31a_memory.ipynb #036d05ea

@@ -5,8 +5,9 @@ from dataclasses import replace
 from torch.profiler import ProfilerActivity, profile
 from cwcl.baselines.byol import BYOLLoss, BYOLNet
 from cwcl.core import InputError, recipe
-from cwcl.cost import _sample, run_cost, run_seconds, say_device, share_of_step, step_flops, step_seconds
-from cwcl.memory import GiB, check_memory, one_step, random_batch, saved_bytes, say_bytes, step_bytes
+from cwcl.cost import _sample, cwcl_cost, run_cost, run_seconds, say_device, share_of_step, step_flops, step_seconds
+from cwcl.memory import GiB, advice, check_memory, one_step, random_batch, saved_bytes, say_bytes, step_bytes
+from cwcl.options import parse_changes
 from pages import root
 
 def real_bytes(r):
@@ -74,7 +75,9 @@ def lines(monkeypatch, r, free, device='cpu'):
 @pytest.mark.parametrize('change,free,says', [(dict(), 80, ''), (dict(), 24, ''),
     (dict(), 16, r'--change precision=bf16 needs 10\.. GiB and leaves the batch'),
     (dict(), 8, r'precision=bf16,recompute=True needs 5\.. GiB and leaves the batch'),
+    (dict(), 3, r'recompute=True,chunks=2 needs .* leaves the batch.*chunk at a time'),
     (dict(), .5, r'chunks=8,batch=\d+,labelled=\d+ would fit, but a smaller batch is another contrast'),
+    (dict(), .05, r'even --change .*chunks=2,batch=2,labelled=2 needs .*; take a smaller crop'),
     (dict(method='simclr'), 80, ''), (dict(method='simclr'), 24,
         r'simclr needs 38\.. GiB, 24\.0 GiB are free; --change prec'),
     (dict(method='simclr'), 8, r'recompute=True,chunks=2 needs .* batch norm then sees a chunk'),
@@ -86,9 +89,13 @@ def test_a_card_of_8_24_or_80_gib(monkeypatch, change, free, says):
     assert len(said) == (2 if says else 3)
     assert re.search(says or '^memory: at least', said[1]) and '\n' not in said[1]
     if not says: assert said[2] == 'time: about 4 h 14 min, 200 epochs of 33 steps of 2 s'
-    if found := re.search(r'precision=(\w+),batch=(\d+),labelled=(\d+)', said[-1]):
-        smaller = replace(r, precision=found[1], batch=int(found[2]), labelled=int(found[3]))
-        assert .8*free*GiB < step_bytes(smaller) <= free*GiB
+    if found := re.search(r'; --change (\S+)', said[-1]):
+        assert step_bytes(replace(r, **parse_changes(found[1]))) <= free*GiB, 'the advice fits'
+
+def test_advice_for_byol_and_group_norm():
+    r = recipe('paper', method='byol', precision='bf16')
+    assert 'chunks' not in advice(r, GiB) and 'recompute=True,batch=' in advice(r, GiB)
+    assert 'chunk at a time' not in advice(recipe('paper', norm='group', precision='bf16', recompute=True), 3*GiB)
 
 def test_each_gpu_holds_its_part_of_a_batch(monkeypatch):
     "As lesson 32 says: a run on eight cards is for a batch that does not fit on one"
@@ -155,11 +162,13 @@ def test_the_time_of_a_run_is_that_of_its_steps_and_frames():
     assert run_seconds(r, (60, 20), 30, 0., 1.) == 10*20/2 + 20 + 3*30
     assert run_seconds(replace(r, stage='pretrain'), (60, 20), 30, 0., 1.) == 0
 
-def test_the_command_prints_every_method_in_a_fresh_process():
-    call = [sys.executable, '-m', 'cwcl.cost', '--preset', 'smoke']
-    out = subprocess.run(call, cwd=root, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r'^\| ([\w+]+) \| [\d.]+ \|', out, re.M) == ['random', 'simclr', 'dcl', 'cls', 'dcl+cls', 'byol',
-        'masked']
+def test_the_command_prints_every_method_that_a_fresh_process_knows(capsys):
+    call = [sys.executable, '-c', 'from cwcl.methods import METHODS; print(*METHODS)']
+    known = subprocess.run(call, cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    cwcl_cost('smoke')
+    said = capsys.readouterr().out
+    assert re.findall(r'^\| ([\w+]+) \| [\d.]+ \|', said, re.M) == known
+    assert {'random', 'dcl+cls', 'byol', 'masked'} <= set(known)
 
 @pytest.mark.parametrize('method', ['random', 'simclr', 'dcl+cls'])
 def test_the_table_of_the_readme_is_what_the_command_prints(method):

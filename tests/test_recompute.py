@@ -1,5 +1,5 @@
 "Computed twice or in chunks: the same step to the bit, or to rounding, for every method and in a Learner"
-import pickle, pytest, re, torch
+import pickle, pytest, torch
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
@@ -13,10 +13,9 @@ from cwcl.cost import _sample, step_flops
 from cwcl.data.cholec import frame_table
 from cwcl.data.splits import split_frames
 from cwcl.data.streams import cwcl_dls
-from cwcl.memory import GiB, PeakBytes, advice, one_step, random_batch, same_random_state, step_bytes
+from cwcl.memory import PeakBytes, one_step, random_batch, same_random_state, step_bytes
 from cwcl.methods import register_method
 from cwcl.multitask import cwcl_learner, wired_learner
-from cwcl.options import parse_changes
 from cwcl.recompute import frozen_running_stats, in_chunks, recompute_levels, shared_running_stats, undealt
 from cwcl.tasks import CWCLLoss, CWCLNet, gradient_norms
 
@@ -278,21 +277,6 @@ def test_an_estimate_knows_what_is_computed_twice():
         adam = 8*sum(p.numel() for p in CWCLNet(r).parameters())
         assert step_bytes(other) == peak(other, FakeTensorMode()) + adam < step_bytes(r)
         assert step_flops(r) < step_flops(other) < 1.5*step_flops(r)
-
-@pytest.mark.parametrize('free, words, absent', [(11.5, 'precision=bf16 needs', 'recompute'),
-    (6, 'precision=bf16,recompute=True needs', 'chunks'),
-    (3, 'recompute=True,chunks=2.*chunk at a time', 'smaller batch'),
-    (.6, 'recompute=True,chunks=.*batch=.*smaller batch', 'needs .* leaves')])
-def test_advice_names_what_leaves_the_batch_as_it_is(free, words, absent):
-    said = advice(recipe('paper'), free*GiB)
-    assert re.search(words, said) and not re.search(absent, said)
-    change = re.search(r'--change (\S+)', said)[1]
-    assert step_bytes(replace(recipe('paper'), **parse_changes(change))) <= free*GiB
-
-def test_advice_for_byol_and_group_norm():
-    r = recipe('paper', method='byol', precision='bf16')
-    assert 'chunks' not in advice(r, GiB) and 'recompute=True,batch=' in advice(r, GiB)
-    assert 'chunk at a time' not in advice(recipe('paper', norm='group', precision='bf16', recompute=True), 3*GiB)
 
 def test_a_timed_sample_has_chunks_that_fit():
     r = recipe('paper', chunks=8)

@@ -5,12 +5,13 @@ PYTHON ?= python3.11
 PINS ?= constraints.txt
 TORCH ?=
 TORCH_INDEX ?= $(if $(filter cpu,$(TORCH)),https://download.pytorch.org/whl/cpu)
+# pip would compile all twenty thousand files, one after another; Python compiles the fifth that it imports
 PIP := .venv/bin/python -m pip install -q --disable-pip-version-check --no-compile
 BIN := .venv/bin
 REPORT ?= runs/demo
 export PYTHONHASHSEED := 0
 export MPLBACKEND := agg
-# Some images forbid Python to keep what it has compiled, and each process would compile the kit again
+# Some images forbid Python to keep what it has compiled, and each process would compile all anew
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-notebooks test-python test-slow mutants bench docs exercises lab explorers readme hooks clean
@@ -18,7 +19,6 @@ unexport PYTHONDONTWRITEBYTECODE
 DONE := .venv/.done-$(notdir $(PYTHON))-$(subst /,-,$(PINS))
 setup: $(DONE)
 
-# pip would compile one file after another; some packages bring a few that do not compile at all
 $(DONE): settings.ini setup.py pyproject.toml $(PINS)
 	@echo 'Setting up .venv: a few minutes, and $(if $(TORCH_INDEX),2,7) GB'
 	@test -n '$(TORCH_INDEX)' || command -v nvidia-smi > /dev/null || \
@@ -28,7 +28,6 @@ $(DONE): settings.ini setup.py pyproject.toml $(PINS)
 		{ echo ".venv has $$($(BIN)/python -V): remove the folder to change to $(PYTHON)"; exit 1; }
 	$(PIP) $(addprefix -c ,$(PINS)) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --no-deps) torch torchvision
 	$(PIP) $(addprefix -c ,$(PINS)) -e '.[dev]'
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	rm -f .venv/.done*
 	touch $@
 

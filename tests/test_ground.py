@@ -118,6 +118,7 @@ def test_notebook_is_run_small_and_whole(nb):
     assert not [c for c in code for o in c['outputs'] if o['output_type'] == 'error']
     assert [c for c in code if c['outputs']], f'{nb.name} has not been run'
 
+@pytest.mark.slow
 def test_style_checker_finds_nothing():
     command = [Path(sys.executable).with_name('chkstyle'), 'nbs', 'tests', 'tools']
     out = subprocess.run(command, cwd=root, capture_output=True, text=True)

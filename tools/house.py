@@ -3,7 +3,7 @@
     python tools/house.py [--list] [ROOT]
 
 `--list` names each place. Otherwise each row is a count; `ROOT` is a checkout, this one if left out."""
-import argparse, ast, collections, json, re
+import argparse, ast, collections, functools, json, re
 from pathlib import Path
 
 WORDS = { # What a reader meets -> its pattern, in prose, docstrings, messages and code
@@ -36,9 +36,12 @@ def parse(text):
     try: return ast.parse(re.sub(r'^(\s*)[%!].*', r'\1pass', text, flags=re.M))
     except SyntaxError: return ast.parse('')
 
+@functools.lru_cache(1)
+def nodes(tree): return list(ast.walk(tree))
+
 def literal_lines(tree):
     "Yield the lines of tables of literals: displays whose every leaf is a constant"
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, (ast.Tuple, ast.List, ast.Dict, ast.Set)) and node.end_lineno > node.lineno:
             parts = (ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Constant, ast.UnaryOp, ast.expr_context, ast.unaryop)
             if all(isinstance(o, parts) for o in ast.walk(node)): yield from range(node.lineno, node.end_lineno+1)
@@ -52,7 +55,7 @@ def kind(node):
 
 def pairs(tree):
     "Yield tuple assignments `a,b = x,y` whose values differ in kind"
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if not isinstance(node, ast.Assign): continue
         both = isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
         if both and len({kind(o) for o in node.value.elts}) > 1: yield node
@@ -65,7 +68,7 @@ def is_truth(node):
 
 def switches(tree):
     "Yield products `x*(a == b)` of Python values: an if in disguise"
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         product = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)
         if product and (is_truth(node.left) or is_truth(node.right)): yield node
 
@@ -94,7 +97,7 @@ def public_names(root):
 
 def walruses(tree):
     "Yield calls with a walrus among their arguments"
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if not isinstance(node, ast.Call): continue
         given = [*node.args, *(k.value for k in node.keywords)]
         if any(isinstance(o, ast.NamedExpr) for o in given): yield node
@@ -104,8 +107,9 @@ HABITS = {'tuple assignments of mixed kinds': pairs, 'x*bool': switches, 'walrus
 def in_code(text):
     "Yield (habit, line, text) for the habits of a piece of code"
     tree = parse(text)
-    data = set(literal_lines(tree))
-    for i,line in enumerate(text.splitlines(), 1):
+    wide = [(i, o) for i,o in enumerate(text.splitlines(), 1) if len(o) > 120]
+    data = set(literal_lines(tree)) if wide else ()
+    for i,line in wide:
         for long in (120, 140):
             if len(line) > long and i not in data: yield f'lines over {long}',i,line
     for habit,find in HABITS.items():

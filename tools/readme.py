@@ -2,9 +2,8 @@
 
 Results are computed by the page's own cells from data/results. Lists follow the sections of nbs/_quarto.yml, and have
 the titles and questions of the lessons."""
-import json, nbformat, re
+import json, re
 from pathlib import Path
-from nbconvert import MarkdownExporter
 
 root = Path(__file__).parent.parent
 INDEX = root/'nbs'/'index.ipynb'
@@ -53,11 +52,13 @@ def updated(nb):
 
 def as_text(cell):
     "A cell whose code is not shown, as the Markdown that it shows"
-    shown = ''.join(o['data']['text/markdown'] for o in cell.outputs)
-    return nbformat.v4.new_markdown_cell(shown, id=cell.id)
+    from nbformat.v4 import new_markdown_cell
+    return new_markdown_cell(''.join(o['data']['text/markdown'] for o in cell.outputs), id=cell.id)
 
 def render():
     "The README: hidden cells, directives and outputs dropped, links made from the top folder"
+    import nbformat # Here, as either takes seconds
+    from nbconvert import MarkdownExporter
     nb = nbformat.read(INDEX, as_version=4)
     kept = [c for c in nb.cells if not c.source.startswith('#| hide')]
     nb.cells = [as_text(c) if c.source.startswith('#| echo: false') else c for c in kept]

@@ -19,7 +19,7 @@ def fold_means(
     twice = df.duplicated(['method', 'fold', 'seed'])
     if twice.any(): raise InputError('two runs share method, fold and seed: keep one of them')
     wide = df.pivot(index='method', columns=['fold', 'seed'], values='value')
-    for m,row in wide.iterrows():
+    for m,row in wide[wide.isna().any(axis=1)].iterrows():
         for fold,seed in row.index[row.isna()]:
             raise InputError(f'{m} has no value in fold {fold} with seed {seed}: run it, or leave the method out')
     return wide.T.groupby(level='fold').mean().T

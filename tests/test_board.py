@@ -359,6 +359,21 @@ def test_nothing_serious_for_a_screen_reader(page, nets):
         assert not [(o['id'], o['nodes'][0]['html'][:200], o['nodes'][0]['failureSummary']) for o in found]
 
 @in_browser
+@pytest.mark.parametrize('scheme, light, paper', [('light', None, 255), ('dark', None, 22), ('light', 'false', 22),
+    ('dark', 'true', 255), ('light', 'true', 255), ('dark', 'false', 22)])
+def test_jupyterlab_has_the_last_word_on_the_theme(page, scheme, light, paper):
+    page.emulate_media(color_scheme=scheme)
+    served(page, f'<html><body>{PairBoard(some(12), size=4).page()}</body></html>')
+    def painted(): return page.locator('canvas.mask').evaluate('o => o.toDataURL()')
+    before = painted()
+    if light: page.evaluate("light => document.body.dataset.jpThemeLight = light", light)
+    page.wait_for_timeout(100)
+    found = page.locator('.cwcl-board').evaluate('o => getComputedStyle(o).backgroundColor')
+    assert found.startswith(f'rgb({paper},')
+    turned = light is not None and (light == 'false') != (scheme == 'dark')
+    assert (painted() != before) == turned, 'the mask is painted again'
+
+@in_browser
 def test_twenty_thousand_frames(page):
     t = some(20_000, c=13)
     board = PairBoard(t, size=2_000)

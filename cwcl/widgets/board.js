@@ -422,12 +422,15 @@ export function mount(model, root) {
   const paint = () => { side.paint(); maps?.paint(); sizes.paint() },
     dark = matchMedia('(prefers-color-scheme: dark)')
   dark.addEventListener('change', paint)
+  const theme = new MutationObserver(paint) // JupyterLab's own
+  theme.observe(document.body, {attributeFilter: ['data-jp-theme-light']})
   const wide = new ResizeObserver(paint)
   wide.observe(root)
   refresh()
   return () => {
     for (const o of traits) model.off(o, soon)
     dark.removeEventListener('change', paint)
+    theme.disconnect()
     hands.sheets.close()
     wide.disconnect()
     root.replaceChildren()

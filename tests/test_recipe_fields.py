@@ -144,8 +144,9 @@ def a_stage_decides_who_learns(w):
     assert type(batch_views(changed(stage='frozen', views=2), 3)) is SegAugment
     for stage,says in (('frozen', 'needs a pre-trained encoder'), ('pretrain', 'pretrain_run trains it')):
         with pytest.raises(InputError, match=says): train_run(changed(stage=stage), 'nowhere')
-    seen = caught('cwcl.stages.pretrain_run', stages_run, changed(stage='frozen'), 'nowhere', out='nowhere')
-    assert seen.args[1] == 'nowhere'
+    table = pd.DataFrame()
+    seen = caught('cwcl.stages.pretrain_run', stages_run, changed(stage='frozen'), table, out='nowhere')
+    assert seen.args[1] is table
 
 @row('method', 'precision', 'min_pixels')
 def a_first_stage_is_that_of_its_method(w):

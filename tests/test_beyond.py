@@ -58,7 +58,7 @@ def test_a_row_differs_from_its_base_in_its_own_fields_only():
         'regions': {'regions'}, 'masked': {'method', 'stage', 'epochs'}, 'sum': {*whole, 'method'},
         'sum-no-cls': {'alpha'}, 'sum-noisy-labels': {'label_sets'}, 'random': set(),
         'sum-no-labels': {'method', 'choose', 'allowed'}, 'simclr+control': {'method', *simclr},
-        'dcl+cls+control': {'method'},
+        'dcl+cls+control': {'method'}, 'cls+control': {'method'}, 'dcl+control': {'method'},
         'random-x2': {'epochs'}, 'control-x4': {'epochs'}, 'sum-x4': {*whole, 'method'}}
     for o in BEYOND_ROWS:
         for b in o.budgets:

@@ -52,6 +52,8 @@ BEYOND_ROWS = (
     BeyondRow('absent', 'random', 'control', CONTROL | dict(absent=.1, batch=32)),
     BeyondRow('simclr+control', 'simclr', 'control', CONTROL),
     BeyondRow('dcl+cls+control', 'dcl+cls', 'control', CONTROL),
+    BeyondRow('cls+control', 'cls', 'control', CONTROL),
+    BeyondRow('dcl+control', 'dcl', 'control', CONTROL),
     BeyondRow('paste', 'random', 'random', dict(paste=.5)),
     BeyondRow('bank', 'dcl+cls', 'dcl+cls', dict(bank=256)),
     BeyondRow('other-clips', 'dcl+cls', 'dcl+cls', dict(exclude='clip')),

@@ -1,5 +1,7 @@
 "Builds the site in _docs/: nbdev's pages, links mended, rendered by smalldocs, which stops at a dead one."
 import html, json, os, re, subprocess, sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from latex2mathml.converter import convert
 from nbdev.serve import proc_nbs
@@ -26,7 +28,8 @@ def mended(o, page, repo):
     if isinstance(o, dict): return {k: mended(v, page, repo) for k,v in o.items()}
     if isinstance(o, list): return [mended(v, page, repo) for v in o]
     if not isinstance(o, str): return o
-    return page_links(source_links(re.sub(r'(?m)^output-file: .*\n', '', o), repo), page)
+    text = re.sub(r'<function (\w+) at 0x[0-9a-f]+>', r'\1', re.sub(r'(?m)^output-file: .*\n', '', o))
+    return page_links(source_links(text, repo), page)
 
 def with_mathml(text):
     "Turn formulas into MathML, which every browser draws by itself, without a script from elsewhere"
@@ -45,16 +48,21 @@ def without_imports(css):
 def main(repo=os.environ.get('GITHUB_REPOSITORY', '')):
     from live import places, with_live # Needs the explorers
     os.chdir(root)
-    proc_nbs()
-    for file in (root/'_proc').glob('*.ipynb'):
-        nb = mended(json.loads(file.read_text(encoding='utf-8')), file.name, repo)
-        file.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
-    with subprocess.Popen([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', '_proc']) as render:
-        live = places() # Beside it
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        beside = pool.submit(places)
+        proc_nbs(n_workers=0) # Each worker of its own would import PyTorch anew
+        for file in (root/'_proc').glob('*.ipynb'):
+            nb = mended(json.loads(file.read_text(encoding='utf-8')), file.name, repo)
+            file.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
+        render = subprocess.run([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', '_proc'])
+        live = beside.result()
     for file in (root/'_docs').glob('*.html'):
         page = file.read_text(encoding='utf-8')
         file.write_text(with_live(with_mathml(page), live), encoding='utf-8')
     for file in (root/'_docs').rglob('*.css'): file.write_text(without_imports(file.read_text('utf-8')), 'utf-8')
     return render.returncode
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    status = main()
+    sys.stdout.flush()
+    os._exit(status) # Each page has had a shell, and on its way out each would collect garbage: a minute

@@ -299,6 +299,7 @@ def test_a_batch_of_another_size(page):
     page.locator('.lonely').click()
     assert page.locator('.group.positive .head').inner_text() == '● 0 positives'
     assert page.locator('.group.positive p').is_visible()
+    assert 'does not push them, as it is lonely' in page.locator('.group.negative p').inner_text()
 
 @in_browser
 def test_pictures_come_when_they_are_seen(page):

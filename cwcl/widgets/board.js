@@ -8,8 +8,8 @@ const SHOWN = 6                                     // Of a group, before "show 
 /** What a group is, below its heading. */
 const WHAT = {
   positive: 'They show the same structures. Training pulls them to the anchor.',
-  near: 'They differ in one thing, which is written below them. Training pushes them away.',
-  negative: 'They differ in more. Training pushes them away.',
+  near: 'They differ from the anchor in one thing, which is written below them.',
+  negative: 'They differ from the anchor in more.',
   out: 'They would be positives, but are too much like the anchor.',
 }
 const LONELY = 'A lonely anchor: nothing can be pulled to it, '
@@ -99,11 +99,11 @@ function help(d) {
     row('positive', 'show exactly the same of the structures that count'
       + (d.phased ? ' and, if the phase counts, are of the same phase of the operation.' : '.'),
     'Training pulls their embeddings together, the numbers that a network makes of a frame.'),
-    row('near', 'differ in one thing, which is written below them.',
+    row('near', 'differ from the anchor in one thing, which is written below them.',
       'Training pushes them away, like all that are not positives.'),
     row('negative', 'differ in more.'),
     row('out', 'would be positives, but are too much like the anchor:',
-      'frames of one clip, or of one video, if you choose that.'))
+      'frames of one clip or video, where you choose that.'))
   const lonely = said('Training looks at one batch of frames at a time.',
     'A frame without a positive in its batch is a lonely anchor: nothing can be pulled to it,',
     'so the contrastive loss learns nothing from it as an anchor.',
@@ -150,7 +150,7 @@ function controls(model, d) {
     el('label', {}, 'class set ', sets),
     d.counted ? el('label', {}, 'a structure counts from ', least, said) : null,
     d.phased ? el('label', {}, phase, ' the phase counts') : null,
-    grouped.length ? el('label', {}, 'left out as positives ', exclude) : null, again)
+    grouped.length ? el('label', {}, 'never positives ', exclude) : null, again)
   const refresh = () => {
     const s = settings(model), same = o => o.length === s.on.length && o.every((k, i) => k === s.on[i])
     chips.forEach((o, k) => o.setAttribute('aria-pressed', s.on.includes(k)))
@@ -248,7 +248,7 @@ function tiles(model, d, hands) {
 }
 
 /** A group of frames: a heading, and a button for each frame. */
-function groupView(model, d, kind, tile) {
+function groupView(model, d, kind, tile, hands) {
   const [sign, one, many] = KINDS[kind]
   const head = el('div', HEAD), list = el('div', {class: 'tiles', role: 'group'}),
     more = el('button', {type: 'button', class: 'more'})
@@ -259,7 +259,10 @@ function groupView(model, d, kind, tile) {
     last = [s, labels, found]
     head.textContent = `${sign} ${found.length} ${found.length === 1 ? one : many}`
     list.setAttribute('aria-label', many)
-    what.textContent = found.length ? WHAT[kind] : kind === 'positive' ? LONELY : ''
+    const pushed = hands.lonely.has(model.get('anchor'))
+      ? ' This anchor does not push them, as it is lonely.' : ' Training pushes them away.'
+    const tail = kind === 'near' || kind === 'negative' ? pushed : ''
+    what.textContent = found.length ? WHAT[kind] + tail : kind === 'positive' ? LONELY : ''
     what.hidden = !what.textContent
     const some = all ? found : found.slice(0, SHOWN)
     list.replaceChildren(...some.map(i => tile(i, why(d, s, labels, model.get('anchor'), i))))
@@ -382,7 +385,7 @@ export function mount(model, root) {
   const sizes = sizeView(model, d)
   const sum = sumView(model, d, hands), mine = anchorView()
   const tile = tiles(model, d, hands),
-    kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, tile)])
+    kinds = ['positive', 'near', 'negative', 'out'].map(k => [k, groupView(model, d, k, tile, hands)])
   const lists = el('div', {class: 'groups', onkeydown: arrows}, ...kinds.map(o => o[1].node))
   root.classList.add('cwcl-board')
   root.append(bar.node, sum.node, mine.node,

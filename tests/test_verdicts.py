@@ -362,7 +362,7 @@ def test_the_interval_that_decides_is_the_one_shown():
     row = ask(between, [replace(claim, parts=claim.parts[:1])]).iloc[0]
     assert row.verdict == 'does not hold' and row.level == .95
 
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', range(8))
 def test_judged_by_what_is_printed_alone_a_comparison_gets_its_verdict(seed):
     effect = np.random.default_rng(seed).uniform(-3, 3)
     v = verdicts(study(effect, seed))

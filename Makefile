@@ -14,7 +14,8 @@ export MPLBACKEND := agg
 # Some images forbid Python to keep what it has compiled, and each process would compile all anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-notebooks test-python test-slow mutants bench docs exercises lab explorers readme hooks clean
+.PHONY: setup demo test test-notebooks test-python test-slow coverage mutants bench docs exercises lab explorers readme \
+	hooks clean
 # Other pins are another set-up; another Python needs another environment
 DONE := .venv/.done-$(notdir $(PYTHON))-$(subst /,-,$(PINS))
 setup: $(DONE)
@@ -50,6 +51,16 @@ test-python: setup
 # Takes the effect of every field of a recipe out of the library; each must turn a test red
 mutants: setup
 	$(ONE) $(BIN)/python tools/recipe_walk.py
+
+# Which lines and branches of the library pytest runs, in every process that it starts
+COVERAGE = COVERAGE_HOME=$(CURDIR)/runs/coverage $(BIN)/python -m coverage
+coverage: setup
+	$(PIP) $(addprefix -c ,$(PINS)) 'coverage>=7.10'
+	rm -rf runs/coverage
+	mkdir -p runs/coverage
+	$(ONE) $(COVERAGE) run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(COVERAGE) combine -q
+	$(COVERAGE) report
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

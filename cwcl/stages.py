@@ -17,7 +17,7 @@ from .core import InputError, Recipe, find_method, rank0_first
 from .data.augment import SegAugment
 from .data.streams import cwcl_dls
 from .learner import check_precision
-from .ready import check_phases, claim_folder, license_of, load_table, phase_note, run_remarks
+from .ready import check_folder, check_phases, claim_folder, license_of, load_table, phase_note, run_remarks
 from .ready import sole_writer, split_table
 from .tasks import CWCLNet
 from .train import run_facts, train_learner, train_run, write_metrics
@@ -102,7 +102,7 @@ def stages_run(
     "Train and test one run of one stage or two, from a recipe to a results folder"
     given = dict(device=device, progress=progress, tell=tell, cbs=cbs)
     if r.stage == 'joint': return train_run(r, data, phases, out, **given)
-    first = Path(out)/'pretrain'
+    first = check_folder(out)/'pretrain'
     done = ready_encoder(replace(r, stage='pretrain'), first)
     table = load_table(data, phases, r, progress)
     if done is None: pretrain_run(r, table, phases, first, **given)

@@ -436,3 +436,6 @@ def test_own_frames_in_two_stages(home, tmp_path):
     assert read_result(tmp_path/'o')['pretrain']['stage'] == 'pretrain'
     again = stages_run(r, lambda: split, out=tmp_path/'again', device='cpu')
     assert again['test'] == found['test'], 'or what makes the table'
+    shutil.rmtree(tmp_path/'o'/'pretrain')
+    with pytest.raises(InputError, match='holds a finished run'): stages_run(r, pytest.fail, out=tmp_path/'o', device='cpu')
+    assert not (tmp_path/'o'/'pretrain').exists(), 'no first stage is trained for a second one that is refused'

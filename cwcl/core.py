@@ -448,6 +448,7 @@ def _from_json(
     known = {f.name for f in fields(cls)}
     lacking = ', '.join(sorted(known - set(d) - set(LATER)))
     if lacking and set(d) < known: raise InputError(f'{source}: lacks {lacking}; write it with this version')
+    if 'preset' in d: raise InputError(f'{source}: preset={d["preset"]!r} is not a field of Recipe; write all of them')
     try: return recipe(**d)
     except (TypeError, InputError) as e: raise InputError(f'{source}: {e}') from None
 

@@ -10,6 +10,7 @@ __all__ = ['LabelledPart', 'LossTerms', 'snapshot', 'LossGuard', 'KeepBest', 'Me
 import numpy as np, torch
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from math import inf, nan
 from torch import nn, Tensor
 from fastai.callback.channelslast import ChannelsLast
@@ -98,8 +99,8 @@ class LossGuard(Callback):
 def look(self:LossGuard):
     "Read the notes, and stop if there was a step that was not finite"
     if not self.first: return
-    names = [k for o in self.first for k in o]
-    steps = dict(zip(names, torch.cat(list(self.first.values())).tolist()))
+    steps,found = {},torch.cat(list(self.first.values())).tolist()
+    for k,v in zip(chain(*self.first), found): steps[k] = min(v, steps.get(k, inf)) # Terms may come and go
     loss,gradient = steps.pop('loss'),steps.pop('gradient', inf)
     at = min(loss, gradient)
     if at == inf: return

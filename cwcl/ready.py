@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_table', 'split_table', 'phase_note', 'phase_remarks', 'run_remarks', 'check_phases', 'check_run', 'check_folder',
-           'claim_folder', 'sole_writer', 'license_of']
+           'claim_folder', 'sole_writer', 'run_parts', 'license_of']
 
 # %% ../nbs/33b_ready.ipynb #1d1ad1c9
 import shutil, time, pandas as pd
@@ -12,13 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import noop
-from .core import InputError, Recipe, data_file, goals, rank0_first, ranks
+from .core import InputError, Recipe, data_file, goals, rank0_first, ranks, reads_labels
 from .data.cholec import frame_table
 from .data.controls import controlled, set_controls
 from .data.folders import data_root
 from .data.labels import class_set
 from .data.own import own_remarks, own_split
-from .data.splits import coverage_warnings, split_frames
+from .data.splits import coverage_warnings, split_frames, without_labels
 from .data.streams import class_labelled
 from .leases import TERM, Lease
 from .learner import check_precision
@@ -125,6 +125,8 @@ def check_run(
     class_labelled(parts, r)
 
 # %% ../nbs/33b_ready.ipynb #2e6b365b
+_LEFT = 'model.safetensors', 'model.md', 'last_good.safetensors', 'curves.png', 'iou.png', 'segmentation.png'
+
 def check_folder(
     out, # Results folder
     overwrite:bool=False, # Replace a finished run
@@ -143,7 +145,9 @@ def claim_folder(
     "Make a results folder, without a finished run in it"
     out = check_folder(out, overwrite)
     (out/'metrics.json').unlink(missing_ok=True)
-    if overwrite: shutil.rmtree(out/'checkpoint', ignore_errors=True)
+    if overwrite:
+        for o in _LEFT: (out/o).unlink(missing_ok=True)
+        shutil.rmtree(out/'checkpoint', ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -153,7 +157,7 @@ def sole_writer(
     out, # Results folder
     tell=noop, # Called with a remark while it waits, such as `print`
     term:float=TERM, # As for `Lease`
-): # Yields the folder
+): # Yields the lease, or `None` to all but the first process
     "Keep other trainings out of a folder, or raise `InputError` if one is there"
     lease = None if ranks()[0] else Lease(Path(out)/'writer.lease', term)
     if lease and not lease.take():
@@ -162,20 +166,29 @@ def sole_writer(
             if lease.alive(): raise InputError(f'{out}: another training is writing here; let it end, '
                 'or choose another folder (--out)')
             time.sleep(min(1, term/10))
-    try: yield Path(out)
+    try: yield lease
     finally:
         if lease:
             lease.file.release()
             with suppress(OSError): Path(out).rmdir() # If it is empty
 
 # %% ../nbs/33b_ready.ipynb #eae00df4
+def run_parts(
+    table:pd.DataFrame, # From `split_table`
+    r:Recipe,
+)->tuple: # (frames for training, of the validation videos, of the test)
+    "Count the frames of each part that a run can learn from, or is tested on"
+    used = ~without_labels(table) if reads_labels(r) else pd.Series(True, table.index)
+    of = dict(train=used, valid=used, test=table['mask'] != '')
+    return tuple(int((o & (table.part == k)).sum()) for k,o in of.items())
+
 def license_of(
     data, # Folder of frames, or a table of own ones
     table:pd.DataFrame, # Its frames
 )->str: # A key of `LICENSES`
     "Tell whose data a folder holds"
     if 'source' in table: return 'unknown'
-    if isinstance(data, pd.DataFrame): data = Path(table.image.iloc[0]).parents[2]
+    if not isinstance(data, (str, Path)): data = Path(table.image.iloc[0]).parents[2]
     try: home = data_root(data)
     except InputError: home = Path(data)
     if (home/'scenes.json').exists(): return 'embedded'

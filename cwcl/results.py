@@ -111,8 +111,8 @@ def plot_curves(
 ): # Matplotlib figure
     "Plot loss terms and validation IoU over epochs"
     fig,(a,b) = plt.subplots(1, 2, figsize=(10, 3), layout='constrained')
-    for k in ('gdl', 'focal', 'presence', 'dcl', 'nt_xent', 'lonely'):
-        if k not in log or log[k].isna().all(): continue
+    for k in log.columns.difference(['epoch', 'train_loss', 'valid_loss', 'mean_iou'], sort=False):
+        if log[k].isna().all(): continue
         first = log[k].iloc[0]
         a.plot(log.epoch, log[k]/(first or 1), label=f'{k} (from {first:.2f})')
     a.set(xlabel='epoch', ylabel='share of the first epoch', title='loss terms')
@@ -150,7 +150,7 @@ def plot_iou(
 @torch.no_grad()
 def _sides(net, dls, rows): # Network, loaders, rows -> frames, uint8 `(n,H,W,3)`, and two lists of masks
     "Return frames, their truth and their prediction"
-    x,mask = dls.test_dl(rows).one_batch()
+    x,mask = map(torch.cat, zip(*dls.test_dl(rows)))
     with arithmetic(getattr(net, 'recipe', dls.recipe)): pred = net.eval()(x).argmax(1)
     mean,std = (getattr(net, k).view(3, 1, 1) for k in ('mean', 'std'))
     frames = ((x*std + mean).clamp(0, 1)*255).byte().permute(0, 2, 3, 1).cpu().numpy()

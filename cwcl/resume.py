@@ -15,7 +15,7 @@ from fastai.learner import Learner
 from fastcore.basics import nested_attr, noop, patch
 from fastcore.foundation import L
 from .core import InputError, ranks, stored_fields
-from .whole import DamagedFile, read_tensors, save_tensors
+from .whole import DamagedFile, lacks_memory, read_tensors, save_tensors
 from .tasks import bare
 
 # %% ../nbs/33a_resume.ipynb #e3bd36b7
@@ -183,7 +183,9 @@ class ResumeCallback(Callback):
         state = read_checkpoint(self.file, bare(self.model), self.n_epoch)
         if state is None: return
         try: _load_state(self.learn, state)
-        except _STRANGE as e: raise InputError(f'{self.file}: does not fit this training ({e!r}); {_CURE}') from None
+        except _STRANGE as e:
+            if lacks_memory(e): raise
+            raise InputError(f'{self.file}: does not fit this training ({e!r}); {_CURE}') from None
         self.start = state['epoch']
         self.asleep = [o for o in self.learn.cbs if o.run and not isinstance(o, (ResumeCallback, ProgressCallback))]
         for o in self.asleep: o.run = False

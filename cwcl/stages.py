@@ -20,7 +20,7 @@ from .learner import check_precision
 from .ready import check_folder, check_phases, claim_folder, license_of, load_table, phase_note, run_remarks
 from .ready import sole_writer, split_table
 from .tasks import CWCLNet
-from .train import run_facts, train_learner, train_run, write_metrics
+from .train import HoldLease, run_facts, train_learner, train_run, write_metrics
 from .whole import write_text
 
 # %% ../nbs/42_stages.ipynb #d046227e
@@ -66,14 +66,16 @@ def pretrain_run(
     table,_ = split_table(load_table(data, phases, r, progress), r)
     check_phases(table, r)
     check_precision(r.precision, device)
-    with sole_writer(out, tell) as out:
+    out = Path(out)
+    with sole_writer(out, tell) as lease:
         with rank0_first() as first:
             if first: write_text(claim_folder(out)/'recipe.json', r.to_json(), sync=True)
-        learn,log = train_learner(r, table, out, device, progress, make=find_method(r.method).make, cbs=cbs,
-            tell=tell)
+        learn,log = train_learner(r, table, out, device, progress, make=find_method(r.method).make,
+            cbs=[HoldLease(lease), *(cbs or [])], tell=tell)
         facts = run_facts(learn, log, table, run_remarks(table, r, 'fold'))
         if r.refresh_bn: refresh_averages(learn.model.encoder, table, r, learn.dls.device)
         with rank0_first() as first:
+            if lease: lease.check()
             if first: _finish(out, learn, r, license_of(data, table), facts, start)
         return json.loads((out/'metrics.json').read_text())
 
@@ -102,8 +104,9 @@ def stages_run(
     "Train and test one run of one stage or two, from a recipe to a results folder"
     given = dict(device=device, progress=progress, tell=tell, cbs=cbs)
     if r.stage == 'joint': return train_run(r, data, phases, out, **given)
-    first = check_folder(out)/'pretrain'
+    first = Path(out)/'pretrain'
     done = ready_encoder(replace(r, stage='pretrain'), first)
+    check_folder(out)
     table = load_table(data, phases, r, progress)
     if done is None: pretrain_run(r, table, phases, first, **given)
     return train_run(r, table, phases, out, init=first/'model.safetensors', **given)

@@ -17,10 +17,11 @@ from matplotlib.ft2font import FT2Font
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
+from .arithmetic import arithmetic
 from .core import InputError
 from .script import one_line_errors
 from .data.classes import OwnClasses
-from .data.folders import data_files
+from .data.folders import counting, data_files
 from .data.images import ENDINGS, read_image
 from .data.labels import encode_mask, overlay, save_png
 from .film import probe_video, read_film, video_writer
@@ -94,7 +95,10 @@ def segment_frames(
             waiting.append((key, frame))
             yield frame
     size = model.recipe.height,model.recipe.width
-    masks = predict_frames(model, ahead(), model.mean, model.std, size, batch, flip=flip)
+    def scored(x): # In the arithmetic in which the network was evaluated
+        with arithmetic(model.recipe): return model(x)
+    device = next((o.device for o in model.parameters()), None)
+    masks = predict_frames(scored, ahead(), model.mean, model.std, size, batch, device, flip)
     for mask in masks: yield *waiting.popleft(),mask
 
 # %% ../nbs/61_video.ipynb #47b16b6e
@@ -154,8 +158,7 @@ def list_images(
     if not path.exists(): raise InputError(f'{path}: no such file or folder; give a picture, a folder or a video')
     found = [o for o in data_files(path, ENDINGS, deep=False) if not o.stem.endswith(('_mask', '_overlay'))]
     if not found: raise InputError(f'{path}: holds no image ({", ".join(ENDINGS)}); give the folder of the frames')
-    def numbers(o): return [int(s) if s.isdecimal() else s for s in re.split(r'(\d+)', o.name)]
-    found.sort(key=numbers)
+    found.sort(key=lambda o: counting(o.name))
     of = {}
     for o in found:
         other = of.setdefault(o.stem, o)

@@ -1,5 +1,5 @@
 "The command behind the tables, as a user meets it"
-import re, shutil, pytest
+import io, re, shutil, pytest
 from fastcore.script import CliError
 from commands import run_command
 from cwcl.core import InputError, data_file, recipe
@@ -8,7 +8,7 @@ from cwcl.data.splits import TEST_VIDEOS
 from cwcl.study.ablation import ablation, ablation_markdown, ablation_table
 from cwcl.study.claims import CLAIMS, claims_of
 from cwcl.study.command import _integers, _wanted_runs, cwcl_table
-from cwcl.study.kit import embedded_frames, frame_counts, kit_results
+from cwcl.study.kit import embedded_frames, frame_counts, kit_results, to_draw
 from cwcl.study.records import read_results
 from cwcl.study.rows import check_frames
 
@@ -159,3 +159,23 @@ def test_an_ablation_counts_the_frames_of_folds_that_are_not_published(tmp_path,
     with pytest.raises(CliError, match='say --yes'):
         cwcl_table(ablate=True, data=str(scenes), preset='smoke', folds='0,2', device='cpu', out=str(tmp_path/'o'))
     assert '66 runs, 0 of them done' in capsys.readouterr().out
+
+def test_scenes_are_not_drawn_unasked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('cwcl.study.kit.write_scenes', lambda *a, **k: pytest.fail('drawn'))
+    monkeypatch.setattr('sys.stdin', io.StringIO())
+    with pytest.raises(CliError, match='say --yes'): cwcl_table(table='beyond', device='cpu')
+    assert to_draw('trial') == 2828 and to_draw('study') == 2020 and not list(tmp_path.glob('runs/scenes*'))
+
+def test_a_table_of_nothing_is_not_written_over_a_whole_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CliError, match='none of these 102 runs is done'): cwcl_table(no_phases=True, show=True)
+    assert not list(tmp_path.glob('runs/*/table1*'))
+
+def test_claims_on_methods_that_are_left_out_are_not_judged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cwcl_table(table='trial1', methods='random,dcl+cls', show=True)
+    out = capsys.readouterr().out
+    assert 'missing' not in out and 'are not judged here: they are about cls, dcl, simclr too' in out
+    names = {o.stem for o in (tmp_path/'runs'/'trial').iterdir()}
+    assert names == {f'trial1-{k}' for k in ('table', 'verdicts', 'deciding')}

@@ -55,3 +55,7 @@ def test_a_frozen_recipe():
 
 def test_a_table_that_the_kit_lacks():
     with pytest.raises(InputError, match='nosuch.csv'): data_file('nosuch.csv')
+
+def test_a_preset_is_not_a_field():
+    says = "preset='demo' is not a field"
+    with pytest.raises(InputError, match=says): Recipe.from_json('{"preset": "demo"}', 'r.json')

@@ -172,13 +172,19 @@ def test_a_run_without_test_masks_is_told(smoke, monkeypatch, tmp_path):
     assert 'no test frames with masks' in said[0]
 
 @pytest.mark.parametrize('n,named,want', [
-    (0, None, []), (2, None, [0, 1]), (2, '1,3', [1, 3]), (2, 'GPU-a,GPU-b', [0, 1]), (0, '', [])])
+    (0, None, []), (2, None, [0, 1]), (2, '1,3', [1, 3]), (0, '', [])])
 def test_processes_of_this_machine_see_its_gpus(monkeypatch, tmp_path, n, named, want):
     monkeypatch.setattr('torch.cuda.device_count', lambda: n)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if named is not None: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', named)
     got = executor(tmp_path).parameters
     assert visible_gpus() == want and got['gpus_per_node'] == len(want) and list(got.get('visible_gpus', ())) == want
+
+def test_a_gpu_without_a_number_is_not_taken_for_the_first(monkeypatch):
+    "submitit would name it 0 to its process: another one, and perhaps somebody else's"
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', 'GPU-a,GPU-b')
+    with pytest.raises(InputError, match='CUDA_VISIBLE_DEVICES=GPU-a,GPU-b: .*leave --jobs out'): visible_gpus()
 
 def test_no_folder_of_results(tmp_path):
     with pytest.raises(InputError, match='no such folder'): read_results(tmp_path/'nowhere')

@@ -13,6 +13,7 @@ from cwcl.study.grid import grid
 from cwcl.study.records import read_results
 from cwcl.study.jobs import Worker
 from cwcl.tasks import CWCLNet
+from cwcl.train import train_run
 from test_labels import EYES, apart
 
 FILE = '''"Frames with equal label sets are drawn together"
@@ -190,3 +191,15 @@ def test_another_method_of_a_recipe_brings_its_fields(tmp_path):
         given_recipe(file, 'demo', dict(method='dcl'))
     given = dict(method='dcl', views=1, scales=3, projection='linear')
     assert given_recipe(file, 'demo', given) == recipe('smoke', method='dcl')
+
+def test_a_learner_of_ones_own_trains_in_one_stage_too(scenes, tmp_path):
+    def learner(dls, method, r, cbs): raise InputError(f'{method} brings its own, with {len(cbs)} callbacks')
+    register_method('mine', loss=lambda *a: 0, learner=learner)
+    r = recipe('smoke', method='mine', threads=1)
+    with pytest.raises(InputError, match='mine brings its own'): train_run(r, scenes, out=tmp_path/'o', device='cpu')
+
+def test_a_goal_that_nobody_trains_is_refused():
+    "It would train segmentation alone, under the name of a new method"
+    for goals,says in ((('clss',), "goals='clss'"), (('cls', 'mine'), 'its own name is a goal')):
+        with pytest.raises(InputError, match=says): register_method('mine', goals=goals)
+    assert 'mine' not in METHODS

@@ -13,7 +13,7 @@ from cwcl.core import InputError, loss_weights, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
-from cwcl.multitask import LossTerms, MeanIoU, cwcl_learner
+from cwcl.multitask import LossGuard, LossTerms, MeanIoU, cwcl_learner
 from cwcl.results import evaluate
 from cwcl.tasks import CWCLLoss, CWCLNet, gradient_norms
 from cwcl.pairs import label_set_ids, positive_mask
@@ -394,3 +394,12 @@ def test_a_learner_refuses_loaders_of_other_frames_and_classes(table, smoke):
     alone = cwcl_dls(table, replace(smoke, method='random'), device='cpu')
     with pytest.raises(InputError, match="method='random' give those with masks"): cwcl_learner(alone, 'dcl')
     with pytest.raises(InputError, match='take byol_learner'): cwcl_learner(dls, recipe=byol_recipe(smoke))
+
+def test_a_loss_guard_remembers_when_terms_come_and_go():
+    guard = LossGuard()
+    guard.first,guard.learn = {},SimpleNamespace(iter=3)
+    guard.note(loss=torch.tensor(torch.nan), gdl=torch.tensor(torch.nan))
+    guard.learn.iter = 4
+    guard.note(loss=torch.tensor(1.), gdl=torch.tensor(1.), teacher=torch.tensor(1.))
+    guard.stop = lambda what, step: (_ for _ in ()).throw(InputError(f'{what} in step {step}'))
+    with pytest.raises(InputError, match='loss term gdl in step 3'): guard.look()

@@ -12,6 +12,7 @@ from cwcl.data.lists import _by_rule
 from cwcl.data.own import own_remarks
 from cwcl.own import class_text, own_folds, own_split, own_table, pictures, video_names
 from cwcl.results import evaluate
+from cwcl.ready import run_parts
 from cwcl.stages import stages_run
 from cwcl.study.records import read_result
 from cwcl.video import segment_images
@@ -130,7 +131,7 @@ def test_a_table_may_be_saved_in_any_way(tmp_path, text, encoding):
         ('name,value\nfloor,0\ntool,1.5', "line 3, class 'tool': '1.5' is neither an integer"),
         ('name,value\nfloor,0\n,1', "name '' of a class holds nothing"),
         ('name,red,green,blue\nfloor,0,0,0\ntool,300,0,0', "line 3, color of 'tool': 300 is above 255"),
-        ('', 'c.csv: columns ;'),
+        ('', 'c.csv: is empty'),
         ('name,value,value\nfloor,0,1', 'two columns are called value'),
         ('name,value\nfloor,0\ntool,256', "line 3, class 'tool': 256 is above 255")])
 def test_a_row_that_cannot_be_is_named_with_its_cause(tmp_path, text, says):
@@ -437,5 +438,39 @@ def test_own_frames_in_two_stages(home, tmp_path):
     again = stages_run(r, lambda: split, out=tmp_path/'again', device='cpu')
     assert again['test'] == found['test'], 'or what makes the table'
     shutil.rmtree(tmp_path/'o'/'pretrain')
-    with pytest.raises(InputError, match='holds a finished run'): stages_run(r, pytest.fail, out=tmp_path/'o', device='cpu')
+    with pytest.raises(InputError, match='a finished run'): stages_run(r, pytest.fail, out=tmp_path/'o', device='cpu')
     assert not (tmp_path/'o'/'pretrain').exists(), 'no first stage is trained for a second one that is refused'
+
+def test_a_note_says_how_many_masks_are_used(home):
+    t = own_table(home/'frames', home/'masks', GREY)
+    def said(r): return [o for o in own_remarks(own_split(t, r, 'berta', 'carla'), r) if 'masks are trained on' in o]
+    assert said(small()) == ['3 of 6 masks are trained on (budget=0.5); --budget 1 takes all']
+    assert not said(small(budget=1.))
+
+def test_fields_that_belong_to_cholecseg8k_are_refused(home):
+    t = own_table(home/'frames', home/'masks', GREY)
+    cases = ((dict(budget_of='all'), "budget_of='all'.*choose fold"), (dict(fold_scheme='seeds'), 'pinned or six'))
+    for change,says in cases:
+        with pytest.raises(InputError, match=says): own_split(t, small(**change))
+    assert own_split(t, small(fold_scheme='six', fold=2)).part.eq('valid').any(), 'as many folds as there are videos'
+
+def test_frames_count_in_the_order_of_their_numbers(copy):
+    for kind in ('frames', 'masks'):
+        for k,p in enumerate(sorted((copy/kind/'anna').iterdir())): p.rename(p.with_stem(f'frame{2*k}'))
+    t = own_table(copy/'frames', copy/'masks', GREY).set_index('name').frame
+    assert [t[f'anna/frame{k}'] for k in (0, 2, 4, 6, 8, 10)] == list(range(6))
+
+def test_parts_of_a_run_leave_out_what_nobody_looks_at(copy):
+    for k in (1, 2, 3): (copy/'masks'/'anna'/f'{k:02d}.png').unlink()
+    (copy/'masks'/'carla'/'00.png').unlink()
+    told = small(budget=1.)
+    t = own_split(own_table(copy/'frames', copy/'masks', GREY), told, 'berta', 'carla')
+    assert run_parts(t, told) == (3, 4, 4) and run_parts(t, small(method='random')) == (6, 4, 4)
+
+def test_empty_lists_and_missing_outlines_are_named(home, tmp_path):
+    lists = dict(empty=('', 'is empty'), head=('name,value\n', 'a header and no row'))
+    for k,(text,says) in lists.items():
+        (tmp_path/f'{k}.csv').write_text(text)
+        with pytest.raises(InputError, match=f'{k}.csv: .*{says}'): class_text(tmp_path/f'{k}.csv')
+    given = home/'frames',tmp_path/'gone.json',GREY
+    with pytest.raises(InputError, match='gone.json: no such file'): own_table(*given, drawn=tmp_path)

@@ -1,6 +1,7 @@
 "A training that was stopped and resumed is the same training, to the bit"
 import json, pytest, torch
 from dataclasses import replace
+from types import SimpleNamespace
 from fastai.callback.core import Callback
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -301,3 +302,13 @@ def test_other_frames_are_refused(table, kept, tmp_path):
 
 def test_no_file_is_a_fresh_start(table, small, tmp_path):
     assert read_checkpoint(tmp_path/'none'/'last.safetensors', learner(table, small).model, 4) is None
+
+def test_too_little_memory_is_not_a_strange_checkpoint(monkeypatch, tmp_path):
+    "Its cure would be to delete a good one"
+    cb = ResumeCallback(tmp_path)
+    cb.learn = SimpleNamespace(model=None, n_epoch=1)
+    monkeypatch.setattr('cwcl.resume.bare', lambda o: o)
+    monkeypatch.setattr('cwcl.resume.read_checkpoint', lambda *a: {})
+    def full(*args): raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')
+    monkeypatch.setattr('cwcl.resume._load_state', full)
+    with pytest.raises(RuntimeError, match='^CUDA out of memory'): cb.before_fit()

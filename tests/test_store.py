@@ -218,3 +218,9 @@ def test_statistics_of_all_frames(scenes):
     x = store.frames[[0,2]].double()/255
     mean,std = channel_stats(store, np.array([0, 2]))
     assert np.allclose(mean, x.mean((0,2,3))) and np.allclose(std, x.std((0,2,3), correction=0))
+
+def test_pictures_in_memory_need_no_file(monkeypatch):
+    "Also where memory is short: they have no name by which a file of them could be found again"
+    monkeypatch.setattr('psutil.virtual_memory', lambda: types.SimpleNamespace(available=10))
+    store = FrameStore([np.zeros((8, 8, 3), np.uint8)]*2, ['', ''], class_set(8), (8, 8))
+    assert store.frames.shape == (2, 3, 8, 8)

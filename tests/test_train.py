@@ -1,6 +1,6 @@
 "One run and its command: what it leaves behind, what it repeats, and every bad input that a user can give"
 import cwcl, json, os, pytest, shutil, subprocess, torch
-import numpy as np
+import numpy as np, pandas as pd
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +14,10 @@ from cwcl.data.streams import cwcl_dls
 from cwcl.leases import Lease
 from cwcl.metrics import mean_iou
 from cwcl.options import parse_changes, run_key
-from cwcl.ready import check_phases, run_remarks, split_table
+from cwcl.ready import check_phases, claim_folder, license_of, run_remarks, split_table
 from commands import run_command
-from cwcl.results import evaluate, truth_iou
-from cwcl.train import StepTime, cwcl_train, kit_commit, train_run
+from cwcl.results import evaluate, plot_curves, plot_segmentation, truth_iou
+from cwcl.train import HoldLease, StepTime, cwcl_train, kit_commit, train_run
 
 FILES = {'recipe.json', 'metrics.json', 'model.safetensors', 'model.md', 'curves.png', 'iou.png', 'segmentation.png'}
 
@@ -291,3 +291,44 @@ def test_a_run_names_the_code_behind_it(monkeypatch, tmp_path):
     kit_commit.cache_clear()
     assert kit_commit() is None, 'no git'
     kit_commit.cache_clear()
+
+def test_epochs_that_were_given_are_trained_on_all_frames(scenes, smoke, tmp_path, monkeypatch):
+    "Without any, `--split none` takes a thousand steps"
+    (tmp_path/'r.json').write_text(smoke.to_json())
+    seen = []
+    def stop(*args, steps, **kwargs):
+        seen.append(steps)
+        raise InputError('here')
+    monkeypatch.setattr('cwcl.train.train_run', stop)
+    given = dict(data=str(scenes), preset='smoke', split='none', device='cpu', out=str(tmp_path/'o'))
+    for o in ({}, dict(epochs=2), dict(change='epochs=2'), dict(recipe=str(tmp_path/'r.json'))):
+        with pytest.raises(CliError): cwcl_train(**given, **o)
+    assert seen == [1000, None, None, None]
+
+def test_a_training_that_lost_its_folder_stops():
+    "It slept, and another one took over: neither checkpoint nor results may be written by both"
+    def lost(): raise InputError('taken over')
+    HoldLease(None).after_epoch()
+    with pytest.raises(InputError, match='taken over'): HoldLease(SimpleNamespace(check=lost)).after_epoch()
+
+def test_what_makes_a_table_of_scenes_may_be_trained_on(scenes):
+    table = frame_table(scenes)
+    assert license_of(lambda: table, table) == license_of(table, table) == license_of(scenes, table) == 'embedded'
+
+def test_a_replaced_run_leaves_no_weights_behind(tmp_path):
+    for o in FILES - {'recipe.json'}: (tmp_path/o).write_text('old')
+    (tmp_path/'notes.txt').write_text('mine')
+    claim_folder(tmp_path, overwrite=True)
+    assert [o.name for o in tmp_path.iterdir()] == ['notes.txt']
+
+def test_a_batch_of_two_shows_four_frames(run, scenes, smoke):
+    table,r = split_table(frame_table(scenes), replace(smoke, batch=2, labelled=1))
+    fig = plot_segmentation(load_model(run[0]/'model.safetensors', 'cpu'), cwcl_dls(table, r, device='cpu'),
+        table[table.part == 'test'])
+    assert [len(ax.images) > 0 for ax in fig.axes[:12]] == [True]*12
+
+def test_curves_show_every_term():
+    log = pd.DataFrame(dict(epoch=[1, 2], train_loss=[1., 2], valid_loss=[1., 2], mean_iou=[.1, .2], gdl=[1., .5],
+        mine=[2., 1], teacher=[np.nan, np.nan]))
+    labels = [o.get_label() for o in plot_curves(log).axes[0].lines]
+    assert labels == ['gdl (from 1.00)', 'mine (from 2.00)']

@@ -35,11 +35,13 @@ def read_list(
     lines = csv.reader(io.StringIO(text, newline=None), delimiter=sep, skipinitialspace=True)
     try: rows = {lines.line_num: [c.strip() for c in o] for o in lines if any(c.strip() for c in o)}
     except csv.Error as e: raise InputError(f'{path}: no {what} ({e}); save it again as CSV') from None
+    if not rows: raise InputError(f'{path}: is empty; a {what} begins with the names of its columns')
     head = [o.lower() if o.lower() in needed + maybe else o for o in rows.pop(next(iter(rows), 0), [])]
     lacking = [o for o in needed if o not in head]
     if lacking: raise InputError(f'{path}: no column {lacking[0]} among {", ".join(head)}; needed: {", ".join(needed)}')
     twice = [o for o,k in Counter(head).items() if o and k > 1]
     if twice: raise InputError(f'{path}: two columns are called {twice[0]}; keep one of them')
+    if not rows: raise InputError(f'{path}: has a header and no row; add what it should list')
     for n,row in rows.items():
         more = [o for o in row[len(head):] if o]
         if more: raise InputError(f'{path} line {n}: more columns than its header, {more[0]!r}; quote commas')

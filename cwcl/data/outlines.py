@@ -89,6 +89,7 @@ def coco_masks(
 )->dict: # Name to path of the mask
     "Draw the masks of a COCO file"
     file = Path(file)
+    if not file.is_file(): raise InputError(f'{file}: no such file; give one in the COCO format (--masks)')
     places = {Path(p).resolve(): k for k,p in images.items()}
     out = {}
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 from ..core import InputError, Recipe, reads_labels
 from .classes import OwnClasses
-from .folders import data_files
+from .folders import counting, data_files
 from .images import picture_size, read_mask
 from .lists import class_text, read_list, rows_of, video_names
 from .match import pair_names, pair_up, picture_files, pictures
@@ -181,7 +181,8 @@ def own_table(
     images,found = _own_files(frames, masks, own, drawn)
     taken = set(own.names) & _TAKEN
     if taken: raise InputError(f'class {taken.pop()!r}: the name is taken by a column; choose another')
-    t = pd.DataFrame(dict(source=video_names(list(images), videos), name=list(images)))
+    names = sorted(images, key=counting)
+    t = pd.DataFrame(dict(source=video_names(names, videos), name=names))
     files = [(images[n], found.get(n)) for n in t.name]
     pixels = _all_pixels(files, own, progress)
     _number_videos(t)
@@ -223,7 +224,11 @@ def own_split(
     test = _names(test, known)
     if test and not (table.source.isin(test) & (table['mask'] != '')).any():
         raise InputError(f'{", ".join(test)}: for the test, but without a mask; name a video with masks (--test)')
-    folds = own_folds(table, test) if valid is None else [_names(valid, known)]
+    for k,known_here in dict(budget_of=('fold',), fold_scheme=('pinned', 'six')).items():
+        if getattr(recipe, k) not in known_here: raise InputError(f'{k}={getattr(recipe, k)!r}: belongs to '
+            f'CholecSeg8k; with data of your own choose {" or ".join(known_here)}')
+    n = 6 if recipe.fold_scheme == 'six' else 3
+    folds = own_folds(table, test, n) if valid is None else [_names(valid, known)]
     k = recipe.fold if valid is None else 0
     if k >= len(folds): raise InputError(f'fold={k}: choose 0 to {len(folds)-1}, or name the videos for validation')
     both = set(folds[k]) & set(test)
@@ -245,6 +250,8 @@ def own_remarks(
     said = [f'validation on {by.get("valid")}; --valid names others, --fold deals them']
     none = 'no video is kept for the test (--test), so the scores are those of validation'
     said.append(f'test on {by["test"]}' if 'test' in by else none)
+    used,n = table.labelled.sum(),(masked.part == 'train').sum()
+    if used < n: said.append(f'{used} of {n} masks are trained on (budget={r.budget:g}); --budget 1 takes all')
     w,h = picture_size(table.image.iloc[0])
     wide = round(r.height*w/h)
     bare = without_labels(table).sum()

@@ -157,7 +157,8 @@ def decoded(self:FrameStore,
             done = pool.map(one, range(len(items)))
             for _ in tqdm(done, f'decoding {name}', len(items), unit='', disable=not self.progress): pass
     fits = np.prod(shape) <= psutil.virtual_memory().available/2
-    if not items or (fits and not folder):
+    files = all(isinstance(o, (str, Path)) for o in items) # Others have no name by which to find them again
+    if not items or not files or fits and not folder:
         data = np.empty(shape, np.uint8)
         fill(data)
     else: data = mapped_array(Path(folder or self.cache)/f'{name}-{store_key(items, *what)}.npy', shape, fill)

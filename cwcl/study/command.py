@@ -23,7 +23,7 @@ from .ablation import ablation, base_seeds, report_ablation
 from .charts import budget_curve
 from .claims import claims_of
 from .grid import TABLE_METHODS, check_runs, fold_parts, grid, run_all
-from .kit import embedded_frames, find_results, frame_counts, kit_results
+from .kit import embedded_frames, find_results, frame_counts, kit_results, to_draw
 from .jobs import EpochBar, estimate, largest_step, run_jobs, say_estimate, sharing
 from .answers import report_why
 from .beyond import base_runs, beyond_runs, report_beyond
@@ -34,6 +34,22 @@ from .tables import fold_table, frame_markdown, save_table, table1, table2, tabl
 from .verdicts import verdict_table, verdicts
 
 # %% ../../nbs/53a_study.command.ipynb #bca88d5c
+def _agree(
+    question:str,
+    yes:bool, # It is answered already
+):
+    "Raise `InputError` unless the user wants it"
+    if yes: return
+    if not sys.stdin.isatty(): raise InputError('nobody is here to answer: say --yes to start')
+    answer = input(f'{question} [y/N] ').strip().lower()
+    if answer not in ('y', 'yes'): raise InputError('not started; finished runs are kept')
+
+def _before_drawing(todo, n, frames, yes): # Missing runs, all, frames that have to be drawn; as in `_agree`
+    "Ask before frames are drawn, on which memory and time are then measured"
+    if not frames: return
+    print(f'{todo} of {n} runs are missing (--show prints the others); {frames} frames are drawn first, in minutes')
+    _agree('Draw them?', yes)
+
 def _confirm(
     todo:list, # Of `Run`, those that are missing
     n:int, # All runs of the table
@@ -54,10 +70,7 @@ def _confirm(
     print(f'memory: at least {say_bytes(need)} for the largest step, of {r.method}', flush=True)
     cost = dict(estimate(todo, out, table, jobs, device, here), runs=n, done=n-len(todo))
     print('time:', say_estimate(cost, out))
-    if yes: return
-    if not sys.stdin.isatty(): raise InputError('nobody is here to answer: say --yes to start')
-    answer = input('Start? [y/N] ').strip().lower()
-    if answer not in ('y', 'yes'): raise InputError('not started; finished runs are kept')
+    _agree('Start?', yes)
 
 # %% ../../nbs/53a_study.command.ipynb #c8a70fdc
 def _do_missing(
@@ -99,6 +112,7 @@ def _report_table(
     folds:bool=False, # Also fold by fold
 )->list: # Files
     "Print a table with its notes and verdicts, and write it"
+    if not results: raise InputError(f'{table}: none of these {len(runs)} runs is done; leave --show out to do them')
     t = table2(runs, results) if table == 'table2' else table1(runs, results)
     notes = table_notes(runs, results)
     print(table_markdown(t), *(f'- {o}' for o in notes), sep='\n')
@@ -232,7 +246,7 @@ def cwcl_table(
     sbatch:str='', # Other options of Slurm for it, such as "account=surgery mem=32G"
     device:str=None, # cpu, cuda or cuda:1; a GPU where there is one if not given
     yes:store_true=False, # Start without asking
-    show:store_true=False, # Print what is finished, and start nothing
+    show:store_true=False, # Print what is finished, write it to the folder of the runs, and start nothing
 ):
     "Do the missing runs of a table of the paper, print it, and judge the paper's claims"
     name,preset,folds = _check_table(str(table), ablate, preset, folds)
@@ -256,6 +270,7 @@ def cwcl_table(
     results = find_results(runs, folders)
     if data and results: check_frames(results, get_frames())
     todo = [o for o in runs if o.key not in results]
+    if todo and not (show or data): _before_drawing(len(todo), len(runs), to_draw(preset), yes)
     if todo and not show:
         here = cluster == 'local'
         options = dict(partition=partition, gpus=0 if device == 'cpu' else gpus, timeout=timeout, resubmit=resubmit,

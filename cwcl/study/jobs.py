@@ -123,8 +123,11 @@ class Worker:
 def visible_gpus()->list: # Numbers, as in CUDA_VISIBLE_DEVICES
     "List the GPUs that this process may use"
     n = torch.cuda.device_count()
-    named = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-    return [int(o) for o in named[:n]] if all(o.strip().isdigit() for o in named) else list(range(n))
+    named = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(n)))
+    strange = [o for o in named.split(',')[:n] if not o.strip().isdigit()]
+    if strange: raise InputError(f'CUDA_VISIBLE_DEVICES={named}: submitit takes numbers, not {strange[0]}; set those '
+        'that nvidia-smi shows, or leave --jobs out')
+    return [int(o) for o in named.split(',')[:n]]
 
 # %% ../../nbs/51b_study.jobs.ipynb #fe60b3d2
 def partition_gpus(
@@ -174,7 +177,7 @@ def executor(
     if cluster == 'local':
         ex = submitit.LocalExecutor(logs)
         here = visible_gpus()
-        ex.update_parameters(timeout_min=timeout, gpus_per_node=len(here), visible_gpus=here)
+        ex.update_parameters(timeout_min=60*24*365, gpus_per_node=len(here), visible_gpus=here)
         return ex
     try: ex = submitit.AutoExecutor(folder=logs, cluster=cluster, slurm_max_num_timeout=resubmit)
     except RuntimeError as e:

@@ -283,21 +283,26 @@ def trial_table(
     return cells.agg(patients='mean', spread='std', runs='count').assign(two_videos=two)
 
 # %% ../../nbs/52d_study.trial.ipynb #dbc4f8e7
+def _of(parts): return {m for p in parts for m in (p.a, p.b)}
+
 def report_trial(
     results:dict, # Key to result
     out, # Folder for the table and the verdicts, as CSV
     name:str='trial1', # Of the files
 ):
-    "Print the table of a trial and its verdicts, and write both"
+    "Print the table of a trial and the verdicts on its methods, and write both"
     done = list(results.values())
     if not done: raise InputError(f'{name}: no run of it is done')
-    two = any(method_name(o['recipe']).endswith('2stage') for o in done)
+    there = {method_name(o['recipe']) for o in done}
+    two = any(o.endswith('2stage') for o in there)
     claims = [c for c in TRIAL_CLAIMS if c.parts[0].a.endswith('-2stage') == two]
-    t = trial_table(done).round(3).reset_index()
-    v = trial_verdicts(done, claims)
-    files = dict(table=t, verdicts=v)
-    if not two: files['deciding'] = deciding_table(patient_values(done)).round(4)
-    shown = [o if k != 'verdicts' else verdict_table(v) for k,o in files.items()]
-    print(*map(frame_markdown, shown), sep='\n\n')
+    judged = [c for c in claims if _of(c.parts) <= there]
+    deciding = () if two else [p for p in DECIDING if _of([p]) <= there]
+    files = dict(table=trial_table(done).round(3).reset_index())
+    if judged: files['verdicts'] = trial_verdicts(done, judged)
+    if deciding: files['deciding'] = deciding_table(patient_values(done), deciding).round(4)
+    print(*(frame_markdown(verdict_table(o) if k == 'verdicts' else o) for k,o in files.items()), sep='\n\n')
+    away = ', '.join(sorted({m for c in claims for m in _of(c.parts)} - there))
+    if away: print(f'\n{len(claims)-len(judged)} claims are not judged here: they are about {away} too')
     for k,o in files.items():
         with atomic_path(Path(out)/f'{name}-{k}.csv') as p: o.to_csv(p, index=False)

@@ -17,7 +17,7 @@ def arithmetic(
     r:Recipe,
     training:bool=False, # Look for the fastest algorithm, unless the recipe wants the same bits again?
 ): # Context
-    "Let a GPU compute as a recipe says, and set it back; only a training calls the compiled network"
+    "Let a GPU compute as a recipe says, and set all but cuBLAS back; only a training calls the compiled network"
     if r.deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     cudnn = torch.backends.cudnn
     given = dict(enabled=cudnn.enabled, benchmark_limit=cudnn.benchmark_limit, allow_tf32=r.precision != 'fp32')

@@ -150,6 +150,7 @@ def load_encoder(
         if theirs != ours: raise InputError(f'{path}: an encoder of {k}={theirs}, this network has {k}={ours}; '
             'pre-train one with this recipe')
     def part(name): return {k.removeprefix(name): v for k,v in state.items() if k.startswith(name)}
+    _check_fit(net.encoder.state_dict(), part('encoder.'), r, path)
     net.encoder.load_state_dict(part('encoder.'))
     if whole: fill_body(net.decoder, part('decoder.'))
     return net

@@ -193,15 +193,15 @@ class NetRecipe(DataRecipe):
 @dataclass(frozen=True)
 class BeyondRecipe(NetRecipe):
     "What the paper does not do; all of it is off by default"
-    average: Fraction = 0.  # Lesson 81: share of itself that the average of the weights keeps in a step
-    colors: Weight = 0.     # Lesson 81: strength of the changes of colors on training frames
-    teacher: Weight = 0.    # Lesson 82: weight of the masks that the averaged network draws on class-only frames
-    sure: Probability = 0.7 # ... of pixels where it gives a class at least this probability
+    average: Fraction = 0.  # Lesson 81: decay of the exponential moving average (EMA) of the weights
+    colors: Weight = 0.     # Lesson 81: strength of the color jitter on training frames
+    teacher: Weight = 0.    # Lesson 82: weight of the pseudo-labels of a mean teacher on class-only frames
+    sure: Probability = 0.7 # ... confidence threshold: of pixels where it gives a class at least this probability
     allowed: bool = True    # ... and has only the classes that a frame shows to choose from
-    boxes: Probability = 0.5 # ... on frames with a box from another frame, with this probability
+    boxes: Probability = 0.5 # ... CutMix: on frames with a box from another frame, with this probability
     absent: Weight = 0.     # Lesson 82: weight of the loss of absent classes on class-only frames
-    paste: Probability = 0. # Lesson 83: that a labelled frame gets the rare structures of another one
-    bank: Index = 0         # Lesson 84: former frames that each anchor is compared with beside its batch
+    paste: Probability = 0. # Lesson 83, copy-paste: that a labelled frame gets the rare structures of another one
+    bank: Index = 0         # Lesson 84, memory bank: former frames that each anchor is compared with, too
     # Lesson 85: positives share all structures, or nearly all of them and count by their overlap
     alike: Literal['equal', 'overlap'] = 'equal'
     regions: Weight = 0.    # Lesson 85: weight of the contrast of class means in the decoder

@@ -25,7 +25,7 @@ from .parts import check_parts, part_counts, part_terms
 # %% ../nbs/32_distrib.ipynb #95d5a87a
 def join_ranks(
     device=None, # Such as `cpu`; a GPU of its own for each process, where there are GPUs, if `None`
-)->torch.device: # The device of this process
+)->torch.device|str|None: # The device of this process; `device` as it came, if it is alone
     "Meet the other processes that torchrun started; a process that was started alone meets nobody"
     if int(os.environ.get('WORLD_SIZE', 1)) < 2: return device
     device = torch.device(device or default_device())

@@ -58,7 +58,7 @@ class Precision(MixedPrecision):
 
 # %% ../nbs/30_learner.ipynb #e89fb49b
 class FrameAccumulation(GradientAccumulation):
-    "Make one step for as many batches as hold `n_acc` frames, with the mean of their gradients"
+    "Make one step for as many batches as hold `n_acc` frames, of those with masks and those without together"
     name = 'gradient_accumulation'
     def before_fit(self):
         self.count = 0

@@ -8,7 +8,7 @@ __all__ = ['LabelledPart', 'LossTerms', 'snapshot', 'LossGuard', 'KeepBest', 'Me
 
 # %% ../nbs/30a_multitask.ipynb #e2747a16
 import numpy as np, torch
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
 from math import inf, nan
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from .arithmetic import arithmetic, check_compiler
-from .core import InputError, Recipe, find_method, goals
+from .core import DataRecipe, InputError, Recipe, find_method, goals
 from .learner import FrameLearner, Precision, encoder_and_rest
 from .losses.segmentation import presence_weights
 from .methods import option_callbacks
@@ -208,11 +208,12 @@ def _check_loaders(made, r): # Recipe of the loaders, recipe of the Learner
     again = 'make them anew, with cwcl_dls(table, recipe)'
     own = goals(r) & {'byol', 'masked'}
     if own: raise InputError(f'method={r.method!r}: it has another network; take {own.pop()}_learner')
-    for k in ('class_set', 'left_out', 'views', *(['strong'] if 'simclr' in goals(r) else [])):
+    free = {'name', 'method', 'stage'} | (set() if 'simclr' in goals(r) else {'strong'})
+    for k in (f.name for f in fields(DataRecipe) if f.name not in free):
         have,want = (getattr(o, k) for o in (made, r))
         if have != want: raise InputError(f'{k}={want!r}, but the loaders were made for {k}={have!r}: {again}')
-    few = goals(made) == {'seg'} and not (made.teacher or made.absent)
-    if few and goals(r) != {'seg'}: raise InputError(f'method={r.method!r} learns from all frames, '
+    def of_masks(o): return goals(o) == {'seg'} and not (o.teacher or o.absent)
+    if of_masks(made) and not of_masks(r): raise InputError(f'method={r.method!r} learns from all frames, '
         f'and loaders for method={made.method!r} give those with masks: {again}')
 
 @delegates(wired_learner, but=['net', 'loss_func'])

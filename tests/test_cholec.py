@@ -7,7 +7,8 @@ from cwcl.core import InputError
 from cwcl.data import cholec, files as data_files
 from cwcl.data.cholec import PROBLEMS, audit, audit_text, cwcl_data, frame_table, phase_at, presence, read_frame
 from cwcl.data.cholec import read_phases
-from cwcl.data.files import FACTS, INDEX, frame_facts, list_frames, mask_facts, png_size, read_png, scan
+from cwcl.data.files import FACTS, INDEX, frame_facts, list_frames, mask_facts, scan
+from cwcl.data.images import picture_size, read_mask
 from cwcl.data.labels import CLASSES, class_set, decode_mask, present_classes, unknown_values
 
 SIZE = 24,16
@@ -135,9 +136,9 @@ def test_truncated_png(root, kind, keep):
     p.write_bytes(p.read_bytes()[:keep])
     with pytest.raises(InputError) as e: frame_table(root)
     assert one_line(e).startswith(f'{p}: unreadable') and 'fetch the file again' in str(e.value)
-    with pytest.raises(InputError, match='unreadable'): png_size(p)
+    with pytest.raises(InputError, match='unreadable'): picture_size(p)
     if keep < 0: return
-    with pytest.raises(InputError, match='unreadable'): read_png(p)
+    with pytest.raises(InputError, match='unreadable'): read_mask(p)
 
 @pytest.mark.parametrize('kind', ['_endo.png', '_endo_watershed_mask.png'])
 def test_not_a_png(root, kind):
@@ -432,7 +433,6 @@ def test_installed_command():
 def test_names_relied_on():
     assert cholec.read_phases is read_phases
     assert 'read_phases' in cholec.__all__
-    assert cholec.read_png is read_png
     assert callable(phase_at)
     assert callable(cwcl_data)
 

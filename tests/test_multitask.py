@@ -387,12 +387,15 @@ def test_a_learner_takes_the_method_of_its_recipe(table, smoke):
 
 def test_a_learner_refuses_loaders_of_other_frames_and_classes(table, smoke):
     dls = cwcl_dls(table, smoke, device='cpu')
-    for k,v in dict(class_set=13, left_out='background', views=2).items():
+    "Its file would say that it had trained on the crops and batches of another recipe"
+    for k,v in dict(class_set=13, left_out='background', views=2, crop=32, batch=4, flip=0., fold=1).items():
         method = 'simclr' if k == 'views' else 'random'
         with pytest.raises(InputError, match=f'{k}={v!r}, but the loaders were made for {k}='):
             cwcl_learner(dls, recipe=replace(smoke, method=method, **{k: v}))
     alone = cwcl_dls(table, replace(smoke, method='random'), device='cpu')
     with pytest.raises(InputError, match="method='random' give those with masks"): cwcl_learner(alone, 'dcl')
+    taught = replace(smoke, method='random', teacher=1., average=.9)
+    with pytest.raises(InputError, match="method='random' give those with masks"): cwcl_learner(alone, recipe=taught)
     with pytest.raises(InputError, match='take byol_learner'): cwcl_learner(dls, recipe=byol_recipe(smoke))
 
 def test_a_loss_guard_remembers_when_terms_come_and_go():

@@ -4,7 +4,7 @@ from PIL import Image
 from cwcl.checkpoint import load_model, save_model
 from cwcl.core import InputError, Recipe, recipe, set_seed
 from cwcl.data.classes import OwnClasses, class_values
-from cwcl.data.files import read_png
+from cwcl.data.images import read_mask
 from cwcl.data.labels import class_set, decode_mask
 from cwcl.data.streams import cwcl_dls
 from cwcl.multitask import cwcl_learner
@@ -158,7 +158,7 @@ def test_the_table_says_what_the_files_say(home, masks, classes):
     assert t.groupby('source').size().to_dict() == VIDEOS and t.video.nunique() == 3 and (t.phase == -1).all()
     assert t.image.str.endswith('.jpg').sum() == 7 and not t.duplicated(['video', 'frame']).any()
     for o in t.itertuples():
-        ids = own.read(read_png(o.mask))
+        ids = own.read(read_mask(o.mask))
         assert [getattr(o, c) for c in own.names] == [bool((ids == k).sum() >= 16) for k in range(4)]
         assert o.image.rsplit('.', 1)[0].split('/')[-2:] == o.mask.rsplit('.', 1)[0].split('/')[-2:]
         assert o.source in o.image
@@ -420,11 +420,11 @@ def test_ten_lines_train(home, tmp_path):
     again = load_model(save_model(tmp_path/'m.safetensors', learn.model), 'cpu')
     x,mask = learn.dls.test_dl(rows).one_batch()
     assert again.classes.names == ('floor', 'bar', 'disc', 'box') and torch.equal(again(x), learn.model.eval()(x))
-    ids = OwnClasses(text).read(read_png(rows['mask'].iloc[0]))
+    ids = OwnClasses(text).read(read_mask(rows['mask'].iloc[0]))
     truth = np.asarray(Image.fromarray(ids).resize((100, 75), Image.NEAREST))
     assert (np.asarray(mask[0]) == truth).all()
     segment_images(again, rows.image.iloc[1], tmp_path/'seen', progress=False)
-    seen = OwnClasses(text).read(read_png(tmp_path/'seen'/'01_mask.png'))
+    seen = OwnClasses(text).read(read_mask(tmp_path/'seen'/'01_mask.png'))
     assert seen.shape == (150, 200) and seen.max() < 4
     with learn.no_bar(): assert learn.predict(rows.image.iloc[1])[0].shape == (75, 100)
 

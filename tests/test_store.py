@@ -8,7 +8,7 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 import cwcl.data.store as store_module
 from cwcl.core import InputError
-from cwcl.data.files import read_png
+from cwcl.data.images import read_mask
 from cwcl.data.labels import class_set, decode_mask, encode_mask
 from cwcl.data.store import FrameStore, channel_stats, load_image, load_mask, store_key
 from cwcl.data.synth import render_scene
@@ -26,7 +26,7 @@ def scenes(tmp_path_factory):
 
 def test_every_kind_of_frame_gives_the_same_bytes(scenes):
     p = scenes[0][0]
-    pixels = read_png(p)
+    pixels = read_mask(p)
     chw = torch.tensor(pixels).permute(2, 0, 1)
     arrays = [pixels, pixels/255, pixels.astype(np.float32)/255]
     kinds = [p, Path(p), Image.open(p), *arrays, chw, chw/255, TensorImage(chw)]
@@ -60,7 +60,7 @@ def test_a_torn_jpeg_is_named(tmp_path):
 def test_masks_are_resized_by_nearest_neighbor(scenes, n, left_out):
     classes = class_set(n, left_out)
     p = scenes[1][0]
-    full = decode_mask(read_png(p))
+    full = decode_mask(read_mask(p))
     rows = ((np.arange(30) + .5)*60/30).astype(int)
     cols = ((np.arange(50) + .5)*107/50).astype(int)
     assert (load_mask(p, (30,50), classes) == classes.encode(full[rows][:,cols])).all()
@@ -130,7 +130,7 @@ def test_runs_of_a_study_share_frames_and_hide_their_own_masks(scenes, tmp_path,
     with pytest.raises(AssertionError, match='decoded twice'): FrameStore(images, masks, class_set(8), (30,50))
 
 def test_pictures_in_memory_are_not_shared(scenes, tmp_path):
-    pixels = read_png(scenes[0][0])
+    pixels = read_mask(scenes[0][0])
     with store_module.shared_frames(tmp_path):
         for o in ([pixels], []): assert len(FrameStore(o, ['']*len(o), class_set(8), (30,50)).frames) == len(o)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from cwcl.core import InputError, recipe
 from cwcl.data.cholec import frame_table
-from cwcl.data.files import read_png
+from cwcl.data.images import read_mask
 from cwcl.data.frames import ID_COLUMNS, FrameDL, Frames
 from cwcl.data.labels import class_set
 from cwcl.data.order import label_groups, two_streams
@@ -273,7 +273,7 @@ def test_an_ordinary_learner(split, smoke, workers, tmp_path):
         assert preds.shape == (len(truth), 8, 60, 107) and losses.shape == (len(dls.valid_ds),)
         assert len(learn.get_preds(ds_idx=0)[0]) == len(dls.train.labelled)
         image = split.image.iloc[0]
-        pixels = read_png(image)
+        pixels = read_mask(image)
         forms = image, Path(image), Image.open(image), pixels, torch.tensor(pixels).permute(2, 0, 1)/255
         results = [learn.predict(o)[0] for o in forms]
     dls.show_batch()

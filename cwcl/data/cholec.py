@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROBLEMS', 'frame_table', 'read_frame', 'presence', 'frames_digest', 'audit', 'audit_text', 'cwcl_data',
-           'read_phases', 'phase_at', 'read_png']
+           'read_phases', 'phase_at']
 
 # %% ../../nbs/12_data.cholec.ipynb #e8670377
 import re, sys
@@ -14,14 +14,14 @@ from typing import Annotated
 from fastcore.script import call_parse
 from ..core import InputError
 from ..script import one_line_errors
-from .files import data_root, read_image, read_mask, scan
-from .files import read_png # chkstyle: ignore
+from .files import data_root, scan
+from .images import read_image, read_mask
 from .labels import CLASSES, decode_mask
 from .phases import phase_at, read_phases
 from .join import frame_phases, phase_files, phase_remark
 from .synth import write_scenes
 from ..whole import digest
-_all_ = ['read_phases', 'phase_at', 'read_png']
+_all_ = ['read_phases', 'phase_at']
 
 # %% ../../nbs/12_data.cholec.ipynb #14dcd633
 _STOPS = '''unreadable: fetch the file again

@@ -18,9 +18,6 @@ from .folders import CLIP, FRAME, data_files, data_root
 from .images import picture_size, read_mask
 from .labels import CLASSES, decode_mask, unknown_values
 
-# %% ../../nbs/11b_data.files.ipynb #701e070b
-from .images import png_size, read_image, read_png # chkstyle: ignore
-
 # %% ../../nbs/11b_data.files.ipynb #870033ed
 def list_frames(
     root, # Anything that `data_root` takes

@@ -167,7 +167,7 @@ def _some_methods(
 
 # %% ../../nbs/53a_study.command.ipynb #87c76c3f
 def _wanted_runs(
-    table:str, # `table1`, `table2`, `trial1`, `trial2`, `beyond` or `ablate`
+    table:str, # `table1`, `table2`, `trial1`, `trial2`, `beyond`, `why` or `ablate`
     r, # `Recipe` that all runs share
     folds:tuple,
     seeds:tuple,

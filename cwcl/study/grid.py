@@ -26,7 +26,7 @@ from .records import read_result
 @dataclass(frozen=True)
 class Run:
     "One training of the study, or one of two stages"
-    table: str # What it is for: `table1`, `table2` or `ablate`
+    table: str # What it is for: `table1`, `table2`, `ablate`, `trial1`, `trial2`, `beyond` or `why`
     recipe: Recipe
     reading: str = '' # What differs from the table's recipe, in an ablation
 

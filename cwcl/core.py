@@ -396,7 +396,7 @@ PRESETS['study'] = {**_small, 'epochs': 11, 'threads': 1, 'valid_step': 5}
 PRESETS['trial'] = {**_small, 'height': 54, 'width': 96, 'crop': 48, 'window': 48, 'batch': 64, 'labelled': 16,
     'use_phase': False, 'fold_scheme': 'six', 'lr': .02, 'epochs': 120, 'threads': 1, 'valid_step': 80,
     'refresh_bn': 50}
-PRESETS['smoke'] = {**_small, **_tiny, 'channels_last': False, 'epochs': 1}
+PRESETS['smoke'] = {**_small, **_tiny, 'channels_last': False, 'epochs': 1, 'threads': 1}
 
 # %% ../nbs/00_core.ipynb #79339867
 def recipe(

@@ -54,7 +54,8 @@ def register_method(
     if not re.fullmatch(r'[a-z][a-z0-9+_]*', name):
         raise InputError(f'method {name!r}: choose small letters, digits, + and _, such as center')
     if name in OUR_METHODS: raise InputError(f'method {name!r}: the kit has one of that name; choose another')
-    strange = [o for o in goals if o not in {o for m in OUR_METHODS.values() for o in m.goals} | {'seg', name}]
+    known = {'seg', name}.union(*(o.goals for o in OUR_METHODS.values()))
+    strange = [o for o in goals if o not in known]
     if strange: raise InputError(f'method {name!r}: goals={strange[0]!r}; choose among cls, dcl and simclr')
     if name in goals and not loss: raise InputError(f'method {name!r}: its own name is a goal; give loss= as well')
     others = len([k for k in METHODS if k not in OUR_METHODS and k != name])

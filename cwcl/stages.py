@@ -70,8 +70,7 @@ def pretrain_run(
     with sole_writer(out, tell) as lease:
         with rank0_first() as first:
             if first: write_text(claim_folder(out)/'recipe.json', r.to_json(), sync=True)
-        learn,log = train_learner(r, table, out, device, progress, make=find_method(r.method).make,
-            cbs=[HoldLease(lease), *(cbs or [])], tell=tell)
+        learn,log = train_learner(r, table, out, device, progress, None, [HoldLease(lease), *(cbs or [])], tell)
         facts = run_facts(learn, log, table, run_remarks(table, r, 'fold'))
         if r.refresh_bn: refresh_averages(learn.model.encoder, table, r, learn.dls.device)
         with rank0_first() as first:

@@ -57,7 +57,6 @@ class HoldLease(Callback):
     def after_epoch(self):
         if self.lease: self.lease.check()
 
-
 # %% ../nbs/34_train.ipynb #2cd7d590
 def train_learner(
     r:Recipe,
@@ -66,13 +65,13 @@ def train_learner(
     device=None, # The GPU where there is one, if `None`
     progress:bool=False, # Show bars and a row per epoch
     init=None, # Weights whose encoder to start from, a file
-    make=cwcl_learner, # Builds the Learner from loaders, method and recipe
     cbs=None, # More callbacks
     tell=noop, # Called with each remark
 )->tuple: # (Learner, log of the epochs)
     "Build loaders and Learner, and train as the recipe says"
     set_seed(r.seed, r.threads)
     dls = cwcl_dls(table, r, device=device or default_device())
+    make = find_method(r.method).make if r.stage in ('joint', 'pretrain') else cwcl_learner
     learn = make(dls, r.method, r, cbs=[StepTime(), *(cbs or [])])
     if init: load_encoder(learn.model, init)
     if ranks()[1] > 1: learn.to_distributed()
@@ -171,9 +170,7 @@ def train_run(
         stopped = any(o.exists() for o in checkpoints(out/'checkpoint'/'last.safetensors'))
         if stopped: tell(f'{out}: a training was stopped here; resuming after its last whole epoch')
         for o in remarks: tell(o)
-        make = find_method(r.method).make if r.stage == 'joint' else cwcl_learner
-        own = [HoldLease(lease), *(cbs or [])]
-        learn,log = train_learner(r, table, out, device, progress, init, make, own, tell)
+        learn,log = train_learner(r, table, out, device, progress, init, [HoldLease(lease), *(cbs or [])], tell)
         facts = dict(run_facts(learn, log, table, remarks), data=license_of(data, table), data_digest=made_of,
             overfit=split == 'none')
         with rank0_first() as first:

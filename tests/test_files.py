@@ -93,7 +93,8 @@ def test_masks_that_would_change_their_values_are_refused(tmp_path):
     for mode in ('CMYK', 'YCbCr', 'LAB'):
         Image.new(mode, (4, 3)).save(tmp_path/'m.tif')
         says = one_line(read_mask, tmp_path/'m.tif')
-        assert f'a mask of mode {mode}' in says or 'unreadable' in says, 'Pillow 11 cuts its own YCbCr file short'
+        cut = mode == 'YCbCr' and 'unreadable' in says # Pillow 11 cuts its own file of this kind short
+        assert f'a mask of mode {mode}' in says or cut
     path.write_bytes(deep_rgb(50))
     assert 'more than 8 bits' in one_line(read_mask, path) and read_image(path).shape == (1, 1, 3)
 

@@ -36,7 +36,7 @@ def read_list(
     try: rows = {lines.line_num: [c.strip() for c in o] for o in lines if any(c.strip() for c in o)}
     except csv.Error as e: raise InputError(f'{path}: no {what} ({e}); save it again as CSV') from None
     if not rows: raise InputError(f'{path}: is empty; a {what} begins with the names of its columns')
-    head = [o.lower() if o.lower() in needed + maybe else o for o in rows.pop(next(iter(rows), 0), [])]
+    head = [o.lower() if o.lower() in needed + maybe else o for o in rows.pop(next(iter(rows)))]
     lacking = [o for o in needed if o not in head]
     if lacking: raise InputError(f'{path}: no column {lacking[0]} among {", ".join(head)}; needed: {", ".join(needed)}')
     twice = [o for o,k in Counter(head).items() if o and k > 1]

@@ -134,9 +134,8 @@ class FrameStore:
         self.has_mask = np.array([bool(m) for m in masks], dtype=bool)
         def image(p): return load_image(p, size)
         def mask(p): return load_mask(p, size, classes) if p else IGNORE
-        files = all(isinstance(o, (str, Path)) for o in images)
         folder = _shared.get() or (self.cache if shared else None)
-        self.frames = self.decoded('frames', images, (3, *size), image, (size,), folder if files else None)
+        self.frames = self.decoded('frames', images, (3, *size), image, (size,), folder)
         self.masks = self.decoded('masks', masks, size, mask, (size, classes))
 
 # %% ../../nbs/13b_data.store.ipynb #bc35b08b

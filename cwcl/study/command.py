@@ -270,8 +270,8 @@ def cwcl_table(
     results = find_results(runs, folders)
     if data and results: check_frames(results, get_frames())
     todo = [o for o in runs if o.key not in results]
-    if todo and not (show or data): _before_drawing(len(todo), len(runs), to_draw(preset), yes)
     if todo and not show:
+        if not data: _before_drawing(len(todo), len(runs), to_draw(preset), yes)
         here = cluster == 'local'
         options = dict(partition=partition, gpus=0 if device == 'cpu' else gpus, timeout=timeout, resubmit=resubmit,
             sbatch=sbatch)

@@ -19,6 +19,7 @@ from ..data.cholec import frame_table
 from ..data.splits import split_frames
 from ..ready import check_run
 from ..stages import stages_run
+from ..train import HoldLease
 from .measures import BUDGETS, video_confusion
 from .records import read_result
 
@@ -104,14 +105,12 @@ def result(self:Run,
 class Watch(Callback):
     "Write down after every epoch how far a training is"
     order = 99 # Before the checkpoint is written
-    def __init__(self, file, seen=None, lease=None):
+    def __init__(self, file, seen=None):
         self.file = Path(file)
         self.seen = seen
-        self.lease = lease
 
     def after_epoch(self):
         if ranks()[0]: return
-        if self.lease: self.lease.check()
         values = self.recorder.values
         row = dict(zip(self.recorder.metric_names[1:], values[-1])) if len(values) else {}
         now = dict(key=self.file.stem, epoch=self.epoch+1, epochs=self.n_epoch, stage=self.model.recipe.stage,
@@ -146,8 +145,8 @@ def do_run(
         found = run.result(folder) # Another process may have ended it meanwhile
         if found is not None: return found
         sweep_parts(folder/run.key)
-        watch = Watch(folder/'locks'/f'{run.key}.json', seen, lease)
-        stages_run(run.recipe, data, phases, folder/run.key, device, cbs=[watch])
+        cbs = [HoldLease(lease), Watch(folder/'locks'/f'{run.key}.json', seen)]
+        stages_run(run.recipe, data, phases, folder/run.key, device, cbs=cbs)
         return run.result(folder)
 
 # %% ../../nbs/50a_study.grid.ipynb #21113f40

@@ -123,11 +123,13 @@ class Worker:
 def visible_gpus()->list: # Numbers, as in CUDA_VISIBLE_DEVICES
     "List the GPUs that this process may use"
     n = torch.cuda.device_count()
-    named = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(n)))
-    strange = [o for o in named.split(',')[:n] if not o.strip().isdigit()]
-    if strange: raise InputError(f'CUDA_VISIBLE_DEVICES={named}: submitit takes numbers, not {strange[0]}; set those '
+    given = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if not given: return list(range(n))
+    named = given.split(',')[:n]
+    strange = [o for o in named if not o.strip().isdigit()]
+    if strange: raise InputError(f'CUDA_VISIBLE_DEVICES={given}: submitit takes numbers, not {strange[0]}; set those '
         'that nvidia-smi shows, or leave --jobs out')
-    return [int(o) for o in named.split(',')[:n]]
+    return [int(o) for o in named]
 
 # %% ../../nbs/51b_study.jobs.ipynb #fe60b3d2
 def partition_gpus(

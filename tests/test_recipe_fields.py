@@ -154,8 +154,8 @@ def a_first_stage_is_that_of_its_method(w):
     assert caught('cwcl.ready.frame_table', pretrain_run, r, 'nowhere').kwargs['min_pixels'] == 40
     with TemporaryDirectory() as out, patch('cwcl.ready.frame_table', return_value=w.frames):
         assert caught('cwcl.stages.check_precision', pretrain_run, r, 'nowhere', out=out).args[0] == 'bf16'
-        call = caught('cwcl.stages.train_learner', pretrain_run, r, 'nowhere', out=out)
-        assert call.kwargs['make'] == find_method('byol').make
+        made = caught('cwcl.methods.late', pretrain_run, r, 'nowhere', out=out)
+        assert made.args == (find_method('byol').learner,)
 
 @row('refresh_bn')
 def running_averages_are_made_anew_before_freezing(w):

@@ -12,21 +12,21 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastcore.basics import noop
 from fastcore.script import call_parse, store_true
-from .checkpoint import find_weights, load_model
+from .checkpoint import find_weights, load_model, read_weights
 from .core import InputError, Recipe
 from .data.classes import OwnClasses
 from .data.frames import FrameDL, Frames
 from .data.labels import class_set
 from .data.own import named_videos, own_classes, own_table
 from .data.splits import is_test
-from .data.store import FrameStore, check_masks
+from .data.store import FrameStore
 from .data.streams import ToFloat
 from .options import check_own
 from .ready import load_table
 from .results import evaluate, plot_iou, plot_segmentation, save_figure
 from .script import one_line_errors
 from .train import score_lines
-from .whole import write_text
+from .whole import digest, write_text
 
 # %% ../nbs/62a_score.ipynb #a19f0a01
 def scoring_loaders(
@@ -77,23 +77,30 @@ def value_text(
 
 # %% ../nbs/62a_score.ipynb #8e2e8823
 def score_model(
-    net, # `CWCLNet`, from `load_model`
+    model, # Weights, as in `find_weights`
     table:pd.DataFrame, # From `frame_table` or `own_table`
     test='', # As in `scored_rows`
+    classes:str='', # From `value_text`, where the values of the masks are not those of training
+    device=None, # The GPU where there is one, if `None`
     flip:bool=False, # With the mirror image of each frame too
     out=None, # Folder for `scores.json`, `iou.png` and `segmentation.png`; nothing is written if `None`
     tell=noop, # Called with each remark
 )->dict: # What `scores.json` holds; `test` as from `evaluate`
     "Score a finished network on frames with masks"
     rows = scored_rows(table, test, tell)
+    weights = find_weights(model)
+    net = load_model(weights, device)
+    if classes: net.classes = OwnClasses(classes)
     dls = scoring_loaders(net)
     result = evaluate(net, dls, rows, flip=flip)
     if result['ignored_share'] == 1: raise InputError(f'none of {len(rows)} masks holds a pixel of '
         f'{", ".join(net.classes.names)}; see that these are the right masks, and the right classes (--classes)')
     videos = sorted(rows['source' if 'source' in rows else 'video'].unique())
-    facts = dict(kind='cwcl score', version=1, kit=cwcl.__version__, videos=videos, flip=flip)
-    found = dict(facts, torch=torch.__version__, device=str(dls.device), recipe=json.loads(net.recipe.to_json()))
-    found['test'] = result
+    r = json.loads(net.recipe.to_json())
+    facts = dict(kind='cwcl score', version=1, weights=str(weights), digest=digest(r, net.state_dict()), recipe=r)
+    facts |= dict(videos=videos, flip=flip)
+    machine = dict(kit=cwcl.__version__, torch=torch.__version__, device=str(dls.device))
+    found = facts | machine | dict(test=result)
     if out is None: return found
     Path(out).mkdir(parents=True, exist_ok=True)
     save_figure(plot_iou(result, net.classes.colors, 'score'), Path(out)/'iou.png')
@@ -122,14 +129,14 @@ def cwcl_score(
     out = Path(out)
     if (out/'scores.json').exists() and not overwrite:
         raise InputError(f'{out}: holds scores; choose another folder (--out), or replace them (--overwrite)')
-    net = load_model(find_weights(model), device)
-    r = net.recipe
+    _,r = read_weights(find_weights(model))
+    text = ''
     if is_own:
         known = r.class_set if '=' in str(r.class_set) else None
         text = value_text(r, own_classes(masks, classes or known))
-        net.classes = OwnClasses(text)
         table = own_table(frames, masks, text, videos, min_pixels=r.min_pixels, drawn=out/'masks', progress=True)
     else: table = load_table(data, False, r, progress=True)
-    found = score_model(net, table, test, flip, out, tell=lambda o: print('note:', o, file=sys.stderr))
+    def tell(o): print('note:', o, file=sys.stderr)
+    found = score_model(model, table, test, text, device, flip, out, tell)
     print('\n'.join(score_lines(found['test'], 'mean IoU')))
     print(f'{", ".join(found["videos"])}; results in {out}/')

@@ -1,5 +1,5 @@
 "Breaks one place of a module after the other and asks its tests to turn red; prints those that none noticed."
-import argparse, ast, copy, os, random, shutil, signal, sys, tempfile, time
+import argparse, ast, copy, hashlib, os, random, shutil, signal, sys, tempfile, time
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -92,7 +92,22 @@ def outcome(tree, tests, limit):
     os.waitpid(child, 0)
     return -1
 
-def try_module(tree, name, n, seed):
+class Log:
+    "What became of mutants, in a file if there is one: a trial of hours goes on where it was stopped"
+    def __init__(self, path):
+        self.path = path
+        self.known = dict(o.split() for o in path.read_text().splitlines()) if path and path.exists() else {}
+
+    def outcome(self, tree, tests, limit, text):
+        "Return the exit status of tests on a mutant, from the file if it was tried before"
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if key not in self.known:
+            self.known[key] = outcome(tree, tests, limit)
+            if self.path:
+                with open(self.path, 'a') as f: f.write(f'{key} {self.known[key]}\n')
+        return int(self.known[key])
+
+def try_module(tree, name, n, seed, log):
     "Try `n` mutants of a module, all if 0; return how many were tried and those that survived"
     file = tree/'cwcl'/f'{name}.py'
     source = file.read_text(encoding='utf-8')
@@ -106,7 +121,7 @@ def try_module(tree, name, n, seed):
     for i in picked:
         line,old,new,text = every[i]
         file.write_text(text, encoding='utf-8')
-        if outcome(tree, tests, limit) == 0:
+        if log.outcome(tree, tests, limit, text) == 0:
             alive.append(f'{name}.py:{line}: {" ".join(old.split())[:70]}  ->  {" ".join(new.split())[:70]}')
             print(alive[-1], flush=True)
     file.write_text(source, encoding='utf-8')
@@ -118,6 +133,7 @@ def main():
     p.add_argument('modules', nargs='*', help=f'of {", ".join(TESTS)}; all if none is named')
     p.add_argument('--n', type=int, default=0, help='how many of each, drawn by chance; all if 0')
     p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--log', type=Path, help='file of what was tried, to go on from')
     args = p.parse_args()
     import fastai.vision.all, hypothesis, pandas, pytest, scipy.stats, sklearn.metrics # chkstyle: ignore
     sys.dont_write_bytecode = True
@@ -126,7 +142,8 @@ def main():
         for k in ('cwcl', 'tests', 'tools', 'nbs', 'data'): shutil.copytree(root/k, Path(tmp)/k)
         for o in root.iterdir():
             if o.is_file(): shutil.copy(o, tmp)
-        done = [try_module(Path(tmp).resolve(), k, args.n, args.seed) for k in args.modules or TESTS]
+        log = Log(args.log)
+        done = [try_module(Path(tmp).resolve(), k, args.n, args.seed, log) for k in args.modules or TESTS]
     tried,alive = sum(k for k,_ in done),sum(len(o) for _,o in done)
     print(f'{tried - alive} of {tried} noticed')
 

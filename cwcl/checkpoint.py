@@ -7,7 +7,7 @@ __all__ = ['LICENSES', 'LICENSE_IDS', 'model_card', 'save_model', 'read_weights'
            'check_device', 'find_weights', 'load_model']
 
 # %% ../nbs/33_checkpoint.ipynb #efa0cef6
-import cwcl, torch
+import cwcl, os, torch
 from contextlib import nullcontext
 from pathlib import Path
 from torch import nn
@@ -101,6 +101,7 @@ def read_weights(
     path = Path(path)
     cure = 'give a model.safetensors that cwcl wrote, or `demo` for the one that comes with it'
     if not path.is_file(): raise InputError(f'{path}: no such file; {cure}')
+    if not os.access(path, os.R_OK): raise InputError(f'{path}: you may not read it; change its rights')
     state,header = read_tensors(path, f'other formats can run code and are not read; {cure}')
     if 'recipe' not in header: raise InputError(f'{path}: no recipe in its header; {cure}')
     return state,Recipe.from_json(header['recipe'], f'{path}, header')

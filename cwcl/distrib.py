@@ -9,6 +9,7 @@ __all__ = ['join_ranks', 'joined', 'gather_with_grad', 'GatheredLoss', 'check_ra
 # %% ../nbs/32_distrib.ipynb #b47383e1
 import os, signal, torch, torch.distributed as dist
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from inspect import signature
 from torch import nn, Tensor
@@ -202,6 +203,7 @@ def synced(
 )->nn.Module: # The same network
     "Let batch norm see the frames of all processes, if the recipe says so"
     if not (net.recipe.sync_bn if sync_bn is None else sync_bn): return net
+    replace(net.recipe, sync_bn=True) # Refused with parts that cannot go with it
     if torch.device(device).type != 'cuda': raise InputError(f'sync_bn=True on {device}: PyTorch synchronizes '
         "batch norm on GPUs only; leave it out, or choose norm='group'")
     return nn.SyncBatchNorm.convert_sync_batchnorm(net)

@@ -73,6 +73,11 @@ def test_anything_else_is_refused_by_name(net, tmp_path, name, says):
     assert name in str(e.value)
     assert '\n' not in str(e.value)
 
+def test_weights_that_one_may_not_read_are_named(net, tmp_path, monkeypatch):
+    path = save_model(tmp_path/'m.safetensors', net)
+    monkeypatch.setattr('os.access', lambda *_: False)
+    with pytest.raises(InputError, match='m.safetensors: you may not read it'): load_model(path)
+
 def test_weights_of_another_class_set_say_which_tensor(net, tmp_path):
     path = save_model(tmp_path/'m.safetensors', net)
     other = CWCLNet(recipe('smoke', class_set=13))

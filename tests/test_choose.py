@@ -179,6 +179,7 @@ def test_neighbor_distance_equals_the_literal_loop(near):
         want.append(np.mean(far[:near]))
     np.testing.assert_allclose(neighbor_distance(z, group, near), want, rtol=1e-4)
     np.testing.assert_allclose(neighbor_distance(z.numpy(), group, near), want, rtol=1e-4)
+    np.testing.assert_allclose(neighbor_distance(z.clone().requires_grad_(), group, near), want, rtol=1e-4)
 
 @pytest.mark.parametrize('seed', range(3))
 def test_typical_frames_cover_first(seed):
@@ -250,7 +251,8 @@ def test_unsure_frames_are_training_frames_without_a_mask(net, table):
     got = unsure_frames(net, table, 8)
     assert (table.part[got] == 'train').all() and not table.labelled[got].any() and len(set(got)) == 8
     free = ((table.part == 'train') & ~table.labelled).sum()
-    with pytest.raises(InputError, match=f'only {free} training frames'): unsure_frames(net, table, free+1)
+    for k in (free+1, -1):
+        with pytest.raises(InputError, match=f'{k} masks more, where {free} training'): unsure_frames(net, table, k)
 
 # By hand
 

@@ -373,6 +373,8 @@ def test_a_loss_of_ones_own_is_trained_whole(monkeypatch):
 def test_batch_norm_is_synchronized_on_gpus_alone():
     net = CWCLNet(replace(TINY, norm='batch', sync_bn=True))
     with pytest.raises(InputError, match="sync_bn=True on cpu.*norm='group'"): synced(net, 'cpu')
+    masked = SimpleNamespace(recipe=recipe('smoke', method='masked', stage='pretrain'))
+    with pytest.raises(InputError, match='sync_bn=True.*visible cells'): synced(masked, 'cuda', True)
     assert not any(isinstance(o, nn.SyncBatchNorm) for o in synced(net, 'cpu', False).modules())
     assert any(isinstance(o, nn.SyncBatchNorm) for o in synced(net, 'cuda').modules())
     with pytest.raises(InputError, match="norm='group'"): replace(TINY, sync_bn=True)

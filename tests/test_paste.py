@@ -12,6 +12,11 @@ from cwcl.pairs import label_set_ids
 
 SEEDS = range(6)
 
+def test_without_a_labelled_frame_nothing_is_pasted():
+    x = torch.rand(2, 3, 4, 4)
+    frames,mask,got = paste_rare(x, torch.zeros(0, 4, 4).long(), torch.ones(3).bool(), torch.rand(0, 2), 1.)
+    assert frames.equal(x) and mask.shape == (0, 4, 4) and got.shape == (0, 3)
+
 def literal(x, mask, rare, u, p, min_pixels):
     "Pixel by pixel, frame by frame"
     n,h,w = mask.shape

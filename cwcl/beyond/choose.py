@@ -100,7 +100,7 @@ def neighbor_distance(
     near:int=20, # Neighbors that count
 )->np.ndarray: # `(N,)`, the lower the more typical
     "Compute the mean distance of each frame to its nearest frames in other groups"
-    z = torch.as_tensor(features).float()
+    z = torch.as_tensor(features).detach().float().cpu()
     if len(np.unique(group)) < 2: raise InputError('all frames are of one clip: give frames of two, or more')
     out = torch.empty(len(z))
     for g in np.unique(group):
@@ -172,7 +172,7 @@ def unsure_frames(
     "Choose the training frames whose classes a network is least sure of, clip by clip"
     t = table[table.part == 'train'].sort_values(['video', 'clip', 'frame'])
     new = t[~t.labelled]
-    if k > len(new): raise InputError(f'{k} masks more, and only {len(new)} training frames are without one')
+    if not 0 <= k <= len(new): raise InputError(f'{k} masks more, where {len(new)} training frames are without one')
     score = -unsure_scores(net, t)[new.index]
     had = t.labelled.astype(int).groupby([t.video, t['clip']]).transform('sum')[new.index]
     turn = had + score.groupby([new.video, new['clip']]).rank(method='first')

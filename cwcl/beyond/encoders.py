@@ -169,7 +169,7 @@ def _check_layers(whole, state, path, name): # Tensors of the whole model, of th
     if more: raise InputError(f'{said}, which has no {more[0]}; {len(more)} tensors are too many')
 
 # %% ../../nbs/87_beyond.encoders.ipynb #bbc7a6c1
-def _plain_name(k): return k.removeprefix('model.').replace('_', '.')
+def _plain_name(k): return k.replace('_', '.')
 
 def _fitting(own, state, path, name): # Tensors of the pyramid, of the file, ... -> name to tensor
     "Pick the tensors of a pyramid out of a file, or say which is missing"
@@ -198,6 +198,7 @@ def start_from(
     translate = getattr(sys.modules[type(whole).__module__], 'checkpoint_filter_fn', None)
     try: state = translate(state, whole) if translate else state
     except Exception: pass # Then the names will not fit, and that is what we say
+    state = {k.removeprefix('model.'): v for k,v in state.items()}
     _check_layers(whole.state_dict(), state, path, name)
     encoder.pyramid.load_state_dict(_fitting(encoder.pyramid.state_dict(), state, path, name))
     m,s = (torch.tensor(whole.pretrained_cfg[k]).to(mean) for k in ('mean', 'std'))

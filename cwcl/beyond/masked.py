@@ -109,7 +109,7 @@ def masked_loss(
     x:Tensor, # Whole frames, `(N,3,H,W)`
     hidden:Tensor, # bool `(N,1,H,W)`
     block:int, # Side of a block, pixels
-)->Tensor: # A number from 0; 1 for a network that always answers 0
+)->Tensor: # A number from 0; at most 1 for a network that always answers 0, as blocks of one color cost it nothing
     "Compute the mean squared error on the hidden pixels of normalized frames"
     with torch.autocast(x.device.type, enabled=False):
         full = x.float() if x.dtype.itemsize < 4 else x

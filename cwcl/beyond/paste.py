@@ -49,6 +49,7 @@ def paste_rare(
 )->tuple: # (frames, masks, which classes each labelled frame was given, bool `(N,C)`)
     "Paste the rare structures of labelled frames into other labelled frames"
     n = len(mask)
+    if not n: return x,mask,torch.zeros(0, len(rare), dtype=torch.bool, device=x.device)
     pixels,gives = rare_pixels(mask, rare, min_pixels)
     itself = torch.eye(n, dtype=torch.bool, device=x.device)
     best,donor = u[:,:n].masked_fill(itself | ~gives.any(1), -1).max(1)

@@ -31,7 +31,7 @@ def allowed_classes(
 def teacher_masks(
     logits:Tensor, # Of the teacher, `(N,C,H,W)`
     allowed:Tensor|None=None, # From `allowed_classes`, `(N,C)`; every class if `None`
-    sure:float=0.7, # Least probability of a class that becomes a target, τ
+    sure:float=0.7, # Least probability of a class that becomes a target, θ
 )->Tensor: # int64 `(N,H,W)`; 255 where the teacher is not sure
     "Draw masks as the teacher sees them, from classes that the frames show"
     logits = plain(logits).float()

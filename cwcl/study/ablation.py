@@ -15,7 +15,7 @@ from ..core import Recipe, method_recipe
 from ..whole import write_text
 from ..cost import steps_per_epoch
 from .grid import Run, fold_seed
-from .measures import measure_iou, method_style
+from .measures import measure_iou, method_style, part_scores
 from .stats import fold_interval
 from .tables import frame_markdown, mean_sd
 from .rows import check_result
@@ -91,7 +91,7 @@ def _base_runs(base, results): # The `Run` that a reading is compared with -> `R
     runs = [replace(base, recipe=replace(base.recipe, seed=s)) for s in seeds]
     return [o for o in runs if o.key in results]
 
-def _score(found): return measure_iou(found['test']['class_iou'], 'mean IoU')
+def _score(found): return measure_iou(part_scores(found, 'test')['class_iou'], 'mean IoU')
 
 def ablation_pairs(
     pairs:list, # Of (`Run` with a reading, the `Run` that it is compared with)

@@ -74,7 +74,9 @@ def held_videos(
     scheme:str='six', # `fold_scheme` of the recipe
 )->tuple: # Names
     "List the validation videos of a fold of the trial"
-    return video_folds(_all_frames(), scheme=scheme)[fold]
+    folds = video_folds(_all_frames(), scheme=scheme)
+    if not 0 <= fold < len(folds): raise InputError(f'fold={fold} with fold_scheme={scheme!r}: choose 0 to {len(folds)-1}')
+    return folds[fold]
 
 def _all_frames(): return CLIPS.loc[CLIPS.index.repeat(FRAMES_PER_CLIP['trial'])]
 
@@ -176,7 +178,8 @@ def masks_saved(
     own,*line = [cell_table(values, *o) for o in [(row, budget), *((base, b) for b in budgets)]]
     shared = sorted(set.intersection(*(set(o.index) for o in [own, *line])))
     if len(shared) < REPLICATES: return dict(estimate=np.nan, low=np.nan, high=np.nan)
-    own,*line = [o.loc[shared].to_numpy(float) for o in [own, *line]]
+    patients = own.columns.intersection(line[0].columns)
+    own,*line = [o.loc[shared, patients].to_numpy(float) for o in [own, *line]]
     grid = np.union1d(np.geomspace(budgets[0], budgets[-1], 241), budgets)
     def at(masks): return sum(w*o for w,o in zip(_weights(masks, budgets), line))
     ends = pd.DataFrame([crossed_interval(own - at(o), alpha) for o in grid])

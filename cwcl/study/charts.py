@@ -10,8 +10,8 @@ __all__ = ['method_label', 'in_order', 'chart_runs', 'at_budget', 'fold_scores',
 import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from itertools import product
 from matplotlib.lines import Line2D
-from ..core import METHODS, InputError
-from .measures import NAMES, method_name, method_style, published_cells, run_table
+from ..core import METHODS, InputError, find_method
+from .measures import NAMES, is_variant, method_name, method_style, published_cells, run_table
 from .stats import fold_interval
 
 # %% ../../nbs/51c_study.charts.ipynb #8228ee89
@@ -28,7 +28,7 @@ def method_label(
 
 def in_order(methods)->list: # Those of Table 1, then BYOL, then those that were registered later
     "Sort methods as the paper does"
-    return sorted(set(methods), key=lambda m: list(METHODS).index(m.removesuffix('-2stage')))
+    return sorted(set(methods), key=lambda m: list(METHODS).index(find_method(m.removesuffix('-2stage')).name))
 
 # %% ../../nbs/51c_study.charts.ipynb #0a50e23d
 def chart_runs(
@@ -39,8 +39,8 @@ def chart_runs(
     every = list(results.values() if isinstance(results, dict) else results)
     stages,kind = (('frozen', 'unfrozen'), 'two stages') if two_stage else (('joint',), 'one stage')
     def fits(o):
-        alone = str(o.get('key', '')).startswith(('ablate-', 'beyond-', 'why-'))
-        return o['recipe'].get('stage', 'joint') in stages and o.get('test') and not alone
+        own = o['recipe'].get('stage', 'joint') in stages and not is_variant(o)
+        return own and o.get('test') and not o.get('overfit')
     runs = list(filter(fits, every))
     if not runs:
         raise InputError(f'none of {len(every)} results is a tested run of {kind}: nothing to draw; '
@@ -108,9 +108,10 @@ def learning_curves(
     runs = chart_runs(results, two_stage)
     rows = [(method_name(o['recipe']), round(100*o['recipe']['budget'], 6), e['epoch'], e['mean_iou'])
         for o in runs for e in o.get('log') or ()]
-    df = at_budget(pd.DataFrame(rows, columns=['method', 'budget', 'epoch', 'iou']).dropna(), budget)
-    lack = 'no run has a log of its epochs: nothing to draw; take the runs that this kit has written'
-    if not len(df): raise InputError(lack)
+    df = pd.DataFrame(rows, columns=['method', 'budget', 'epoch', 'iou']).dropna()
+    if not len(df): raise InputError('no run has a log of its epochs: nothing to draw; '
+        'take the runs that this kit has written')
+    df = at_budget(df, budget)
     budgets = sorted(df.budget.unique())
     methods = in_order(df.method)
     fig,axs = plt.subplots(len(budgets), len(methods), figsize=(8, 1.3*len(budgets) + 1.1), layout='constrained',

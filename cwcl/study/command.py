@@ -44,6 +44,13 @@ def _agree(
     answer = input(f'{question} [y/N] ').strip().lower()
     if answer not in ('y', 'yes'): raise InputError('not started; finished runs are kept')
 
+def _may_draw(frames, show, yes): # Frames that have to be drawn, whether nothing may be started; as in `_agree`
+    "Ask before frames are drawn that an ablation has to count"
+    if not frames: return
+    if show: raise InputError(f'{frames} frames must be drawn first, to count them; leave --show out')
+    print(f'{frames} frames are drawn first, in minutes, to count them')
+    _agree('Draw them?', yes)
+
 def _before_drawing(todo, n, frames, yes): # Missing runs, all, frames that have to be drawn; as in `_agree`
     "Ask before frames are drawn, on which memory and time are then measured"
     if not frames: return
@@ -59,6 +66,7 @@ def _confirm(
     device:str='cpu', # To measure a step on
     yes:bool=False, # Start without asking
     here:bool=True, # Whether the work is done on this machine
+    beside:int|None=None, # Processes on that device; by the number of GPUs if `None`
 ):
     "Report what is going to run, and raise `InputError` unless the user wants it"
     timing = '; timing one step of each kind of run' if here else ''
@@ -66,7 +74,7 @@ def _confirm(
     need,r = largest_step(todo)
     if here:
         print(say_device(device, r.threads))
-        check_memory(r, need, free_memory(device)[0], device, sharing(jobs, device))
+        check_memory(r, need, free_memory(device)[0], device, beside or sharing(jobs, device))
     print(f'memory: at least {say_bytes(need)} for the largest step, of {r.method}', flush=True)
     cost = dict(estimate(todo, out, table, jobs, device, here), runs=n, done=n-len(todo))
     print('time:', say_estimate(cost, out))
@@ -90,9 +98,10 @@ def _do_missing(
         if alone: return run_all(todo, out, data, phases, device, tell=bar.bar.write, seen=bar, check=False)
         failed = run_jobs(todo, out, data, phases, jobs, device, seen=bar, cluster=cluster, **kwargs)
     finally: bar.close()
-    if failed:
-        reasons = '; '.join(failed)
-        raise InputError(f'{len(failed)} of {jobs} jobs failed; what they finished is kept: {reasons}')
+    if not failed: return
+    said = f'{len(failed)} of {jobs} jobs failed: {"; ".join(failed)}'
+    if find_results(todo, [out]).keys() < {o.key for o in todo}: raise InputError(f'{said}; what they finished is kept')
+    print(f'{said}; the others have done all runs')
 
 # %% ../../nbs/53a_study.command.ipynb #5a24251a
 def _say_verdicts(
@@ -143,11 +152,10 @@ def _integers(
 def _shared_recipe(
     preset:str, # See `recipe`
     change:str, # As in `--change`
-    ablate:bool=False,
 ): # `Recipe`
     "Return the recipe that all runs of a table share"
     changes = parse_changes(change)
-    if not ablate and changes.get('class_set', 8) != 8: raise InputError(f'--change class_set={changes["class_set"]}: '
+    if changes.get('class_set', 8) != 8: raise InputError(f'--change class_set={changes["class_set"]}: '
         "a table has the paper's 8 classes; leave it out, or train single runs (cwcl_train)")
     own = sorted(set(changes) & {'method', 'stage', 'budget', 'fold', 'seed'})
     cure = 'the table sets this itself; --folds and --seeds choose among its runs'
@@ -184,12 +192,20 @@ def _wanted_runs(
     if table != 'ablate': return _some_methods(grid(table, r, folds, seeds, yours), methods),[]
     if methods: raise InputError(f'--methods {methods}: an ablation has its own; leave it out')
     pairs = ablation(r, {f: counts[f] for f in folds}, seeds=seeds[:1])
-    runs = {o.key: o for pair in pairs for o in pair[::-1]}
+    runs = {o.key: o for o in [*base_seeds(pairs, seeds), *(a for a,_ in pairs)]}
     return list(runs.values()),pairs
 
 # %% ../../nbs/53a_study.command.ipynb #c5eac873
 TRIALS = 'trial1', 'trial2', 'beyond', 'why'
 TABLES = {'1': 'table1', '2': 'table2', **dict(zip(TRIALS, TRIALS))}
+
+def _check_alike(results): # Key to result
+    "Raise `InputError` unless all runs of a trial were made from the same frames"
+    kinds = {(sum(o['frames'].values()), o['test']['frames'] if o['test'] else 0): k for k,o in results.items()}
+    digests = {o['data_digest']: k for k,o in results.items() if o.get('data_digest')}
+    for found in (kinds, digests):
+        if len(found) > 1: raise InputError(f'{" and ".join(list(found.values())[:2])} were made from different frames; '
+            'keep one folder for each data set (--out)')
 
 def _report_trial(
     table:str, # Of `TRIALS`
@@ -200,6 +216,7 @@ def _report_trial(
     **changes, # Fields of the recipes that differ
 ):
     "Print a table of the trial, and write it"
+    if table != 'why': _check_alike(results)
     if table == 'beyond': report_beyond(runs, results, out)
     elif table == 'why': report_why(runs, results, out, home, **changes)
     else: report_trial(results, out, table)
@@ -209,10 +226,16 @@ def _check_table(
     ablate:bool,
     preset:str,
     folds:str|None, # As in `--folds`
+    given:dict, # Options that the trial or an ablation has no use for, to what was said
 )->tuple: # (name of the table, preset, folds)
     "Check which table is wanted, and fill in what follows from it"
     if table not in TABLES: raise InputError(f'--table {table}: choose one of {", ".join(TABLES)}; '
         'the paper has Tables 1 and 2')
+    idle = {k: v for k,v in given.items() if v and (table in TRIALS or ablate and k == '--with')}
+    for k in idle: raise InputError(f'{k} with {"--ablate" if ablate else f"--table {table}"}: has no effect there; '
+        'leave it out')
+    if ablate and TABLES[table] == 'table2': raise InputError('--ablate with --table 2: the ablation is of Table 1; '
+        'leave --table out')
     if table not in TRIALS: return 'ablate' if ablate else TABLES[table],preset,folds or '0,1,2'
     if ablate: raise InputError(f'--ablate with --table {table}: the ablation belongs to the study; leave one out')
     if preset not in ('study', 'trial'): raise InputError(f'--preset {preset} with --table {table}: '
@@ -249,7 +272,8 @@ def cwcl_table(
     show:store_true=False, # Print what is finished, write it to the folder of the runs, and start nothing
 ):
     "Do the missing runs of a table of the paper, print it, and judge the paper's claims"
-    name,preset,folds = _check_table(str(table), ablate, preset, folds)
+    idle = {'--with': With, '--per-fold': per_fold, '--seeds': seeds if seeds != '0,1' else None}
+    name,preset,folds = _check_table(str(table), ablate, preset, folds, idle)
     if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise InputError('cwcl_table under torchrun: every process would do '
         'the same runs; start it alone, with --jobs')
     if jobs < 1: raise InputError(f'--jobs {jobs}: give at least 1')
@@ -258,13 +282,15 @@ def cwcl_table(
     if data and not Path(data).exists(): raise InputError(f'--data {data}: no such folder or zip')
     if no_phases: phases,change = without_phases(phases, change)
     yours = load_methods(With) if With else []
-    r = _shared_recipe(preset, change, ablate)
+    r = _shared_recipe(preset, change)
     home = kit_results(preset) if preset in ('study', 'trial') and not (data or change or out) else None
     out = Path(out or f'runs/{preset}')
     get_frames = cache(lambda: frame_table(data or embedded_frames(preset), phases, r.min_pixels, progress=True))
     which,more = _integers(folds, 'folds'),_integers(seeds, 'seeds')
     counts = frame_counts(home) if home and ablate else {}
-    if ablate and not set(which) <= set(counts): counts = fold_parts(get_frames(), r, which)
+    if ablate and not set(which) <= set(counts):
+        if not data: _may_draw(to_draw(preset), show, yes)
+        counts = fold_parts(get_frames(), r, which)
     runs,pairs = _wanted_runs(name, r, which, more, counts, methods, yours, parse_changes(change))
     folders = [o for o in (home, out) if o]
     results = find_results(runs, folders)
@@ -272,6 +298,7 @@ def cwcl_table(
     todo = [o for o in runs if o.key not in results]
     if todo and not show:
         if not data: _before_drawing(len(todo), len(runs), to_draw(preset), yes)
+        check_frames(find_results(runs, [out]), get_frames())
         here = cluster == 'local'
         options = dict(partition=partition, gpus=0 if device == 'cpu' else gpus, timeout=timeout, resubmit=resubmit,
             sbatch=sbatch)
@@ -279,7 +306,7 @@ def cwcl_table(
         on = str(check_device(device if here else None))
         check_test(get_frames())
         check_runs(todo, get_frames(), on if here else 'cuda')
-        _confirm(todo, len(runs), out, get_frames(), jobs, on, yes, here)
+        _confirm(todo, len(runs), out, get_frames(), jobs, on, yes, here, jobs if device else None)
         _do_missing(todo, out, data or embedded_frames(preset), phases, jobs, cluster, device, **options)
         results |= find_results(todo, folders)
     if ablate: report_ablation(pairs, results | find_results(base_seeds(pairs, more), folders), out)

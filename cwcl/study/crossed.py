@@ -8,6 +8,7 @@ __all__ = ['mean_squares', 'crossed_interval', 'crossed_studies', 'needed_gain',
 # %% ../../nbs/49c_study.crossed.ipynb #5f406249
 import numpy as np
 from scipy.stats import t as student
+from ..core import InputError
 from .stats import interaction
 
 # %% ../../nbs/49c_study.crossed.ipynb #87625de4
@@ -42,7 +43,7 @@ def crossed_interval(
     "Compute the mean difference, and an interval that holds for other runs and other patients"
     d = np.asarray(d, float)
     d = d[:,~np.isnan(d).all(0)]
-    if np.isnan(d).any(): raise ValueError('a patient has a value in some runs only: give the same frames to all')
+    if np.isnan(d).any(): raise InputError('a patient has a value in some runs only: give the same frames to all')
     if min(d.shape) < 2:
         estimate = float(d.mean()) if d.size else np.nan
         return dict(estimate=estimate, se=np.nan, df=0, low=np.nan, high=np.nan, level=np.nan)

@@ -88,7 +88,7 @@ def save_mask(
     image.putpalette([*colors.ravel().tolist(), 255, 255, 255])
     with atomic_path(path) as p: image.save(p, 'PNG', optimize=True)
 
-# %% ../../nbs/52a_study.figure3.ipynb #5dbacf05
+# %% ../../nbs/52a_study.figure3.ipynb #abcc7e37
 def _write_frame(home, f, colors): # Folder, a frame of `segmentations` -> what the index says of it
     "Write the image and the masks of one frame"
     stem = f'{f["video"]}_{f["frame"]}'
@@ -97,6 +97,27 @@ def _write_frame(home, f, colors): # Folder, a frame of `segmentations` -> what 
     for m,mask in masks.items(): save_mask(home/f'{stem}_{m}.png', mask, colors)
     return dict(video=f['video'], frame=f['frame'], image=f'{stem}.jpg', masks={m: f'{stem}_{m}.png' for m in masks})
 
+_AGAIN = 'write it again with save_figure3'
+
+def _read_index(index): # Its path
+    "Read the index of a stored figure, or raise `InputError`"
+    try: o = json.loads(index.read_text())
+    except FileNotFoundError:
+        lack = 'no such file, so nothing to draw; write it with save_figure3'
+        raise InputError(f'{index}: {lack}') from None
+    except json.JSONDecodeError as e: raise InputError(f'{index}: no JSON ({e}); {_AGAIN}') from None
+    if not isinstance(o, dict) or (o.get('kind'), o.get('version')) != ('cwcl figure 3', 1):
+        raise InputError(f'{index}: no index of this kit and version; {_AGAIN}')
+    return o
+
+def _pictures(o): return {name for f in o['frames'] for name in (f['image'], *f['masks'].values())}
+
+def _older_pictures(home): # -> names
+    "List the pictures of an earlier figure in a folder; nothing else there is ours"
+    try: return {o for o in _pictures(_read_index(home/'index.json')) if Path(o).name == o}
+    except (InputError, KeyError): return set()
+
+# %% ../../nbs/52a_study.figure3.ipynb #5dbacf05
 def save_figure3(
     runs:list, # Of `Run`
     folder, # Of the study
@@ -114,37 +135,26 @@ def save_figure3(
     home = Path(to)/'figure3'
     o['frames'] = [_write_frame(home, f, class_set(o['classes']).colors) for f in o['frames']]
     index = dict(kind='cwcl figure 3', version=1, **o)
+    older = _older_pictures(home)
     write_text(home/'index.json', json.dumps(index, indent=1))
-    pictures = {name for f in o['frames'] for name in (f['image'], *f['masks'].values())}
-    for p in home.iterdir():
-        if p.name not in pictures | {'index.json'}: p.unlink()
+    for name in older - _pictures(o): (home/name).unlink(missing_ok=True)
     return home/'index.json'
 
 # %% ../../nbs/52a_study.figure3.ipynb #cae1c5d6
-def _read_index(index): # Its path
-    "Read the index of a stored figure, or raise `InputError`"
-    cure = 'write it again with save_figure3'
-    try: o = json.loads(index.read_text())
-    except FileNotFoundError:
-        lack = 'no such file, so nothing to draw; write it with save_figure3'
-        raise InputError(f'{index}: {lack}') from None
-    except json.JSONDecodeError as e: raise InputError(f'{index}: no JSON ({e}); {cure}') from None
-    if not isinstance(o, dict) or (o.get('kind'), o.get('version')) != ('cwcl figure 3', 1):
-        raise InputError(f'{index}: no index of this kit and version; {cure}')
-    return o
-
 def read_figure3(
     folder, # Folder that holds `figure3/`
 )->dict: # As from `segmentations`; what is missing is left out
     "Read what `save_figure3` has stored"
     home = Path(folder)/'figure3'
     o = _read_index(home/'index.json')
-    n = len(class_set(o['classes']))
     def read(name): return np.array(Image.open(home/name)) if (home/name).exists() else None
-    for f in o['frames']:
-        found = {m: read(name) for m,name in f['masks'].items()}
-        masks = {m: np.where(a == n, IGNORE, a).astype(np.uint8) for m,a in found.items() if a is not None}
-        f.update(image=read(f['image']), truth=masks.pop('truth', None), masks=masks)
+    try:
+        n = len(class_set(o['classes']))
+        for f in o['frames']:
+            found = {m: read(name) for m,name in f['masks'].items()}
+            masks = {m: np.where(a == n, IGNORE, a).astype(np.uint8) for m,a in found.items() if a is not None}
+            f.update(image=read(f['image']), truth=masks.pop('truth', None), masks=masks)
+    except (OSError, KeyError) as e: raise InputError(f'{home}: damaged ({e!r}); {_AGAIN}') from None
     return o
 
 # %% ../../nbs/52a_study.figure3.ipynb #e3007b29

@@ -49,6 +49,7 @@ class Run:
 # %% ../../nbs/50a_study.grid.ipynb #2d02e411
 def fold_seed(fold:int, s:int)->int: # Below 10 of each fold
     "Return the seed with number `s` of a fold; no two folds share one"
+    if not 0 <= s < 10: raise InputError(f'seed {s} of a fold: choose 0 to 9')
     return 10*fold + s
 
 TABLE_METHODS = dict(table1=('random', 'simclr', 'dcl', 'cls', 'dcl+cls'), table2=('simclr', 'byol', 'dcl', 'dcl+cls'))
@@ -94,6 +95,7 @@ def result(self:Run,
     path = next((o for o in places if (o/'metrics.json').exists() or o.is_file()), None)
     if path is None: return
     found = read_result(path)
+    if found['key'] != self.key: raise InputError(f'{path}: is the result of {found["key"]}; give it its own name')
     for k,v in asdict(self.recipe).items():
         old = stored_fields(found['recipe']).get(k)
         if (list(v) if k == 'widths' else v) != old:

@@ -50,6 +50,12 @@ def table_runs(runs, part): # From `run_table` -> those of the part's table and 
     table = runs[runs.method.str.endswith('-2stage') == part.a.endswith('-2stage')]
     return table[table.budget == part.budget],set(zip(table.fold, table.seed))
 
+def _paired(df, part)->float: # NaN without a pair
+    "Compute the mean difference of two methods over the pairs of runs that there are, fold by fold"
+    two = df[df.method.isin([part.a, part.b])]
+    w = two.pivot_table(index=['fold', 'seed'], columns='method', values='value').reindex(columns=[part.a, part.b])
+    return float((w[part.a] - w[part.b]).groupby('fold').mean().mean())
+
 def _complete(df, cells, part):
     "Select the two methods, and others that have a value in every fold with every seed"
     def keep(o):
@@ -68,8 +74,7 @@ def our_interval(
     df,cells = table_runs(runs, part)
     why = _why_not(df, cells, part)
     if why:
-        a,b = (df[df.method == m].value.mean() for m in (part.a, part.b))
-        return dict(estimate=a-b, low=math.nan, high=math.nan, df=0, level=math.nan, why=why, note='')
+        return dict(estimate=_paired(df, part), low=math.nan, high=math.nan, df=0, level=math.nan, why=why, note='')
     got = compare(_complete(df, cells, part), part.a, part.b, alpha, rule)
     late = {m: df.late[df.method == m].sum() for m in (part.a, part.b)}
     if late[part.a]: got['high'] = math.inf

@@ -10,6 +10,7 @@ import json
 from itertools import product
 from pathlib import Path
 from ..core import InputError, data_file
+from ..whole import read_json
 from ..data.synth import NEW_FRAMES, write_scenes
 
 # %% ../../nbs/52c_study.kit.ipynb #41ef3664
@@ -48,7 +49,8 @@ def to_draw(
     "Count the scenes that have to be drawn before a training"
     path,given,whole = _scenes_of(preset, home)
     file = path/'scenes.json'
-    same = file.exists() and json.loads(file.read_text())['frames_per_clip'] == given['frames_per_clip']
+    found = read_json(file, 'delete its folder, and the scenes are drawn again') if file.exists() else {}
+    same = found.get('frames_per_clip') == given['frames_per_clip']
     return 0 if same and len(list(path.glob('video*/*/*_endo.png'))) >= whole else whole
 
 def embedded_frames(

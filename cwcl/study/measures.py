@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'FREQUENT', 'RARE', 'INSTRUMENTS', 'TISSUES', 'MEASURES', 'RATIOS', 'LEVEL', 'BUDGETS', 'PERCENTS',
-           'measure_iou', 'taken_share', 'epochs_to', 'random_levels', 'method_name', 'method_style', 'run_value',
-           'run_table', 'clip_values', 'video_confusion', 'published_cells']
+           'measure_iou', 'taken_share', 'epochs_to', 'random_levels', 'method_name', 'method_style', 'is_variant',
+           'part_scores', 'run_value', 'run_table', 'clip_values', 'video_confusion', 'published_cells']
 
 # %% ../../nbs/49a_study.measures.ipynb #04ad9029
 import math, numpy as np, pandas as pd
@@ -64,7 +64,7 @@ def random_levels(
 )->dict: # (budget, fold) to IoU
     "Return the level that runs must reach: a share of where Random ends"
     random = [o for o in results if o['recipe']['method'] == 'random']
-    ends = [(o['recipe']['budget'], o['recipe']['fold'], o['log'][-1]['mean_iou']) for o in random]
+    ends = [(o['recipe']['budget'], o['recipe']['fold'], o['log'][-1]['mean_iou']) for o in random if o['log']]
     df = pd.DataFrame(ends, columns=['budget', 'fold', 'iou'], dtype=float)
     return (LEVEL*df.groupby(['budget', 'fold']).iou.mean()).to_dict()
 
@@ -86,16 +86,21 @@ def method_style(
     return find_method(method.removesuffix('-2stage'))
 
 # %% ../../nbs/49a_study.measures.ipynb #994c1bd6
-def _part_scores(
+def is_variant(o:dict)->bool: # A run
+    "Tell whether a run belongs to an ablation, or beyond the paper, and not to its tables"
+    return str(o.get('key', '')).startswith(('ablate-', 'beyond-', 'why-'))
+
+def part_scores(
     o:dict, # A run
     part:str, # `test`, or `valid`
 )->dict|None: # With `class_iou` and `confusion`; `None` where there is none
-    "Return the scores of one part; those of validation over the classes in the truth"
+    "Return the scores of one part, over the classes in the truth"
     if part not in ('test', 'valid'): raise InputError(f'part={part!r}: choose test or valid')
     scores = o.get(part)
-    if part == 'test' or not scores: return scores
+    if not scores or 'confusion' not in scores: return scores
     cm = np.asarray(scores['confusion'])
-    each = zip(scores['class_iou'], class_iou(cm).tolist(), cm.sum(1))
+    own = scores['class_iou'].values() if part == 'test' else class_iou(cm).tolist()
+    each = zip(scores['class_iou'], own, cm.sum(1))
     return dict(scores, class_iou={c: v if pixels else None for c,v,pixels in each})
 
 def run_value(
@@ -108,10 +113,10 @@ def run_value(
     if measure == 'seconds a step': return math.log(o['step_seconds'] or math.nan),False
     if measure == 'epochs to level':
         level = levels.get((o['recipe']['budget'], o['recipe']['fold']))
-        if level is None: return math.nan,False
+        if level is None or math.isnan(level): return math.nan,False
         n,late = epochs_to(o['log'], level)
         return math.log(n),late
-    scores = _part_scores(o, part)
+    scores = part_scores(o, part)
     if not scores: return math.nan,False
     if measure == 'taken for gallbladder': return taken_share(scores),False
     return measure_iou(scores['class_iou'], measure),False

@@ -40,7 +40,8 @@ def read_result(
     path = Path(path)
     file = path if path.suffix == '.json' else path/'metrics.json'
     found = _load_result(path, file)
-    if found.get('kind') != 'cwcl run': raise InputError(f'{file}: not the result of a run of this kit; {_CURE}')
+    if found.get('kind') != 'cwcl run': raise InputError(f'{file}: not the result of a run of this kit; move it '
+        'elsewhere, or, if it is a damaged run, delete it, and the run is done again')
     if found.get('version') != VERSION:
         raise InputError(f'{file}: results of version {found.get("version")}, this kit reads {VERSION}; '
             f'read it with the kit that wrote it ({found.get("kit")})')
@@ -59,7 +60,12 @@ def read_results(
     if not folder.is_dir(): raise InputError(f'{folder}: no such folder of results')
     whole = (o for o in sorted(folder.iterdir()) if o.name[0] != '.') # Not one that is just being written
     files = [o for o in whole if o.suffix == '.json' or (o/'metrics.json').exists()]
-    return {o['key']: o for o in map(read_result, files)}
+    found = {}
+    for file in files:
+        o = read_result(file)
+        if o['key'] in found: raise InputError(f'{file}: {o["key"]} has another result in this folder; keep one')
+        found[o['key']] = o
+    return found
 
 # %% ../../nbs/49b_study.records.ipynb #656960ea
 _EASY = dict(zip(NAMES, (.95, .70, .62, .80, .45, .25, .40, .50)))

@@ -173,7 +173,7 @@ def plot_power(
     "Draw how often an effect of each size is found"
     fig,ax = plt.subplots(figsize=(7, 3.6), layout='constrained')
     null = simulate(n, **kwargs)
-    for rule,dashes in zip(rules, ('-', '--', ':')):
+    for rule,dashes in zip(rules, ('-', '--', ':', '-.')):
         need = np.sort(needed_effect(null, rule))
         at = np.linspace(0, n-1, 200).astype(int)
         ax.plot(need[at], (at+1)/n, ls=dashes, label=f'{rule}: {power:.0%} at {np.quantile(need, power):.1f}')

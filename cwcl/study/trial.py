@@ -118,7 +118,8 @@ def trial_interval(
     got = crossed_interval(d, alpha)
     shown = int((~np.isnan(d)).all(0).sum()) if d.size else 0
     short = f'missing runs at {part.budget} %: {len(d)} of {REPLICATES} pairs of {part.a} and {part.b}'
-    why = '' if len(d) == REPLICATES else short
+    few = f'{part.measure}: {shown} patients show it, and an interval needs two'
+    why = short if len(d) != REPLICATES else few if shown < 2 else ''
     return dict(got, why=why, note=f'{len(d)} pairs of runs, {shown} patients')
 
 # %% ../../nbs/52d_study.trial.ipynb #6873ba4d
@@ -231,11 +232,12 @@ def deciding_table(
         got,plan = (trial_interval(v, o) for v in (values, by_plan(values)))
         p = 2*student.sf(abs(got['estimate'])/got['se'], got['df']) if got['se'] and not got['why'] else np.nan
         row = dict(a=o.a, b=o.b, masks=o.budget, gain=got['estimate'], low=got['low'], high=got['high'], p=p)
-        rows.append(row | dict(plan_low=plan['low'], plan_high=plan['high'], runs=got['note'], whole=not got['why']))
+        rows.append(row | dict(plan_low=plan['low'], plan_high=plan['high'], runs=got['note'], why=got['why']))
     t = pd.DataFrame(rows)
-    t['p'] = np.where(t.whole, holm(t.p.fillna(1)), np.nan)
-    t['reads'] = [reads(o.low, o.high, o.p) if o.whole else 'runs are missing' for o in t.itertuples()]
-    return t.drop(columns='whole')
+    t['p'] = np.where(t.why == '', holm(t.p.fillna(1)), np.nan)
+    def read(o): return 'runs are missing' if 'missing' in o.why else o.why or reads(o.low, o.high, o.p)
+    t['reads'] = [read(o) for o in t.itertuples()]
+    return t.drop(columns='why')
 
 # %% ../../nbs/52d_study.trial.ipynb #c1aea402
 def pooled_iou(
@@ -244,7 +246,9 @@ def pooled_iou(
     without:tuple=(), # Classes that do not count
 )->float:
     "Compute the mean IoU over the frames of some videos together, over the classes that they show"
-    cm = sum(np.asarray(v) for k,v in video_confusion(test).items() if keep(k))
+    kept = [np.asarray(v) for k,v in video_confusion(test).items() if keep(k)]
+    if not kept: return np.nan
+    cm = sum(kept)
     each = zip(test['class_iou'], class_iou(cm).tolist(), cm.sum(1))
     return float(np.mean([v for c,v,pixels in each if pixels and c not in without]))
 
@@ -297,7 +301,7 @@ def report_trial(
     two = any(o.endswith('2stage') for o in there)
     claims = [c for c in TRIAL_CLAIMS if c.parts[0].a.endswith('-2stage') == two]
     judged = [c for c in claims if _of(c.parts) <= there]
-    deciding = () if two else [p for p in DECIDING if _of([p]) <= there]
+    deciding = DECIDING if not two and any(_of([p]) <= there for p in DECIDING) else () # Holm's six, whoever is there
     files = dict(table=trial_table(done).round(3).reset_index())
     if judged: files['verdicts'] = trial_verdicts(done, judged)
     if deciding: files['deciding'] = deciding_table(patient_values(done), deciding).round(4)

@@ -9,7 +9,7 @@ __all__ = ['chance_if_true', 'verdicts', 'verdict_table', 'on_test_and_valid']
 import math, numpy as np, pandas as pd
 from .claims import CLAIMS, Claim, Part, clips_ahead
 from .judge import claim_rows, our_interval, table_runs
-from .measures import MEASURES, RATIOS, measure_iou, run_table
+from .measures import MEASURES, RATIOS, is_variant, measure_iou, run_table
 from .published import published_table
 from .stats import levels, needed_effect, run_spread, simulate
 
@@ -71,7 +71,7 @@ def verdicts(
 )->pd.DataFrame: # A row per comparison, and one with `whole` per claim, which has the `chance`, see `chance_if_true`
     "Judge which claims hold, do not hold, or are inconclusive"
     claims = CLAIMS if claims is None else claims
-    results = list(results.values() if isinstance(results, dict) else results)
+    results = [o for o in (results.values() if isinstance(results, dict) else results) if not is_variant(o)]
     runs = {m: run_table(results, m) for m in {p.measure for c in claims for p in c.parts}}
     def interval(p, a): return our_interval(runs[p.measure], p, a, rule)
     def clips(p): return clips_ahead(results, p)
@@ -99,7 +99,7 @@ def on_test_and_valid(
     rule:str='wider', # See `compare`
 )->pd.DataFrame: # A row per budget (percent) and part (`test` or `valid`): estimate, low, high, df, level, why
     "Compare two methods on the test videos, and on the validation videos of each fold"
-    results = list(results.values() if isinstance(results, dict) else results)
+    results = [o for o in (results.values() if isinstance(results, dict) else results) if not is_variant(o)]
     columns = ['estimate', 'low', 'high', 'df', 'level', 'why']
     rows = []
     for where in ('test', 'valid'):

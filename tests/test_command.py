@@ -1,5 +1,5 @@
 "The command behind the tables, as a user meets it"
-import io, re, shutil, pytest
+import io, json, re, shutil, pandas as pd, pytest
 from fastcore.script import CliError
 from commands import run_command
 from cwcl.core import InputError, data_file, recipe
@@ -7,7 +7,8 @@ from cwcl.data.cholec import frames_digest
 from cwcl.data.splits import TEST_VIDEOS
 from cwcl.study.ablation import ablation, ablation_markdown, ablation_table
 from cwcl.study.claims import CLAIMS, claims_of
-from cwcl.study.command import _integers, _wanted_runs, cwcl_table
+from cwcl.study.command import _check_alike, _confirm, _do_missing, _integers, _wanted_runs, cwcl_table
+from cwcl.study.grid import grid
 from cwcl.study.kit import embedded_frames, frame_counts, kit_results, to_draw
 from cwcl.study.records import read_results
 from cwcl.study.rows import check_frames
@@ -40,7 +41,14 @@ BAD = """--table 3 -> Tables 1 and 2
 --change budget=0.5,temp=0.1 -> --change budget: the table sets this itself
 --data nowhere --preset smoke -> nowhere
 --sbatch mem=4G -> --sbatch mem=4G: belongs to a cluster; add --cluster slurm
---change class_set=13 -> a table has the paper's 8 classes"""
+--change class_set=13 -> a table has the paper's 8 classes
+--ablate --change class_set=10 -> a table has the paper's 8 classes
+--ablate --table 2 -> the ablation is of Table 1
+--table trial1 --per-fold -> --per-fold with --table trial1: has no effect there
+--table beyond --seeds 0,2 -> --seeds with --table beyond: has no effect there
+--ablate --with mine.py -> --with with --ablate: has no effect there
+--seeds 0,10 -> seed 10 of a fold: choose 0 to 9
+--table why --folds 6 --show -> fold=6"""
 
 @pytest.mark.parametrize('line', BAD.splitlines())
 def test_bad_input_is_one_line(tmp_path, line):
@@ -158,7 +166,57 @@ def test_an_ablation_counts_the_frames_of_folds_that_are_not_published(tmp_path,
     monkeypatch.setattr('cwcl.study.jobs.step_seconds', lambda *a: (.1, .1))
     with pytest.raises(CliError, match='say --yes'):
         cwcl_table(ablate=True, data=str(scenes), preset='smoke', folds='0,2', device='cpu', out=str(tmp_path/'o'))
-    assert '66 runs, 0 of them done' in capsys.readouterr().out
+    assert '70 runs, 0 of them done' in capsys.readouterr().out
+
+def test_an_ablation_asks_before_it_draws(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('cwcl.study.command.embedded_frames', lambda *a: pytest.fail('drawn'))
+    monkeypatch.setattr('sys.stdin', io.StringIO())
+    for options,says in ((dict(show=True), 'frames must be drawn first.*leave --show out'), ({}, 'say --yes')):
+        with pytest.raises(CliError, match=says): cwcl_table(ablate=True, folds='3', out='x', **options)
+    assert 'frames are drawn first' in capsys.readouterr().out
+
+def test_a_folder_of_other_frames_is_not_filled_up_with_scenes(tmp_path, scenes, monkeypatch):
+    run = grid('table1', recipe('smoke', threads=1), (0,), (0,))[0]
+    found = next(iter(read_results(kit_results()).values()))
+    found = dict(found, key=run.key, recipe=json.loads(run.recipe.to_json()), data_digest='another')
+    (tmp_path/f'{run.key}.json').write_text(json.dumps({k: v for k,v in found.items() if k != 'digest'}))
+    monkeypatch.setattr('cwcl.study.command.embedded_frames', lambda *a: scenes)
+    monkeypatch.setattr('cwcl.study.command.to_draw', lambda *a: 0)
+    monkeypatch.setattr('cwcl.study.command._do_missing', lambda *a, **k: pytest.fail('trained'))
+    options = dict(preset='smoke', change='threads=1', folds='0', seeds='0', out=str(tmp_path), yes=True)
+    with pytest.raises(CliError, match='made from .* other frames'): cwcl_table(**options, device='cpu')
+
+def test_runs_of_a_trial_are_of_one_data_set(tmp_path):
+    found = [o for k,o in read_results(kit_results('trial')).items() if k.startswith('trial1-random-b01')]
+    results = {o['key']: o for o in found}
+    _check_alike(results)
+    for other in (dict(data_digest='another'), dict(test=dict(found[0]['test'], frames=7))):
+        mixed = results | {found[0]['key']: dict(found[0], **other)}
+        if 'data_digest' in other: mixed[found[1]['key']] = dict(found[1], data_digest='own')
+        with pytest.raises(InputError, match='made from different frames'): _check_alike(mixed)
+
+def test_a_job_that_fails_matters_only_if_a_run_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('cwcl.study.command.run_jobs', lambda *a, **k: ['killed'])
+    todo = grid('table2', recipe('smoke', threads=1), (0,), (0,))[:2]
+    for there,says in ((todo, ''), (todo[:1], '1 of 2 jobs failed: killed; what they finished is kept')):
+        monkeypatch.setattr('cwcl.study.command.find_results', lambda *a: {o.key: {} for o in there})
+        if not says: _do_missing(todo, tmp_path, 'data', jobs=2)
+        else:
+            with pytest.raises(InputError, match=says): _do_missing(todo, tmp_path, 'data', jobs=2)
+    assert 'the others have done all runs' in capsys.readouterr().out
+
+def test_a_named_device_is_shared_by_all_jobs(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr('cwcl.study.command.check_memory', lambda *a: seen.append(a[-1]))
+    monkeypatch.setattr('cwcl.study.command.estimate', lambda *a: {})
+    monkeypatch.setattr('cwcl.study.command.say_estimate', lambda *a: '')
+    monkeypatch.setattr('cwcl.study.command.say_device', lambda *a: '')
+    monkeypatch.setattr('cwcl.study.command.free_memory', lambda *a: (2**40, 2**40))
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    runs = grid('table2', recipe('smoke', threads=1), (0,), (0,))[:1]
+    for beside in (4, None): _confirm(runs, 1, tmp_path, None, 4, 'cuda', True, True, beside)
+    assert seen == [4, 1]
 
 def test_scenes_are_not_drawn_unasked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -172,10 +230,18 @@ def test_a_table_of_nothing_is_not_written_over_a_whole_one(tmp_path, monkeypatc
     with pytest.raises(CliError, match='none of these 102 runs is done'): cwcl_table(no_phases=True, show=True)
     assert not list(tmp_path.glob('runs/*/table1*'))
 
+def trial_p(methods, folder):
+    cwcl_table(table='trial1', methods=methods, show=True)
+    return pd.read_csv(folder/'runs'/'trial'/'trial1-deciding.csv').p
+
 def test_claims_on_methods_that_are_left_out_are_not_judged(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cwcl_table(table='trial1', methods='random,dcl+cls', show=True)
     out = capsys.readouterr().out
-    assert 'missing' not in out and 'are not judged here: they are about cls, dcl, simclr too' in out
+    claims,deciding = out.split('| a ')
+    assert 'missing' not in claims and 'are not judged here: they are about cls, dcl, simclr too' in deciding
+    assert deciding.count('runs are missing') == 3, 'and the other three are corrected for six'
+    few,every = (trial_p(o, tmp_path) for o in ('random,dcl+cls', ''))
+    assert len(few) == len(every) == 6 and (few.dropna() >= every[few.notna()] - 1e-4).all()
     names = {o.stem for o in (tmp_path/'runs'/'trial').iterdir()}
     assert names == {f'trial1-{k}' for k in ('table', 'verdicts', 'deciding')}

@@ -56,7 +56,7 @@ def test_one_chart_holds_one_kind_of_runs():
     one = 'dcl', .1, 0, 0
     odd = [invented(*one, key='ablate-dcl-b10-f0-s0-temp=1'), invented(*one, 'pretrain')]
     odd += [invented(*one, key=f'{k}-dcl-b10-f0-s0-bank') for k in ('beyond', 'why')]
-    odd.append(dict(invented(*one), test=None))
+    odd += [dict(invented(*one), test=None), dict(invented(*one), overfit=True)]
     assert chart_runs(STUDY + odd + TWO) == STUDY and chart_runs(STUDY + odd + TWO, True) == TWO
     assert chart_runs({str(i): o for i,o in enumerate(STUDY)}) == STUDY
 
@@ -73,7 +73,13 @@ def test_a_budget_without_runs_names_those_that_are_there(chart):
 
 def test_runs_without_a_log_are_said():
     without = [dict(o, log=[]) for o in STUDY]
-    with pytest.raises(InputError, match='no run has a log|nothing to draw'): learning_curves(without)
+    for budget in (None, 10):
+        with pytest.raises(InputError, match='no run has a log'): learning_curves(without, budget)
+
+def test_results_of_a_method_that_is_not_loaded_are_one_line():
+    mine = [dict(o, recipe=dict(o['recipe'], method='mine')) for o in STUDY if o['recipe']['method'] == 'dcl']
+    for chart in (budget_curve, class_bars):
+        with pytest.raises(InputError, match="'mine'"): chart(STUDY + mine)
 
 # Intervals
 
@@ -439,6 +445,19 @@ def test_lost_files_are_gaps(study, scenes, tmp_path):
     assert where == [0, 3, 6]
     for o in home.glob('*.png'): o.unlink()
     with pytest.raises(InputError, match='nothing to draw'): figure3(tmp_path)
+
+def test_only_pictures_of_the_figure_are_replaced(study, scenes, tmp_path):
+    home = save_figure3(study[1], study[0], scenes, tmp_path, 4, device='cpu').parent
+    index = json.loads((home/'index.json').read_text())
+    lost,index['frames'][0]['image'] = index['frames'][0]['image'],'../away.jpg'
+    (home/'index.json').write_text(json.dumps(index))
+    for o in (home/'notes.txt', tmp_path/'away.jpg'): o.touch()
+    new = json.loads(save_figure3(study[1], study[0], scenes, tmp_path, 2, device='cpu').read_text())
+    pictures = {o for f in new['frames'] for o in (f['image'], *f['masks'].values())}
+    assert {o.name for o in home.iterdir()} == pictures | {'notes.txt', 'index.json', lost}
+    assert (tmp_path/'away.jpg').exists()
+    next(home.glob('*.png')).write_bytes(b'no picture')
+    with pytest.raises(InputError, match='damaged.*write it again'): read_figure3(tmp_path)
 
 @pytest.mark.parametrize('text, why', [(None, 'no such file'), ('{', 'no JSON'), ('[]', 'no index'),
     (json.dumps(dict(kind='cwcl figure 3', version=2)), 'no index')])

@@ -3,9 +3,10 @@ import json, math, re, shutil, statistics, subprocess
 import numpy as np, pandas as pd, pytest
 from dataclasses import replace
 from scipy.stats import ttest_rel
-from cwcl.core import InputError, data_file, recipe
+from cwcl.core import InputError, Recipe, data_file, recipe
 from cwcl.study.ablation import ablation_markdown, ablation_pairs, ablation_table
 from cwcl.study.grid import Run, do_run, grid, method_recipe, publish
+from cwcl.study.kit import _scenes_of, to_draw
 from cwcl.study.records import read_results
 from cwcl.study.measures import NAMES, method_style
 from cwcl.study.stats import fold_interval
@@ -413,3 +414,20 @@ def test_intervals_of_few_folds():
     assert fold_interval([.1, .1]) == pytest.approx((.1, .1))
     narrow,wide = (np.diff(fold_interval([.1, .2, .4], a)) for a in (.32, .05))
     assert narrow < wide
+
+def test_two_results_of_one_run_and_a_wrong_name_are_refused(tmp_path):
+    source = next(data_file('results').glob('table1-random-b10-*.json'))
+    for name in (source.name, 'copy.json'): (tmp_path/name).write_bytes(source.read_bytes())
+    with pytest.raises(InputError, match='has another result in this folder; keep one'): read_results(tmp_path)
+    found = json.loads(source.read_text())
+    run = Run('table1', Recipe.from_json(json.dumps(found['recipe'])))
+    (tmp_path/source.name).write_text(json.dumps({k: v for k,v in found.items() if k != 'digest'} | dict(key='other')))
+    with pytest.raises(InputError, match='is the result of other'): run.result(tmp_path)
+
+def test_a_list_of_scenes_that_is_damaged_is_one_line(tmp_path):
+    home,given,_ = _scenes_of('study', tmp_path)
+    home.mkdir(parents=True)
+    (home/'scenes.json').write_text('{')
+    with pytest.raises(InputError, match='scenes.json.*delete its folder'): to_draw('study', tmp_path)
+    (home/'scenes.json').write_text('{}')
+    assert to_draw('study', tmp_path) == 2020

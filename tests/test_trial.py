@@ -1,5 +1,5 @@
 "The fair trial: its interval against loops, its runs, its measure, and an analysis that finds what was put in"
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from itertools import product
 from fastcore.script import CliError
 from scipy.stats import t as student
@@ -10,14 +10,14 @@ from cwcl.data.cholec import frame_table
 from cwcl.data.splits import TEST_VIDEOS, is_test, split_frames
 from cwcl.memory import batch_rows
 from cwcl.study.claims import Claim, Part, parts
-from cwcl.study.beyond import beyond_runs
+from cwcl.study.beyond import beyond_runs, held_videos
 from cwcl.study.command import cwcl_table
 from cwcl.study.crossed import crossed_interval, crossed_studies, mean_squares, needed_gain
 from cwcl.study.grid import _small
 from cwcl.study.kit import find_results, kit_results
 from cwcl.study.measures import BUDGETS, NAMES, video_confusion
 from cwcl.study.trial import (ROWS, STEPS, TRIAL_CLAIMS, by_plan, deciding_table, differences, holm, invented_trial,
-    patient_values, trial_chance, trial_interval, trial_runs, trial_table, trial_verdicts)
+    patient_values, pooled_iou, trial_chance, trial_interval, trial_runs, trial_table, trial_verdicts)
 from cwcl.study.why import filter_runs, fresh_tests, second_runs, tissue_tests, why_runs
 
 def squares(d):
@@ -109,6 +109,24 @@ def test_the_measure_and_the_table(clips):
     assert set(patient_values([real]).patient) == set(TEST_VIDEOS), 'no new patients'
     t = trial_table(runs)
     assert t.loc[('random', 10), 'runs'] == 3 and abs(t.patients.iloc[0] - values.value.mean()) < 1e-9
+
+def test_a_comparison_that_two_patients_do_not_show_says_so():
+    rng = np.random.default_rng(0)
+    rows = [(m, 10, k, 'video52', rng.random()) for m in ('dcl+cls', 'random') for k in range(6)]
+    values = pd.DataFrame(rows, columns=['method', 'budget', 'replicate', 'patient', 'value'])
+    part = Part('connective tissue', 10, 'dcl+cls', 'random')
+    assert '1 patients show it' in trial_interval(values, part)['why']
+    assert '1 patients show it' in deciding_table(values, (part,)).reads[0]
+    assert np.isnan(pooled_iou(dict(class_iou=dict.fromkeys(NAMES), videos={}), lambda v: True))
+
+def test_a_fold_that_there_is_not_is_one_line():
+    for fold,scheme in ((6, 'six'), (5, 'pinned'), (-1, 'six')):
+        with pytest.raises(InputError, match=f'fold={fold} with fold_scheme'): held_videos(fold, scheme)
+
+def test_patients_are_paired_by_name():
+    runs = [result(m, k, .01, np.random.default_rng(k)) for m in ('random', 'sum') for k in range(2)]
+    with pytest.raises(InputError, match='some runs only'): crossed_interval([[.1, np.nan], [.2, .1]])
+    assert runs
 
 def test_a_run_without_a_score_is_one_line():
     run = result('random', 0, .1, np.random.default_rng(0))

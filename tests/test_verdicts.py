@@ -9,7 +9,8 @@ from cwcl.study.claims import CLAIMS, Claim, Part, clips_ahead, parts
 from cwcl.study.records import read_results
 from cwcl.study.judge import judge, our_interval
 from cwcl.study.measures import FREQUENT, MEASURES, NAMES, RARE, RATIOS
-from cwcl.study.measures import clip_values, epochs_to, measure_iou, method_name, random_levels, run_table, taken_share
+from cwcl.study.measures import clip_values, epochs_to, measure_iou, method_name, part_scores, random_levels, run_table
+from cwcl.study.measures import run_value, taken_share
 from cwcl.study.published import published_flags, published_interval, published_table, published_verdicts
 from cwcl.study.stats import RULES, bootstrap_low, compare, detectable, false_holds, fold_means, half_width, interaction
 from cwcl.study.stats import levels, needed_effect, plot_power, run_spread, simulate, standard_errors
@@ -329,6 +330,36 @@ def test_verdicts_on_large_effects_and_none():
     assert verdicts(study(2, sd=.005), [one(margin=.05)]).verdict.tolist() == ['does not hold']
     assert verdicts(study(0, sd=.002), [one(kind='within', margin=.03)]).verdict.tolist() == ['holds']
     assert verdicts(study(9), [one(kind='under')]).verdict.tolist() == ['does not hold']
+
+def test_without_all_runs_the_estimate_is_of_pairs():
+    y = np.random.default_rng(0).normal(.5, .1, (5, 3, 3, 2))
+    every = run_table(results(y), 'mean IoU')
+    part = Part('mean IoU', 5, 'dcl+cls', 'random')
+    lost = every[(every.method != 'random') | (every.fold > 0)]
+    want = np.mean([y[4,1,f] - y[0,1,f] for f in (1, 2)])
+    got = our_interval(lost, part)
+    assert 'missing' in got['why'] and got['estimate'] == pytest.approx(want)
+    assert math.isnan(our_interval(every[every.method != 'random'], part)['estimate'])
+
+def test_an_ablation_is_not_judged_with_its_table():
+    every = read_results(data_file('results'))
+    tables = {k: o for k,o in every.items() if k.startswith('table')}
+    assert len(every) > len(tables) > 0
+    for f in (verdicts, on_test_and_valid): pd.testing.assert_frame_equal(f(every), f(tables))
+
+def test_a_class_that_the_truth_does_not_show_is_missing_and_not_zero():
+    cm = np.diag([9]*7 + [0])
+    cm[0,7] = 1
+    test = dict(class_iou=dict.fromkeys(NAMES, .8) | {NAMES[7]: 0.}, confusion=cm.tolist())
+    found = part_scores(dict(test=test), 'test')['class_iou']
+    assert found[NAMES[7]] is None and measure_iou(found, 'mean IoU') == pytest.approx(.8)
+
+def test_a_level_that_nobody_knows_is_missing():
+    run = results(budgets=(.05,))[0]
+    for log in ([], [dict(epoch=1, mean_iou=None)]):
+        levels = random_levels([dict(run, log=log)])
+        value,late = run_value(dict(run, log=[dict(epoch=1, mean_iou=.1)]), 'epochs to level', levels)
+        assert math.isnan(value) and not late
 
 def ask(*args): return verdicts(*args, rule='pooled')
 

@@ -75,7 +75,8 @@ def held_videos(
 )->tuple: # Names
     "List the validation videos of a fold of the trial"
     folds = video_folds(_all_frames(), scheme=scheme)
-    if not 0 <= fold < len(folds): raise InputError(f'fold={fold} with fold_scheme={scheme!r}: choose 0 to {len(folds)-1}')
+    n = len(folds)
+    if not 0 <= fold < n: raise InputError(f'fold={fold} with fold_scheme={scheme!r}: choose 0 to {n-1}')
     return folds[fold]
 
 def _all_frames(): return CLIPS.loc[CLIPS.index.repeat(FRAMES_PER_CLIP['trial'])]

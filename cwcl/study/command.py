@@ -44,13 +44,6 @@ def _agree(
     answer = input(f'{question} [y/N] ').strip().lower()
     if answer not in ('y', 'yes'): raise InputError('not started; finished runs are kept')
 
-def _may_draw(frames, show, yes): # Frames that have to be drawn, whether nothing may be started; as in `_agree`
-    "Ask before frames are drawn that an ablation has to count"
-    if not frames: return
-    if show: raise InputError(f'{frames} frames must be drawn first, to count them; leave --show out')
-    print(f'{frames} frames are drawn first, in minutes, to count them')
-    _agree('Draw them?', yes)
-
 def _before_drawing(todo, n, frames, yes): # Missing runs, all, frames that have to be drawn; as in `_agree`
     "Ask before frames are drawn, on which memory and time are then measured"
     if not frames: return
@@ -79,6 +72,14 @@ def _confirm(
     cost = dict(estimate(todo, out, table, jobs, device, here), runs=n, done=n-len(todo))
     print('time:', say_estimate(cost, out))
     _agree('Start?', yes)
+
+# %% ../../nbs/53a_study.command.ipynb #7c85b6b4
+def _may_draw(frames, show, yes): # Frames that have to be drawn, whether nothing may be started; as in `_agree`
+    "Ask before frames are drawn that an ablation has to count"
+    if not frames: return
+    if show: raise InputError(f'{frames} frames must be drawn first, to count them; leave --show out')
+    print(f'{frames} frames are drawn first, in minutes, to count them')
+    _agree('Draw them?', yes)
 
 # %% ../../nbs/53a_study.command.ipynb #c8a70fdc
 def _do_missing(
@@ -204,8 +205,9 @@ def _check_alike(results): # Key to result
     kinds = {(sum(o['frames'].values()), o['test']['frames'] if o['test'] else 0): k for k,o in results.items()}
     digests = {o['data_digest']: k for k,o in results.items() if o.get('data_digest')}
     for found in (kinds, digests):
-        if len(found) > 1: raise InputError(f'{" and ".join(list(found.values())[:2])} were made from different frames; '
-            'keep one folder for each data set (--out)')
+        two = ' and '.join(list(found.values())[:2])
+        if len(found) > 1: raise InputError(f'{two} were made from different frames; keep one folder for each data set '
+            '(--out)')
 
 def _report_trial(
     table:str, # Of `TRIALS`

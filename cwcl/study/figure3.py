@@ -110,6 +110,7 @@ def _read_index(index): # Its path
         raise InputError(f'{index}: no index of this kit and version; {_AGAIN}')
     return o
 
+# %% ../../nbs/52a_study.figure3.ipynb #6b878bca
 def _pictures(o): return {name for f in o['frames'] for name in (f['image'], *f['masks'].values())}
 
 def _older_pictures(home): # -> names

@@ -73,8 +73,8 @@ def our_interval(
     "Compute the interval of one comparison from runs of the study"
     df,cells = table_runs(runs, part)
     why = _why_not(df, cells, part)
-    if why:
-        return dict(estimate=_paired(df, part), low=math.nan, high=math.nan, df=0, level=math.nan, why=why, note='')
+    none = dict(low=math.nan, high=math.nan, df=0, level=math.nan, note='')
+    if why: return dict(estimate=_paired(df, part), why=why, **none)
     got = compare(_complete(df, cells, part), part.a, part.b, alpha, rule)
     late = {m: df.late[df.method == m].sum() for m in (part.a, part.b)}
     if late[part.a]: got['high'] = math.inf

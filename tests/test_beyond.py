@@ -242,6 +242,7 @@ def test_a_filter_of_true_classes_by_loops(scenes, trained, tmp_path, monkeypatc
     def told(rows, classes): return np.random.default_rng(0).random((len(rows), 8)) < .4
     monkeypatch.setattr('cwcl.study.why.presence', told)
     file, = run_tests(tests, runs, t, tmp_path)
+    assert 'digest' in json.loads(file.read_text())
     got = read_result(file)['test']['videos']
     assert run_tests(tests, runs, t, tmp_path) == []
     publish([run], runs, tmp_path/'published')

@@ -16,8 +16,9 @@ from cwcl.study.crossed import crossed_interval, crossed_studies, mean_squares, 
 from cwcl.study.grid import _small
 from cwcl.study.kit import find_results, kit_results
 from cwcl.study.measures import BUDGETS, NAMES, video_confusion
-from cwcl.study.trial import (ROWS, STEPS, TRIAL_CLAIMS, by_plan, deciding_table, differences, holm, invented_trial,
-    patient_values, pooled_iou, trial_chance, trial_interval, trial_runs, trial_table, trial_verdicts)
+from cwcl.study.trial import ROWS, STEPS, TRIAL_CLAIMS, by_plan, class_pool, deciding_table, differences, holm
+from cwcl.study.trial import invented_trial, patient_values, pooled_iou, trial_chance, trial_interval, trial_runs
+from cwcl.study.trial import trial_table, trial_verdicts
 from cwcl.study.why import filter_runs, fresh_tests, second_runs, tissue_tests, why_runs
 
 def squares(d):
@@ -132,6 +133,17 @@ def test_a_run_without_a_score_is_one_line():
     run = result('random', 0, .1, np.random.default_rng(0))
     run.update(test=None, key='trial1-x')
     with pytest.raises(InputError, match='trial1-x: has no test scores'): patient_values([run])
+
+def test_as_many_steps_on_more_frames():
+    own = lambda f,**k: [(o.recipe, o.row) for o in f(replicates=(0,), **k)]
+    for f in (trial_runs, beyond_runs, why_runs):
+        few,many = own(f),own(f, pool=4*class_pool())
+        assert [k for _,k in few] == [k for _,k in many]
+        for (a,row),(b,_) in zip(few, many):
+            share = 1 if a.valid_labels else .8 # Of fold 0
+            steps = b.epochs*steps_per_epoch(b, (round(4*share*class_pool()), 0))
+            was = a.epochs*steps_per_epoch(a, (round(share*class_pool()), 0))
+            assert abs(steps/was - 1) < .06, (row, steps, was)
 
 def test_a_changed_batch_has_equal_rows():
     rows = {o.recipe.method: batch_rows(o.recipe)[0] for o in trial_runs(replicates=(0,), batch=48)}

@@ -87,17 +87,18 @@ def _class_pool(r): # `Recipe` -> frames whose class labels are trained on
     return class_pool() - int(_all_frames().video.isin(held_videos(r.fold, r.fold_scheme)).sum())
 
 # %% ../../nbs/52e_study.beyond.ipynb #68207459
-def _row_recipe(o, budget, replicate, **changes): # A `BeyondRow` -> `Recipe`
+def _row_recipe(o, budget, replicate, pool=None, **changes): # A `BeyondRow`; as for `trial_recipe` -> `Recipe`
     "Return the recipe of one run of a row"
-    r = trial_recipe(o.method, budget, o.stage, replicate, **{**o.fields, **changes})
+    r = trial_recipe(o.method, budget, o.stage, replicate, pool, **{**o.fields, **changes})
     if 'epochs' in changes: return r
-    return replace(r, epochs=round(o.times*STEPS/steps_per_epoch(r, (_class_pool(r), 0))))
+    frames = round(_class_pool(r)*(pool or class_pool())/class_pool())
+    return replace(r, epochs=round(o.times*STEPS/steps_per_epoch(r, (frames, 0))))
 
 def beyond_runs(
     replicates=range(REPLICATES),
     rows:tuple=BEYOND_ROWS,
     table:str='beyond', # What they are for
-    **changes, # Fields of all recipes that differ
+    **changes, # Fields of all recipes that differ, and `pool` of `trial_recipe`
 )->list: # Of `Run`
     "List every run that goes beyond the paper, without those of the trial that it is measured against"
     return [Run(table, _row_recipe(o, b, k, **changes), o.name) for k in replicates for o in rows for b in o.budgets]

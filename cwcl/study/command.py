@@ -15,6 +15,7 @@ from ..core import InputError, recipe
 from ..script import one_line_errors
 from ..cost import say_device
 from ..data.cholec import frame_table
+from ..data.splits import is_test
 from ..memory import check_memory, free_memory, say_bytes
 from ..methods import load_methods
 from ..options import parse_changes, with_field_help, without_phases
@@ -183,7 +184,7 @@ def _wanted_runs(
     counts:dict, # Fold to frames, from `fold_parts`; for the ablation
     methods:str='', # Some of the table's, such as `random,dcl+cls`; all if empty
     yours=(), # Methods of yours, beside the table's
-    changes=None, # Fields of a trial that differ
+    changes=None, # Fields of a trial that differ, and `pool` of `trial_recipe`
 )->tuple: # (runs, pairs of an ablation)
     "Return all runs of a table or an ablation, done or not"
     own = changes or {}
@@ -233,15 +234,16 @@ def _check_table(
     "Check which table is wanted, and fill in what follows from it"
     if table not in TABLES: raise InputError(f'--table {table}: choose one of {", ".join(TABLES)}; '
         'the paper has Tables 1 and 2')
+    if ablate and table in TRIALS: raise InputError(f'--ablate with --table {table}: the ablation belongs to '
+        'the study; leave one out')
+    if table in TRIALS and preset not in ('study', 'trial'): raise InputError(f'--preset {preset} with --table '
+        f'{table}: the trial has its own preset; leave it out, and name fields with --change')
+    if ablate and TABLES[table] == 'table2': raise InputError('--ablate with --table 2: the ablation is of Table 1; '
+        'leave --table out')
     idle = {k: v for k,v in given.items() if v and (table in TRIALS or ablate and k == '--with')}
     for k in idle: raise InputError(f'{k} with {"--ablate" if ablate else f"--table {table}"}: has no effect there; '
         'leave it out')
-    if ablate and TABLES[table] == 'table2': raise InputError('--ablate with --table 2: the ablation is of Table 1; '
-        'leave --table out')
     if table not in TRIALS: return 'ablate' if ablate else TABLES[table],preset,folds or '0,1,2'
-    if ablate: raise InputError(f'--ablate with --table {table}: the ablation belongs to the study; leave one out')
-    if preset not in ('study', 'trial'): raise InputError(f'--preset {preset} with --table {table}: '
-        'the trial has its own preset; leave it out, and name fields with --change')
     return TABLES[table],'trial',folds or ','.join(map(str, range(REPLICATES)))
 
 # %% ../../nbs/53a_study.command.ipynb #793f1d8b
@@ -293,7 +295,9 @@ def cwcl_table(
     if ablate and not set(which) <= set(counts):
         if not data: _may_draw(to_draw(preset), show, yes)
         counts = fold_parts(get_frames(), r, which)
-    runs,pairs = _wanted_runs(name, r, which, more, counts, methods, yours, parse_changes(change))
+    own = parse_changes(change)
+    if data and name in TRIALS: own['pool'] = int((~is_test(get_frames().video)).sum()) # For as many steps
+    runs,pairs = _wanted_runs(name, r, which, more, counts, methods, yours, own)
     folders = [o for o in (home, out) if o]
     results = find_results(runs, folders)
     if data and results: check_frames(results, get_frames())
@@ -312,5 +316,5 @@ def cwcl_table(
         _do_missing(todo, out, data or embedded_frames(preset), phases, jobs, cluster, device, **options)
         results |= find_results(todo, folders)
     if ablate: report_ablation(pairs, results | find_results(base_seeds(pairs, more), folders), out)
-    elif name in TRIALS: _report_trial(name, runs, results, out, home, **parse_changes(change))
+    elif name in TRIALS: _report_trial(name, runs, results, out, home, **own)
     else: _report_table(name, runs, results, out, per_fold)

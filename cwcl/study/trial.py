@@ -62,6 +62,7 @@ def trial_recipe(
     budget:float, # Share of frames with masks
     stage:str='joint', # As in `Recipe`
     replicate:int=0, # 0 to 5
+    pool:int|None=None, # Frames with class labels; those of the drawn scenes if `None`
     **changes, # Fields that differ
 )->Recipe:
     "Return the recipe of a run of the trial: equal steps, and equal rows through the encoder"
@@ -72,14 +73,14 @@ def trial_recipe(
     own = r.labelled if stage == 'joint' else 0
     if r.views == 2: fields['batch'] = (r.batch - own)//2
     r = replace(r, **fields)
-    fields['epochs'] = changes.get('epochs') or round(STEPS/steps_per_epoch(r, (class_pool(), 0)))
+    fields['epochs'] = changes.get('epochs') or round(STEPS/steps_per_epoch(r, (pool or class_pool(), 0)))
     return replace(r, **fields)
 
 # %% ../../nbs/52d_study.trial.ipynb #b0cd2834
 def trial_runs(
     table:str='trial1', # `trial1`: one stage, or `trial2`: two
     replicates=range(REPLICATES),
-    **changes, # Fields of the recipe that differ
+    **changes, # As for `trial_recipe`
 )->list: # Of `Run`, those that say most first
     "List every run of the trial"
     if table == 'trial2': cells = [(m, BUDGETS[1], 'frozen') for m in TABLE_METHODS['table2']]

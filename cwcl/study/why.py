@@ -14,7 +14,7 @@ from pathlib import Path
 from ..arithmetic import arithmetic
 from ..checkpoint import load_model
 from ..core import InputError, loss_weights
-from ..whole import write_text
+from ..whole import sealed, write_text
 from ..data.cholec import presence
 from ..data.organs import COUNTS
 from ..data.splits import TEST_VIDEOS
@@ -181,7 +181,7 @@ def run_tests(
         'published results have none, train them again')
     for run,source in there.items():
         found = _test_again(run, source, folder, table, more)
-        write_text(Path(to)/f'{run.key}.json', json.dumps(found, separators=(',', ':')))
+        write_text(Path(to)/f'{run.key}.json', json.dumps(sealed(found), separators=(',', ':')))
     return [Path(to)/f'{o.key}.json' for o in there]
 
 # %% ../../nbs/52f_study.why.ipynb #0c6138a7

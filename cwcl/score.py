@@ -98,7 +98,7 @@ def masks_text(
     return value_text(r, own_classes(masks, classes or known))
 
 # %% ../nbs/62a_score.ipynb #8e2e8823
-def _weights(model): # As for `find_weights` -> the file
+def _weights(model): # As for `find_weights` -> (file, recipe)
     "Find weights that have learned to segment"
     path = find_weights(model)
     r = read_weights(path)[1]
@@ -151,10 +151,10 @@ def score_model(
 # %% ../nbs/62a_score.ipynb #33d80359
 def _report(found, out): # What `score_model` returned, results folder
     "Print scores by class and by video, and where the results are"
-    for k,o in found['videos'].items(): print(f'{k:24}{o["mean_iou"] or 0:.3f}   (mean IoU, {o["frames"]} frames)')
+    def shown(o): return 'none' if o['mean_iou'] is None else f'{o["mean_iou"]:.3f}'
+    for k,o in found['videos'].items(): print(f'{k:24}{shown(o)}   (mean IoU, {o["frames"]} frames)')
     print(*score_lines(found['test'], 'mean IoU'), sep='\n')
-    native = found['test']['native']['mean_iou']
-    print('at the size of the masks', f'{native or 0:.3f}; results in {out}/')
+    print('at the size of the masks', f'{shown(found["test"]["native"])}; results in {out}/')
 
 # %% ../nbs/62a_score.ipynb #55de60a1
 def _results_folder(out, overwrite): # Folder, whether scores in it may be replaced -> the same, there
@@ -191,6 +191,6 @@ def cwcl_score(
     out = _results_folder(out, overwrite)
     def tell(o): print('note:', o, file=sys.stderr)
     if is_own: table = own_table(frames, masks, text, videos, min_pixels=r.min_pixels, drawn=out/'masks', progress=True)
-    else: table = load_table(data, False, r, progress=True)
+    else: table = load_table(data, None, r, progress=True)
     if not is_own and '=' in str(r.class_set): tell(f'masks are read with the values of the network: {r.class_set}')
     _report(score_model(model, table, test, text, device, flip, out, tell), out)

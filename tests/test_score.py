@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 from cwcl.checkpoint import load_model, save_model
 from cwcl.core import InputError, recipe
+from cwcl.data.cholec import frame_table, frames_digest
 from cwcl.data.classes import OwnClasses
 from cwcl.data.own import own_table
 from cwcl.ready import load_table
@@ -64,6 +65,7 @@ def scored(model, out, **options):
 
 def test_the_command_scores_the_test_videos_and_leaves_a_folder(net, scenes, tmp_path, capsys):
     found = scored(net, tmp_path/'out', data=scenes)
+    assert found['data_digest'] == frames_digest(frame_table(scenes)), 'as in a run'
     said = capsys.readouterr().out.splitlines()
     assert list(found['videos']) == [o.split()[0] for o in said[:2]] == ['video12', 'video52']
     assert said[-2].split()[:3] == ['mean', 'IoU', f'{found["test"]["mean_iou"]:.3f}']

@@ -1242,6 +1242,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'cwcl.study.kit.kit_results': ('study.kit.html#kit_results', 'cwcl/study/kit.py'),
                                 'cwcl.study.kit.to_draw': ('study.kit.html#to_draw', 'cwcl/study/kit.py')},
             'cwcl.study.measures': { 'cwcl.study.measures.clip_values': ('study.measures.html#clip_values', 'cwcl/study/measures.py'),
+                                     'cwcl.study.measures.count_tested': ('study.measures.html#count_tested', 'cwcl/study/measures.py'),
                                      'cwcl.study.measures.epochs_to': ('study.measures.html#epochs_to', 'cwcl/study/measures.py'),
                                      'cwcl.study.measures.is_variant': ('study.measures.html#is_variant', 'cwcl/study/measures.py'),
                                      'cwcl.study.measures.measure_iou': ('study.measures.html#measure_iou', 'cwcl/study/measures.py'),

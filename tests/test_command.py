@@ -47,6 +47,7 @@ BAD = """--table 3 -> Tables 1 and 2
 --table trial1 --per-fold -> --per-fold with --table trial1: has no effect there
 --table beyond --seeds 0,2 -> --seeds with --table beyond: has no effect there
 --ablate --with mine.py -> --with with --ablate: has no effect there
+--phases nowhere -> --phases nowhere: belongs to --data
 --seeds 0,10 -> seed 10 of a fold: choose 0 to 9
 --table why --folds 6 --show -> fold=6"""
 

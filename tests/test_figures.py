@@ -332,6 +332,7 @@ def test_test_frames_are_chosen_by_labels_alone(scenes):
     assert got.video.tolist() == ['video12']*3 + ['video52']*3 and not got.duplicated(['video', 'frame']).any()
     some = t.assign(**{'connective tissue': t['connective tissue'] & (t.groupby('video').cumcount() == 3)})
     assert choose_frames(some, 4)['connective tissue'].sum() == 1
+    assert len(choose_frames(some, 8)) == 8, 'others take the places of those that are not there'
     assert choose_frames(t.assign(**{'connective tissue': False}), 4).video.tolist() == ['video12']*2 + ['video52']*2
     assert len(choose_frames(t, 1)) == 1 and len(choose_frames(t, 500)) == t.video.isin(['video12', 'video52']).sum()
     with pytest.raises(InputError, match='nothing to draw'): choose_frames(t[t.video == 'video01'])

@@ -10,7 +10,7 @@ from cwcl.study.records import read_results
 from cwcl.study.judge import judge, our_interval
 from cwcl.study.measures import FREQUENT, MEASURES, NAMES, RARE, RATIOS
 from cwcl.study.measures import clip_values, epochs_to, measure_iou, method_name, part_scores, random_levels, run_table
-from cwcl.study.measures import run_value, taken_share
+from cwcl.study.measures import run_value, taken_share, count_tested
 from cwcl.study.published import published_flags, published_interval, published_table, published_verdicts
 from cwcl.study.stats import RULES, bootstrap_low, compare, detectable, false_holds, fold_means, half_width, interaction
 from cwcl.study.stats import levels, needed_effect, plot_power, run_spread, simulate, standard_errors
@@ -322,6 +322,13 @@ def test_every_reason_names_the_two_videos():
         assert v.reason.str.lower().str.contains('on these two test videos').all() and v.reason.str.endswith('.').all()
         assert set(v.verdict) <= {'holds', 'does not hold', 'inconclusive'}
         assert v[v.whole].claim.tolist() == [o.name for o in CLAIMS]
+
+def test_other_test_videos_are_counted():
+    cm = np.eye(8).tolist()
+    videos = {k: cm for k in ('video12', 'video101', 'video102')}
+    more = [dict(o, test=dict(o['test'], videos=videos)) for o in study(8)]
+    assert verdicts(more).reason.str.lower().str.contains('on these 3 test videos').all()
+    assert count_tested([dict(o, test=dict(o['test'], videos={'video52': cm})) for o in study(8)]) == 'two test videos'
 
 def test_verdicts_on_large_effects_and_none():
     for effect,want in ((9, 'holds'), (-9, 'does not hold')):

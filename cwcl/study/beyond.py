@@ -91,8 +91,8 @@ def _row_recipe(o, budget, replicate, pool=None, **changes): # A `BeyondRow`; as
     "Return the recipe of one run of a row"
     r = trial_recipe(o.method, budget, o.stage, replicate, pool, **{**o.fields, **changes})
     if 'epochs' in changes: return r
-    frames = round(_class_pool(r)*(pool or class_pool())/class_pool())
-    return replace(r, epochs=round(o.times*STEPS/steps_per_epoch(r, (frames, 0))))
+    size = (pool or class_pool())/class_pool() # Of the data, in drawn scenes
+    return replace(r, epochs=round(o.times*STEPS/steps_per_epoch(r, (round(_class_pool(r)*size), 0))))
 
 def beyond_runs(
     replicates=range(REPLICATES),

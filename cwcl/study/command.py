@@ -284,6 +284,7 @@ def cwcl_table(
     if cluster == 'local' and (partition or sbatch): raise InputError(f'{"--sbatch" if sbatch else "--partition"} '
         f'{sbatch or partition}: belongs to a cluster; add --cluster slurm')
     if data and not Path(data).exists(): raise InputError(f'--data {data}: no such folder or zip')
+    if phases and not data: raise InputError(f'--phases {phases}: belongs to --data; drawn scenes have their own')
     if no_phases: phases,change = without_phases(phases, change)
     yours = load_methods(With) if With else []
     r = _shared_recipe(preset, change)

@@ -106,7 +106,7 @@ def choose_frames(
         rows = masked[masked.video == v]
         share = (n + len(videos) - 1 - i)//len(videos)
         both = rows[list(beside)].all(axis=1)
-        others = min(share//2 if both.any() else share, (~both).sum())
+        others = min(max(share//2, share - both.sum()), (~both).sum())
         chosen = [evenly(rows[both], share - others), evenly(rows[~both], others)]
         parts.append(pd.concat(chosen).sort_values(['clip', 'frame']))
     res = pd.concat(parts)

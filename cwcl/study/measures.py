@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['NAMES', 'FREQUENT', 'RARE', 'INSTRUMENTS', 'TISSUES', 'MEASURES', 'RATIOS', 'LEVEL', 'BUDGETS', 'PERCENTS',
            'measure_iou', 'taken_share', 'epochs_to', 'random_levels', 'method_name', 'method_style', 'is_variant',
-           'part_scores', 'run_value', 'run_table', 'clip_values', 'video_confusion', 'published_cells']
+           'part_scores', 'run_value', 'run_table', 'clip_values', 'video_confusion', 'count_tested', 'published_cells']
 
 # %% ../../nbs/49a_study.measures.ipynb #04ad9029
 import math, numpy as np, pandas as pd
 from ..core import InputError, data_file, find_method
 from ..data.labels import class_set
+from ..data.splits import TEST_VIDEOS
 from ..methods import Method
 from ..metrics import class_iou
 
@@ -166,6 +167,12 @@ def video_confusion(
         video = clip.split('_')[0]
         found[video] = found.get(video, 0) + np.asarray(cm)
     return {k: v.tolist() for k,v in found.items()}
+
+def count_tested(results)->str: # Runs -> such as `two test videos`
+    "Say how many videos some runs were tested on"
+    tests = [o['test'] for o in results if o.get('test')]
+    names = {v for o in tests if {'videos', 'clips'} & o.keys() for v in video_confusion(o)}
+    return f'{len(names)} test videos' if names - set(TEST_VIDEOS) else 'two test videos'
 
 # %% ../../nbs/49a_study.measures.ipynb #af741776
 def published_cells()->pd.DataFrame: # table, method, budget (percent), class, iou, sd (NaN for the mean over classes)

@@ -12,7 +12,7 @@ import numpy as np, pandas as pd
 from pathlib import Path
 from ..core import InputError
 from ..whole import write_text
-from .measures import NAMES, method_style, published_cells
+from .measures import NAMES, method_style, published_cells, count_tested
 from .rows import MEANS, run_frame
 
 # %% ../../nbs/51_study.tables.ipynb #16bf28c4
@@ -188,9 +188,10 @@ def table_notes(
     data = dict(embedded='drawn scenes', cholecseg8k='CholecSeg8k').get(found['data'], 'of unknown origin')
     frames = sum(found['frames'].values())
     tested = found['test']['frames']
+    where = count_tested([found]).replace('two test videos', 'two videos, VID12 and VID52')
     return [f'{head}: {_ends(ok.steps)} steps each, {ok.seconds.sum()/3600:.2g} hours in all.',
         f'{frames} frames at {r.width}×{r.height} ({data}). Tested on {tested} of them, '
-        'from two videos, VID12 and VID52: the numbers say nothing of other operations.',
+        f'from {where}: the numbers say nothing of other operations.',
         f'{100*ok.ignored_share.mean():.1f} % of the tested pixels are ignored '
         '(structures left out, or no label), which flatters IoU.', _POOLED, *MARKS, _WORDS]
 

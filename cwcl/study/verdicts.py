@@ -9,7 +9,7 @@ __all__ = ['chance_if_true', 'verdicts', 'verdict_table', 'on_test_and_valid']
 import math, numpy as np, pandas as pd
 from .claims import CLAIMS, Claim, Part, clips_ahead
 from .judge import claim_rows, our_interval, table_runs
-from .measures import MEASURES, RATIOS, is_variant, measure_iou, run_table
+from .measures import MEASURES, RATIOS, is_variant, measure_iou, run_table, count_tested
 from .published import published_table
 from .stats import levels, needed_effect, run_spread, simulate
 
@@ -75,8 +75,9 @@ def verdicts(
     runs = {m: run_table(results, m) for m in {p.measure for c in claims for p in c.parts}}
     def interval(p, a): return our_interval(runs[p.measure], p, a, rule)
     def clips(p): return clips_ahead(results, p)
-    def where(p): return ('In the runs tested on' if p.measure in RATIOS else 'On') + ' these two test videos'
-    v = pd.DataFrame([o for c in claims for o in claim_rows(c, interval, clips, where, alpha)])
+    def where(p): return ('In the runs tested on' if p.measure in RATIOS else 'On') + f' these {count_tested(results)}'
+    place = f'on these {count_tested(results)}'
+    v = pd.DataFrame([o for c in claims for o in claim_rows(c, interval, clips, where, alpha, place)])
     chance = v.claim.map({c.name: chance_if_true(c, runs, alpha, rule) for c in claims})
     return v.assign(chance=chance.where(v.whole))
 

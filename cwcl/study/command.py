@@ -75,12 +75,22 @@ def _confirm(
     _agree('Start?', yes)
 
 # %% ../../nbs/53a_study.command.ipynb #7c85b6b4
-def _may_draw(frames, show, yes): # Frames that have to be drawn, whether nothing may be started; as in `_agree`
-    "Ask before frames are drawn that an ablation has to count"
-    if not frames: return
-    if show: raise InputError(f'{frames} frames must be drawn first, to count them; leave --show out')
-    print(f'{frames} frames are drawn first, in minutes, to count them')
-    _agree('Draw them?', yes)
+def _fold_counts(
+    known:dict, # Fold to frames, as published; empty if the frames are not the kit's
+    folds:tuple,
+    r, # `Recipe`
+    get_frames, # Returns the table of frames, and draws them if they are not there
+    missing:int, # Frames that would have to be drawn
+    show:bool, # Start nothing
+    yes:bool, # Draw without asking
+)->dict: # Fold to (training frames, validation frames)
+    "Count the frames of the folds of an ablation, and ask before any are drawn for it"
+    if set(folds) <= set(known): return known
+    if missing and show: raise InputError(f'{missing} frames must be drawn first, to count them; leave --show out')
+    if missing:
+        print(f'{missing} frames are drawn first, in minutes, to count them')
+        _agree('Draw them?', yes)
+    return fold_parts(get_frames(), r, folds)
 
 # %% ../../nbs/53a_study.command.ipynb #c8a70fdc
 def _do_missing(
@@ -246,6 +256,17 @@ def _check_table(
     if table not in TRIALS: return 'ablate' if ablate else TABLES[table],preset,folds or '0,1,2'
     return TABLES[table],'trial',folds or ','.join(map(str, range(REPLICATES)))
 
+# %% ../../nbs/53a_study.command.ipynb #10033ba1
+def _check_place(jobs, cluster, partition, sbatch, data, phases): # As the options of `cwcl_table`
+    "Raise `InputError` if options on processes, cluster and data do not fit together"
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise InputError('cwcl_table under torchrun: every process would do '
+        'the same runs; start it alone, with --jobs')
+    if jobs < 1: raise InputError(f'--jobs {jobs}: give at least 1')
+    if cluster == 'local' and (partition or sbatch): raise InputError(f'{"--sbatch" if sbatch else "--partition"} '
+        f'{sbatch or partition}: belongs to a cluster; add --cluster slurm')
+    if data and not Path(data).exists(): raise InputError(f'--data {data}: no such folder or zip')
+    if phases and not data: raise InputError(f'--phases {phases}: belongs to --data; drawn scenes have their own')
+
 # %% ../../nbs/53a_study.command.ipynb #793f1d8b
 @call_parse
 @one_line_errors
@@ -278,13 +299,7 @@ def cwcl_table(
     "Do the missing runs of a table of the paper, print it, and judge the paper's claims"
     idle = {'--with': With, '--per-fold': per_fold, '--seeds': seeds if seeds != '0,1' else None}
     name,preset,folds = _check_table(str(table), ablate, preset, folds, idle)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise InputError('cwcl_table under torchrun: every process would do '
-        'the same runs; start it alone, with --jobs')
-    if jobs < 1: raise InputError(f'--jobs {jobs}: give at least 1')
-    if cluster == 'local' and (partition or sbatch): raise InputError(f'{"--sbatch" if sbatch else "--partition"} '
-        f'{sbatch or partition}: belongs to a cluster; add --cluster slurm')
-    if data and not Path(data).exists(): raise InputError(f'--data {data}: no such folder or zip')
-    if phases and not data: raise InputError(f'--phases {phases}: belongs to --data; drawn scenes have their own')
+    _check_place(jobs, cluster, partition, sbatch, data, phases)
     if no_phases: phases,change = without_phases(phases, change)
     yours = load_methods(With) if With else []
     r = _shared_recipe(preset, change)
@@ -292,10 +307,9 @@ def cwcl_table(
     out = Path(out or f'runs/{preset}')
     get_frames = cache(lambda: frame_table(data or embedded_frames(preset), phases, r.min_pixels, progress=True))
     which,more = _integers(folds, 'folds'),_integers(seeds, 'seeds')
-    counts = frame_counts(home) if home and ablate else {}
-    if ablate and not set(which) <= set(counts):
-        if not data: _may_draw(to_draw(preset), show, yes)
-        counts = fold_parts(get_frames(), r, which)
+    known = frame_counts(home) if home and ablate else {}
+    missing = to_draw(preset) if ablate and not data else 0
+    counts = _fold_counts(known, which, r, get_frames, missing, show, yes) if ablate else {}
     own = parse_changes(change)
     if data and name in TRIALS: own['pool'] = int((~is_test(get_frames().video)).sum()) # For as many steps
     runs,pairs = _wanted_runs(name, r, which, more, counts, methods, yours, own)

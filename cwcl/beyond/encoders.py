@@ -169,7 +169,7 @@ def _check_layers(whole, state, path, name): # Tensors of the whole model, of th
     if more: raise InputError(f'{said}, which has no {more[0]}; {len(more)} tensors are too many')
 
 # %% ../../nbs/87_beyond.encoders.ipynb #bbc7a6c1
-def _plain_name(k): return k.replace('_', '.')
+def _plain_name(k): return k.removeprefix('model.').replace('_', '.')
 
 def _fitting(own, state, path, name): # Tensors of the pyramid, of the file, ... -> name to tensor
     "Pick the tensors of a pyramid out of a file, or say which is missing"

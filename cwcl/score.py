@@ -98,13 +98,10 @@ def masks_text(
     return value_text(r, own_classes(masks, classes or known))
 
 # %% ../nbs/62a_score.ipynb #8e2e8823
-def _weights(model): # As for `find_weights` -> (file, recipe)
-    "Find weights that have learned to segment"
-    path = find_weights(model)
-    r = read_weights(path)[1]
+def _check_stage(r, path): # Recipe of weights, their file
+    "Raise `InputError` if weights have not learned to segment"
     if r.stage == 'pretrain': raise InputError(f'{path}: of a first stage, its last layer is untrained; give the '
         'weights of the run, one folder up')
-    return path,r
 
 def _by_video(result, rows): # What `evaluate` returned, its rows -> name of a video to frames and mean IoU
     names = list(result['class_iou'])
@@ -126,8 +123,10 @@ def score_model(
 )->dict: # What `scores.json` holds; `test` as from `evaluate`
     "Score a finished network on frames with masks"
     rows = scored_rows(table, test, tell)
-    weights,r = _weights(model)
+    weights = find_weights(model)
     net = load_model(weights, device)
+    r = net.recipe
+    _check_stage(r, weights)
     if classes: net.classes = OwnClasses(classes)
     if 'source' in rows: rows = rows.assign(clip=rows['source'])
     w,h = picture_size(rows.image.iloc[0])
@@ -186,11 +185,13 @@ def cwcl_score(
     "Score a finished network on frames with masks: by class and by video, at its own size and that of the masks"
     is_own = check_own(data, dict(frames=frames, masks=masks, classes=classes, videos=videos))
     check_device(device)
-    _,r = _weights(model)
+    weights = find_weights(model)
+    r = read_weights(weights)[1]
+    _check_stage(r, weights)
     text = masks_text(r, masks, classes) if is_own else ''
     out = _results_folder(out, overwrite)
     def tell(o): print('note:', o, file=sys.stderr)
     if is_own: table = own_table(frames, masks, text, videos, min_pixels=r.min_pixels, drawn=out/'masks', progress=True)
     else: table = load_table(data, None, r, progress=True)
     if not is_own and '=' in str(r.class_set): tell(f'masks are read with the values of the network: {r.class_set}')
-    _report(score_model(model, table, test, text, device, flip, out, tell), out)
+    _report(score_model(weights, table, test, text, device, flip, out, tell), out)

@@ -114,6 +114,7 @@ def test_export_and_clean_leave_no_difference(tmp_path):
 @pytest.mark.parametrize('nb', notebooks, ids=lambda o: o.stem)
 def test_notebook_is_run_small_and_whole(nb):
     assert nb.stat().st_size <= 200_000
+    assert 'site-packages' not in nb.read_text(encoding='utf-8'), 'a warning of a library, with a path of the machine'
     code = [c for c in cells(nb) if c['cell_type'] == 'code']
     assert not [c for c in code for o in c['outputs'] if o['output_type'] == 'error']
     assert [c for c in code if c['outputs']], f'{nb.name} has not been run'

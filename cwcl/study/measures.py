@@ -168,11 +168,11 @@ def video_confusion(
         found[video] = found.get(video, 0) + np.asarray(cm)
     return {k: v.tolist() for k,v in found.items()}
 
-def count_tested(results)->str: # Runs -> such as `two test videos`
+def count_tested(results, two='two test videos')->str: # Runs, what to call the paper's -> such as `34 test videos`
     "Say how many videos some runs were tested on"
     tests = [o['test'] for o in results if o.get('test')]
     names = {v for o in tests if {'videos', 'clips'} & o.keys() for v in video_confusion(o)}
-    return f'{len(names)} test videos' if names - set(TEST_VIDEOS) else 'two test videos'
+    return f'{len(names)} test videos' if names - set(TEST_VIDEOS) else two
 
 # %% ../../nbs/49a_study.measures.ipynb #af741776
 def published_cells()->pd.DataFrame: # table, method, budget (percent), class, iou, sd (NaN for the mean over classes)

@@ -188,7 +188,7 @@ def table_notes(
     data = dict(embedded='drawn scenes', cholecseg8k='CholecSeg8k').get(found['data'], 'of unknown origin')
     frames = sum(found['frames'].values())
     tested = found['test']['frames']
-    where = count_tested([found]).replace('two test videos', 'two videos, VID12 and VID52')
+    where = count_tested([found], 'two videos, VID12 and VID52')
     return [f'{head}: {_ends(ok.steps)} steps each, {ok.seconds.sum()/3600:.2g} hours in all.',
         f'{frames} frames at {r.width}×{r.height} ({data}). Tested on {tested} of them, '
         f'from {where}: the numbers say nothing of other operations.',

@@ -7,8 +7,9 @@ __all__ = ['orderly_end', 'one_line_errors']
 
 # %% ../nbs/00c_script.ipynb #ade62e7e
 import codecs, functools, os, re, signal, sys, threading, time
+from collections import Counter
 from contextlib import contextmanager
-from fastcore.script import CliError
+from fastcore.script import CliError, is_cli
 from .core import InputError
 from .whole import lacks_memory
 
@@ -54,6 +55,13 @@ def orderly_end():
     finally:
         if ours and signal.getsignal(signal.SIGTERM) is end: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+# %% ../nbs/00c_script.ipynb #884917e6
+def _check_once(args): # What stands behind the command
+    names = [o.partition('=')[0] for o in args if re.match('--[a-z]', o)]
+    for k,n in Counter(names).items():
+        if n > 1: raise InputError(f'{k}: given {n} times, and only the last would count; give it once '
+            '(fields and names of one option are separated by commas)')
+
 # %% ../nbs/00c_script.ipynb #ce0e78f7
 def one_line_errors(f): # A console script, below `call_parse`
     "Make a script end with one line and exit code 1 if its input is at fault"
@@ -61,6 +69,7 @@ def one_line_errors(f): # A console script, below `call_parse`
     def wrapped(*args, **kwargs):
         _write_plainly()
         try:
+            if is_cli(): _check_once(sys.argv[1:])
             with orderly_end(): return f(*args, **kwargs)
         except KeyboardInterrupt: raise SystemExit(130) from None
         except Exception as e:

@@ -17,6 +17,26 @@ def test_ratio_and_share_of_the_limit(monkeypatch, at_most, limit, ratio, share)
     assert (row['ratio'], row['share']) == (ratio, share) and row['repetitions'] == 3
     assert row['memory_share'] == 100/200/.8
 
+@pytest.mark.parametrize('python, name', [(False, '`aten::mul`'), (True, '`test_bench.py: work`')])
+def test_a_missed_limit_has_a_reason_and_shows_where_the_time_goes(monkeypatch, python, name):
+    "One second beside two is twice as fast: enough for 2, and not for 4"
+    clocked(monkeypatch)
+    x = torch.ones(1000, 1000)
+    def work():
+        for _ in range(100) if python else (): x.sum(), sum(range(10_000))
+        x*2
+        called.append(1)
+        return 1.
+    called = []
+    met,missed = (measured(Case('a', 'b', work, 'c', lambda: called.pop() and 2., n, seconds=0, why='so it is',
+        note=lambda: f'{len(called)} more', python=python))
+        for n in (2, 4))
+    assert met['note'] == missed['note'] == '0 more', 'one side did more than the other'
+    assert 'profile' not in met and bench.reasons([met]) == ''
+    text = bench.reasons([met, missed])
+    assert text.count('so it is') == 1 and name in text
+    assert sum(o['share'] for o in missed['profile']) == pytest.approx(1) and len(missed['profile']) < 10
+
 def test_calls_take_turns_after_a_warm_up():
     said = []
     times = bench_clock.in_turns([lambda: said.append('a'), lambda: said.append('b')], 0, least=4)
@@ -42,7 +62,7 @@ def test_a_line_without_its_peer_is_skipped_with_a_reason(monkeypatch):
 
 def test_the_lines_that_were_asked_for():
     names = 'contrast contrast_large segmentation window iou surface store views step optimizer order demo'
-    assert list(bench.LINES) == names.split() and len(bench_curves.SERIES) == 6
+    assert list(bench.LINES) == names.split() and len(bench_curves.SERIES) == 7
 
 @pytest.mark.parametrize('name', ['iou', 'surface', 'optimizer', 'order', 'step'])
 def test_a_line_on_small_data(monkeypatch, scenes, name, tmp_path):
@@ -51,7 +71,7 @@ def test_a_line_on_small_data(monkeypatch, scenes, name, tmp_path):
     monkeypatch.setattr(bench_lines, 'scenes', lambda: scenes)
     monkeypatch.setattr(bench_clock, 'in_turns', lambda calls, s: np.array([[bench_clock.clock(f)] for f in calls]))
     found = list(bench.rows(name, tell=lambda s: None))
-    text = bench.markdown(bench.machine(), bench.pd.DataFrame(map(bench.said, found)))
+    text = bench.markdown(bench.machine(), found)
     bench.write(tmp_path, 'bench', bench.machine(), dict(rows=found), text)
     assert json.loads((tmp_path/'bench.json').read_text())['rows'][0]['line'] == name
     assert found[0]['what'] in (tmp_path/'bench.md').read_text(encoding='utf-8')

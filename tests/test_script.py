@@ -37,3 +37,10 @@ def test_names_go_out_as_they_came_in_the_locale_c():
     env = dict(os.environ, LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
     p = subprocess.run([sys.executable, '-c', script, 'sc\u00e9ne'.encode()], env=env, capture_output=True)
     assert p.stdout.strip() == 'sc\u00e9ne'.encode(), p.stderr
+
+@pytest.mark.parametrize('args, said', [('--n 2 --n=3', '--n: given 2 times, and only the last'), ('--n 2', '')])
+def test_an_option_given_twice_is_refused(args, said, tmp_path):
+    (tmp_path/'a.py').write_text('from fastcore.script import call_parse\nfrom cwcl.script import one_line_errors\n'
+        '@call_parse\n@one_line_errors\ndef f(n:int=1): print(n)\n')
+    p = subprocess.run([sys.executable, tmp_path/'a.py', *args.split()], capture_output=True, text=True)
+    assert said in p.stderr and p.returncode == bool(said) and (p.stdout.strip() == '2') == (not said)

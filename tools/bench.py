@@ -74,14 +74,28 @@ def machine():
         threads=torch.get_num_threads(), cores=os.cpu_count(), load=load, python=platform.python_version(),
         versions={k: found(k) for k in names if found(k)})
 
-def markdown(where, table):
+def reasons(found):
+    "Where the time goes in lines that miss their limit, as Markdown"
+    out = []
+    for row in found:
+        if 'profile' not in row: continue
+        times = pd.DataFrame([dict(operator=f'`{o["name"]}`', calls=f'{o["calls"]:,}', ms=f'{o["ms"]:,.2f}',
+            share=f'{o["share"]:.0%}') for o in row['profile']])
+        out += [f'### {row["what"]}, {row["size"]}, against {row["against"]}', '', row['why'], '']
+        out += [frame_markdown(times), '']
+    head = ['## Where a limit is missed', '', 'The longest operators of one call of ours, by their own time, while a '
+        'profiler watches (which makes many short calls look longer).', '']
+    return '\n'.join([*head, *out] if out else [])
+
+def markdown(where, found):
+    table = pd.DataFrame([said(o) for o in found]).fillna('')
     versions = ', '.join(f'{k} {v}' for k,v in where['versions'].items())
     return '\n'.join([f'Measured on {where["date"]} by `make bench`: {where["device"]}, {where["processor"]} '
         f'({where["kernels"]}), {where["threads"]} of {where["cores"]} cores, load {where["load"]} at the start, '
         f'Python {where["python"]}, {versions}.', '',
         'Milliseconds are medians of calls that took turns in one process, of the time that it had a core. '
         'MB: the peak of memory beyond what was there before. Share of the limit: how much of the time that is '
-        'allowed is used; more than 100 % misses the limit.', '', frame_markdown(table), ''])
+        'allowed is used; more than 100 % misses the limit.', '', frame_markdown(table), '', reasons(found)])
 
 def write(folder, name, where, found, text=None):
     "Write JSON, and Markdown if there is a text"
@@ -101,8 +115,8 @@ def main():
     where = machine()
     if args.curves: return write(args.out or HOME, 'curves', where, dict(series=curves(tell=print)))
     found = list(rows(args.only))
-    table = pd.DataFrame([said(o) for o in found]).fillna('')
-    print(table.to_string(index=False))
-    if args.out or not args.only: write(args.out or HOME, 'bench', where, dict(rows=found), markdown(where, table))
+    print(pd.DataFrame([said(o) for o in found]).fillna('').to_string(index=False))
+    print(reasons(found))
+    if args.out or not args.only: write(args.out or HOME, 'bench', where, dict(rows=found), markdown(where, found))
 
 if __name__ == '__main__': main()

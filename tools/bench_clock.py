@@ -1,5 +1,5 @@
 "What `make bench` measures with: calls in turns, one thread, time of the process, peak of the allocator"
-import gc, importlib, os, time, warnings
+import cProfile, gc, importlib, os, pstats, time, warnings
 os.environ.setdefault('KINETO_LOG_LEVEL', '6') # The profiler otherwise speaks of every start
 import numpy as np, torch
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ class Case:
     seconds: float = 6. # Measure for so long, and three times at least
     once: bool = False # Too long for a warm-up and for turns
     note: object = '' # What to say of it; or a call that returns that, after the measuring
+    why: str = '' # What stands in the way, and what is left, where the limit is missed
+    python: bool = False # Is its work done outside of PyTorch?
 
 def line(name, *needs): # Name for `--only`; modules of peers
     "Register a generator of cases"
@@ -71,6 +73,27 @@ def peak_bytes(f):
     held = np.cumsum([0, *(o.nbytes() for o in sorted(found, key=lambda o: o.start_ns()))])
     return int((held - np.minimum.accumulate(held)).max())
 
+def operators(f):
+    "Return (operator, calls, seconds without those that it calls) of a call, the longest first"
+    with profile(activities=[ProfilerActivity.CPU]) as p: f()
+    return [(o.key, o.count, o.self_cpu_time_total/1e6) for o in p.key_averages()]
+
+def functions(f):
+    "The same of Python's functions"
+    p = cProfile.Profile(time.process_time)
+    p.runcall(f)
+    def name(file, line, own): return own if file == '~' else f'{os.path.basename(file)}: {own}'
+    return [(name(*k), v[1], v[2]) for k,v in pstats.Stats(p).stats.items()]
+
+def where_time_goes(case, top=8):
+    "Return the longest operators of ours, with their share of all that was seen; the rest in one row"
+    found = sorted((functions if case.python else operators)(case.ours), key=lambda o: -o[2])
+    whole = sum(o[2] for o in found)
+    shown = found[:top]
+    rest = len(found) - top, sum(o[1] for o in found[top:]), sum(o[2] for o in found[top:])
+    if rest[0] > 0: shown.append((f'{rest[0]} others', *rest[1:]))
+    return [dict(name=k, calls=n, ms=1000*t, share=t/whole if whole else 0.) for k,n,t in shown]
+
 def measured(case):
     "Return a row of the table"
     calls = case.ours,case.peer
@@ -84,4 +107,6 @@ def measured(case):
     row |= dict(limit=case.limit, at_most=case.at_most, share=share, ours_bytes=a, peer_bytes=b)
     row |= dict(repetitions=times.shape[1])
     if case.memory: row.update(memory_limit=case.memory, memory_share=a/b/case.memory)
-    return row | dict(note=case.note() if callable(case.note) else case.note)
+    row['note'] = case.note() if callable(case.note) else case.note # Before ours is called once more
+    if share > 1 and not (case.once or on_cuda()): row.update(why=case.why, profile=where_time_goes(case))
+    return row

@@ -26,8 +26,9 @@ def step_time_batch():
 def step_time_masks():
     for n in (3, 6, 12, 24, 48): yield n,step_time(batch=48, labelled=n)
 
-def step_memory():
-    for b in (25, 50, 100, 200, 400, 800): yield b,step_bytes(recipe('paper', batch=b, labelled=3*b//10))
+def paper_memory(b, chunks): return b,step_bytes(recipe('paper', batch=b, labelled=3*b//10, chunks=chunks))
+def step_memory(): return (paper_memory(b, 1) for b in (25, 50, 100, 200, 400, 800))
+def cached_memory(): return (paper_memory(b, b//25) for b in (25, 50, 100, 200, 400, 800))
 
 def epoch_time():
     for per_clip in (1, 2, 4, 8):
@@ -51,6 +52,7 @@ SERIES = { # Name to (how it is measured, what grows, what is measured, what sta
     'step, batch': (step_time_batch, 'frames of a batch, B', 'seconds', 'N = 6, demo widths, forward and backward'),
     'step, masks': (step_time_masks, 'masks of a batch, N', 'seconds', 'B = 48, demo widths, forward and backward'),
     'step, memory': (step_memory, 'frames of a batch, B', 'bytes', 'N = 0.3 B, paper, counted on pretended tensors'),
+    'chunks, memory': (cached_memory, 'frames of a batch, B', 'bytes', 'the same in chunks of 25 frames'),
     'epoch': (epoch_time, 'frames to train on', 'seconds', 'demo, in the Learner'),
     'window': (window_time, 'pixels of a frame', 'seconds', 'windows of 256 pixels, demo widths')}
 

@@ -111,9 +111,12 @@ def window():
     ours = in_evaluation(lambda: sliding_window(net.segment, x, r.window, r.overlap))
     where = f'4 frames of {r.width}×{r.height}'
     def same(): return spread(ours(), peer())
-    yield Case('sliding window, same network', where, ours, 'MONAI sliding_window_inference', peer, 1.1, note=same)
+    yield Case('sliding window, same network', where, ours, 'MONAI sliding_window_inference', peer, 1.1, note=same,
+        why='Both do the same convolutions, poolings and batch norms on as many windows. What can differ is to cut '
+        'windows out and to blend them, and that is a few hundredths of the time.')
     whole = in_evaluation(lambda: net.segment(x))
-    yield Case('sliding window, same network', where, ours, 'the whole frame', whole, 1.27, at_most=True)
+    yield Case('sliding window, same network', where, ours, 'the whole frame', whole, 1.27, at_most=True,
+        why='Windows that overlap by a fifth see a quarter more pixels than the frame has; little is left beside that.')
     best = infer.folded(net)
     evaluated = in_evaluation(lambda: best(x))
     def same(): return spread(evaluated(), peer())
@@ -145,7 +148,9 @@ def surface():
     def ours(): return surface_dice(pred, mask, 8)
     def peer(): return earlier(pred, mask, 8)
     yield Case('surface Dice', 'a frame of 427×240', ours, 'its earlier form', peer, 5.,
-        note=lambda: spread(ours().nan_to_num(-1), peer().nan_to_num(-1)))
+        note=lambda: spread(ours().nan_to_num(-1), peer().nan_to_num(-1)), python=True,
+        why="Most of it is SciPy's compiled code: trees of edge pixels, built and asked, and the nearest class of an "
+        'ignored pixel. The rest is a thousand small calls. What is left is to ask fewer pixels.')
 
 def whole_pass(loader): # A call that makes every batch of an epoch
     def run():
@@ -160,7 +165,8 @@ def store():
     peer,*_ = training_loader(frames(r, 2), r)
     n = f'{dls.train.steps} batches of {r.batch} frames of {r.width}×{r.height}'
     yield Case('store to augmented batch', n, whole_pass(dls.train), 'MONAI CacheDataset and DataLoader',
-        whole_pass(peer), 5., seconds=15)
+        whole_pass(peer), 5., seconds=15, why='Sampling the crops and blurring them are two thirds, each one compiled '
+        'call for a batch; most of the rest copies memory.')
 
 @line('views')
 def views():
@@ -175,7 +181,9 @@ def views():
     def run(): return ours.encodes((x, empty, *labels))
     def peer(): return [torch.stack([one(o) for o in x]) for _ in range(2)]
     what = 'two strong views of a frame', f'24 frames to {r.crop}×{r.crop}'
-    yield Case(*what, run, 'torchvision v2, frame by frame', peer, 10.)
+    yield Case(*what, run, 'torchvision v2, frame by frame', peer, 10., why='The blur is two fifths: a sum of moved '
+        'pictures, weighted frame by frame, which on a GPU is 50 short kernels. On a CPU each term reads and writes '
+        'the whole batch; a convolution by groups would read it once, and rounds in another order.')
 
 def step_call(learn, batch):
     "A step of a Learner, with its callbacks"
@@ -216,7 +224,10 @@ def step():
         x = torch.as_tensor(batch[0]).as_subclass(torch.Tensor)
         bare = bare_convolutions(net, lambda: net(x))
         what = 'training step, demo widths', 'B = 24, N = 8'
-        yield Case(*what, ours, 'its bare convolutions, forward and backward', bare, 1.1, at_most=True)
+        yield Case(*what, ours, 'its bare convolutions, forward and backward', bare, 1.1, at_most=True,
+            why='Two thirds are the convolutions themselves. Batch norm and ReLU read and write every map again, '
+            'forward and backward, and take more than the tenth that the limit allows for everything; only kernels '
+            'that join them with the convolution would help. Loss, optimizer and the making of views share the rest.')
 
 @line('optimizer')
 def optimizer():
@@ -235,7 +246,9 @@ def optimizer_case(r, widths):
         b.grad = a.grad.clone()
     def same(): return 'equal to the bit' if all(map(torch.equal, *weights)) else 'DIFFERENT'
     ours,peer = (o.opt.step for o in learns)
-    return Case('optimizer', f'{len(weights[0])} tensors, {widths}', ours, 'fastai Adam', peer, 2., note=same)
+    return Case('optimizer', f'{len(weights[0])} tensors, {widths}', ours, 'fastai Adam', peer, 2., note=same,
+        why="On a CPU PyTorch's `_foreach_` functions take one tensor after another, and make a tensor of every number "
+        'first. Its fused Adam does not, but rounds in another order.')
 
 @line('order')
 def order():

@@ -962,6 +962,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'cwcl.optimizer.ForeachAdam.step': ('optimizer.html#foreachadam.step', 'cwcl/optimizer.py'),
                                 'cwcl.optimizer.ForeachAdam.zero_grad': ('optimizer.html#foreachadam.zero_grad', 'cwcl/optimizer.py')},
             'cwcl.options': { 'cwcl.options._typed': ('options.html#_typed', 'cwcl/options.py'),
+                              'cwcl.options.all_changes': ('options.html#all_changes', 'cwcl/options.py'),
                               'cwcl.options.check_own': ('options.html#check_own', 'cwcl/options.py'),
                               'cwcl.options.field_help': ('options.html#field_help', 'cwcl/options.py'),
                               'cwcl.options.given_recipe': ('options.html#given_recipe', 'cwcl/options.py'),

@@ -29,8 +29,8 @@ from .learner import check_precision
 from .tasks import bare
 from .methods import load_methods
 from .multitask import cwcl_learner
-from .options import check_own, given_recipe, own_changes, own_frames, parse_changes, run_key
-from .options import with_field_help, without_phases
+from .options import all_changes, check_own, given_recipe, own_changes, own_frames, run_key, with_field_help
+from .options import without_phases
 from .ready import check_folder, check_phases, claim_folder, license_of, load_table, phase_note
 from .ready import run_parts, run_remarks, sole_writer, split_table
 from .resume import checkpoints, read_checkpoint
@@ -264,7 +264,7 @@ def cwcl_train(
     if With: load_methods(With)
     if no_phases: phases,change = without_phases(phases, change)
     given = dict(method=method, budget=budget, fold=fold, seed=seed, epochs=epochs, lr=lr, schedule=schedule)
-    changes = {k: v for k,v in given.items() if v is not None} | parse_changes(change)
+    changes = all_changes(given, change)
     if is_own: changes = own_changes(own, phases) | changes
     r = given_recipe(recipe, preset, changes)
     prefix = 'own-' if is_own else ''

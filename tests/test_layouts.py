@@ -13,9 +13,10 @@ from cwcl.data.match import pair_names
 from cwcl.data.outlines import outline_mask
 from cwcl.data.own import own_split, own_table
 from cwcl.leases import Lease
+from cwcl.options import parse_changes
 from cwcl.ready import license_of
 from cwcl.study.jobs import step_seconds
-from cwcl.train import StepTime, cwcl_train, parse_changes, train_run
+from cwcl.train import StepTime, cwcl_train, train_run
 
 NAMES = ('floor', 'bar', 'disc', 'box')
 CLASSES = 'floor=7, bar=90, disc=180, box=250'

@@ -142,7 +142,14 @@ def test_changes_and_key():
     assert parse_changes('widths=(4,8,8,16),scales=2,flip=0') == dict(widths=(4, 8, 8, 16), scales=2, flip=0.)
     assert parse_changes('') == {} and parse_changes('temp=0.1, use_phase=False') == dict(temp=.1, use_phase=False)
     with pytest.raises(InputError, match="'12.9' is not of type int"): parse_changes('batch=12.9')
+    with pytest.raises(InputError, match='seed=2: seed is also 1 in it'): parse_changes('seed=1,fold=0,seed=2')
     assert run_key(recipe('demo')) == 'demo-dcl+cls-b10-f0-s0'
+
+def test_an_option_and_a_change_of_one_field_are_refused():
+    "Also where both say the same, and before any folder is read"
+    for given in (1, 2):
+        with pytest.raises(CliError, match='--seed 1 and --change seed=.: leave one out'):
+            cwcl_train('nowhere', seed=1, change=f'seed={given}')
 
 def test_a_run_that_has_no_score_does_not_start(scenes, smoke, tmp_path):
     cases = (dict(stage='pretrain'), 'pretrain_run trains it'),(dict(precision='fp16'), 'fp16 needs CUDA')

@@ -1049,6 +1049,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'cwcl.score.value_text': ('score.html#value_text', 'cwcl/score.py')},
             'cwcl.script': { 'cwcl.script._check_once': ('script.html#_check_once', 'cwcl/script.py'),
                              'cwcl.script._line': ('script.html#_line', 'cwcl/script.py'),
+                             'cwcl.script._option': ('script.html#_option', 'cwcl/script.py'),
                              'cwcl.script._plain': ('script.html#_plain', 'cwcl/script.py'),
                              'cwcl.script._write_plainly': ('script.html#_write_plainly', 'cwcl/script.py'),
                              'cwcl.script.one_line_errors': ('script.html#one_line_errors', 'cwcl/script.py'),

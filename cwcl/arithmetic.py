@@ -23,7 +23,11 @@ def arithmetic(
     given = dict(enabled=cudnn.enabled, benchmark_limit=cudnn.benchmark_limit, allow_tf32=r.precision != 'fp32')
     search = training and not r.deterministic
     plain = torch.compiler.set_stance('force_eager') if r.compile and not training else nullcontext()
-    with plain, cudnn.flags(benchmark=search, deterministic=r.deterministic, **given): yield
+    products = torch.backends.cuda.matmul
+    before,products.allow_tf32 = products.allow_tf32,False # Those of the losses
+    try:
+        with plain, cudnn.flags(benchmark=search, deterministic=r.deterministic, **given): yield
+    finally: products.allow_tf32 = before
 
 # %% ../nbs/29_arithmetic.ipynb #72187e49
 def used_arithmetic(

@@ -36,6 +36,7 @@ def join_ranks(
         if 1 < gpus < here or not gpus: raise InputError(f'{here} processes and {gpus} GPUs: each process needs one; '
             f'give --nproc_per_node {gpus or 1}')
         device = default_device()
+        if device.index is None: device = torch.device('cuda', torch.cuda.current_device()) # Each sees one alone
         torch.cuda.set_device(device)
     backend = 'nccl' if device.type == 'cuda' else 'gloo'
     if not dist.is_initialized(): dist.init_process_group(backend, timeout=timedelta(hours=1))

@@ -154,6 +154,7 @@ def folded(
     for block in [o for o in net.modules() if isinstance(o, nn.Sequential)]:
         for i,(conv,norm) in enumerate(pairwise(block)):
             if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.modules.batchnorm._BatchNorm)): continue
+            if norm.running_mean is None: continue # It normalizes by the batch, also in evaluation
             block[i],block[i+1] = fuse_conv_bn_eval(conv, norm),nn.Identity()
     return net.to(memory_format=torch.channels_last)
 
@@ -201,6 +202,8 @@ def predict_batch(
     logits = model((x - mean)/std)
     shapes = f'{tuple(x.shape)} into {tuple(logits.shape)}'
     if logits.shape[2:] != x.shape[2:]: raise ValueError(f'the network turned frames {shapes}')
+    if logits.isnan().any(): raise ValueError('the network answers NaN, and no class wins: its weights are damaged, '
+        'or its numbers too large for half precision')
     return [_winners(o.float(), full).cpu().numpy() for o in logits]
 
 def _device(model): # `torch.device`, or `None` for a function

@@ -192,7 +192,8 @@ def advice(
         need = step_bytes(replace(r, **o))
         if need > free: continue
         note = '; batch norm then sees a chunk at a time' if 'chunks' in o and r.norm == 'batch' else ''
-        return f'{_as_change(o)} needs {say_bytes(need)} and leaves the batch, and so the contrast, as it is{note}'
+        contrast = ', and so the contrast,' if goals(r) & {'dcl', 'simclr'} else ''
+        return f'{_as_change(o)} needs {say_bytes(need)} and leaves the batch{contrast} as it is{note}'
     last = choices[-1] if choices else {}
     with same_random_state(), FakeTensorMode(): held = 4*sum(o.nbytes for o in _parts(r)[0].parameters())
     # Weights, gradients and Adam's two averages are as large for any batch
@@ -200,9 +201,12 @@ def advice(
     batch,labelled = (max(2, int(n*room)) for n in (r.batch, r.labelled))
     last = {**last, 'batch': batch, 'labelled': labelled}
     if last.get('chunks', r.chunks) > labelled: last['chunks'] = labelled
+    if not _may_be(r, last): last['batch'] = labelled + 1 # Where some frames must be without a mask
     need = step_bytes(replace(r, **last))
     if need > free: return f'even {_as_change(last)} needs {say_bytes(need)}; take a smaller crop'
-    return f'{_as_change(last)} would fit, but a smaller batch is another contrast: more of its frames find no positive'
+    partners = 'more of its frames find no positive' if 'dcl' in goals(r) else 'each frame meets fewer others'
+    other = f'another contrast: {partners}' if goals(r) & {'dcl', 'simclr'} else 'another training'
+    return f'{_as_change(last)} would fit, but a smaller batch is {other}'
 
 # %% ../nbs/31a_memory.ipynb #036d05ea
 def check_memory(

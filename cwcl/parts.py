@@ -45,7 +45,7 @@ def part_counts(
     mask = plain(mask)
     areas = torch.stack([(mask == c).flatten(1).sum(1) for c in range(n)], 1)
     weighed = (dice_weights(areas, r.gdl_form, r.gdl_min_pixels) > 0).any(1).sum()
-    return torch.stack([weighed, areas.sum(), weighed.new_tensor(len(presence))])
+    return torch.stack([weighed, areas.sum(), weighed.new_full((), len(presence))])
 
 # %% ../nbs/29a_parts.ipynb #c3220a8a
 _GROUPS = dict(gdl=0, focal=1, presence=2, byol=2, masked=2) # Term to its place in `part_counts`

@@ -47,7 +47,7 @@ def shared_running_stats(
 
 # %% ../nbs/27_recompute.ipynb #8323d080
 def recomputed(
-    f, # A piece of a network, a function
+    f, # A piece of a network, a function; without dropout or other chance, which would be drawn anew
     *args, # Its arguments, which are kept
     net:nn.Module, # Whose batch norms it runs
 ): # What `f` returns

@@ -6,10 +6,10 @@
 __all__ = ['orderly_end', 'one_line_errors']
 
 # %% ../nbs/00c_script.ipynb #ade62e7e
-import codecs, functools, os, re, signal, sys, threading, time
+import codecs, functools, inspect, os, re, signal, sys, threading, time
 from collections import Counter
 from contextlib import contextmanager
-from fastcore.script import CliError, is_cli
+from fastcore.script import CliError, is_cli, store_false, store_true
 from .core import InputError
 from .whole import lacks_memory
 
@@ -56,11 +56,19 @@ def orderly_end():
         if ours and signal.getsignal(signal.SIGTERM) is end: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 # %% ../nbs/00c_script.ipynb #884917e6
-def _check_once(args): # What stands behind the command
-    names = [o.partition('=')[0] for o in args if re.match('--[a-z]', o)]
-    for k,n in Counter(names).items():
-        if n > 1: raise InputError(f'{k}: given {n} times, and only the last would count; give it once '
-            '(fields and names of one option are separated by commas)')
+def _option(given, params): # Such as `--see=3`, parameters of the command -> the one that is meant, or `None`
+    dashes,name = re.match('(-*)([^=]*)', given).groups()
+    names = {k.lower().replace('_', '-'): k for k in params}
+    if dashes == '-': return next((k for k in params if k[0] == name.upper()), None)
+    fits = [name] if name in names else [k for k in names if k.startswith(name)]
+    return names[fits[0]] if dashes == '--' and name and len(fits) == 1 else None
+
+def _check_once(f, args): # Command, what stands behind it
+    params = inspect.signature(f).parameters
+    for k,n in Counter(_option(o, params) for o in args).items():
+        if n > 1 and k and params[k].annotation not in (bool, store_true, store_false):
+            raise InputError(f'--{k.lower().replace("_", "-")}: given {n} times, and only the last would count; '
+                'give it once (fields and names of one option are separated by commas)')
 
 # %% ../nbs/00c_script.ipynb #ce0e78f7
 def one_line_errors(f): # A console script, below `call_parse`
@@ -69,7 +77,7 @@ def one_line_errors(f): # A console script, below `call_parse`
     def wrapped(*args, **kwargs):
         _write_plainly()
         try:
-            if is_cli(): _check_once(sys.argv[1:])
+            if is_cli(): _check_once(f, sys.argv[1:])
             with orderly_end(): return f(*args, **kwargs)
         except KeyboardInterrupt: raise SystemExit(130) from None
         except Exception as e:

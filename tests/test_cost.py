@@ -72,6 +72,17 @@ def lines(monkeypatch, r, free, device='cpu'):
     except InputError as e: said.append(str(e))
     return said
 
+@pytest.mark.parametrize('change, share, says', [
+    (dict(teacher=1., average=.9), .1, 'take a smaller crop'), (dict(absent=.1), .1, 'take a smaller crop'),
+    (dict(), .9, 'and so the contrast, as it is'), (dict(method='random'), .9, 'leaves the batch as it is'),
+    (dict(method='simclr'), .2, 'another contrast: each frame meets fewer others'),
+    (dict(method='byol', stage='pretrain'), .4, 'a smaller batch is another training')])
+def test_advice_is_a_recipe_and_speaks_of_a_contrast_only_where_there_is_one(change, share, says):
+    r = recipe('smoke', norm='group', **change)
+    said = advice(r, share*step_bytes(r))
+    assert says in said
+    for o in re.findall('--change ([a-z]\S+)', said): replace(r, **parse_changes(o))
+
 @pytest.mark.parametrize('change,free,says', [(dict(), 80, ''), (dict(), 24, ''),
     (dict(), 16, r'--change precision=bf16 needs 10\.. GiB and leaves the batch'),
     (dict(), 8, r'precision=bf16,recompute=True needs 5\.. GiB and leaves the batch'),

@@ -140,6 +140,13 @@ def test_a_part_is_dealt_from_the_very_batch_of_one_process(tiny, kind, world):
                 for u,v in zip(a, part_of(bare_tensors(b), i, world, views)): assert torch.equal(torch.as_tensor(u), v)
                 if len(a[1]): assert (a[1] != 255).flatten(1).any(1).all() # Labelled frames do have masks
 
+def test_a_batch_is_whole_again_after_it_was_dealt(tiny):
+    "Views of a part must leave nothing behind for a training of one process"
+    dl = loaders(tiny, KINDS['simclr']).train
+    want = next(iter(dl.new()))
+    next(iter(dl.dealt(0, 2)))
+    assert all(map(torch.equal, next(iter(dl.new())), want))
+
 @pytest.mark.parametrize('world', [1, 2, 4, 200])
 def test_validation_frames_are_dealt_without_padding(tiny, world):
     dl = loaders(tiny, TINY).valid
@@ -421,6 +428,16 @@ def test_more_processes_than_gpus_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     for k,v in dict(WORLD_SIZE=8, LOCAL_WORLD_SIZE=8, LOCAL_RANK=0, RANK=0).items(): monkeypatch.setenv(k, str(v))
     with pytest.raises(InputError, match='8 processes and 4 GPUs.*--nproc_per_node 4'): join_ranks()
+
+def test_a_process_that_sees_one_gpu_takes_it(monkeypatch):
+    "As on a cluster that shows each process its own"
+    took = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for name,v in dict(device_count=lambda: 1, current_device=lambda: 0, set_device=took.append).items():
+        monkeypatch.setattr(torch.cuda, name, v)
+    monkeypatch.setattr(dist, 'init_process_group', lambda backend, **k: took.append(backend))
+    for k,v in dict(WORLD_SIZE=2, LOCAL_WORLD_SIZE=1, LOCAL_RANK=0, RANK=1).items(): monkeypatch.setenv(k, str(v))
+    assert str(join_ranks()) == 'cuda:0' and took == [torch.device('cuda:0'), 'nccl']
 
 # Heads that no term reaches
 

@@ -236,3 +236,8 @@ def test_what_it_cannot_do_is_said():
     with pytest.raises(ValueError, match='ids must be integers'): contrast_sum([z], ids.float())
     with pytest.raises(ValueError, match='groups must be integers'): contrast_sum([z], ids, group=ids.float())
     with pytest.raises(ValueError, match='block=0'): contrast_sum([z], ids, block=0)
+
+def test_anchors_and_frames_of_two_types_are_named():
+    zs,ids = [torch.randn(4, 8, dtype=torch.float64)],torch.arange(4)
+    with pytest.raises(ValueError, match='zs and ref of torch.float32 and torch.float64: give one type'):
+        contrast_sum(zs, ids, ref=[zs[0].float()], ref_ids=ids)

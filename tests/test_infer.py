@@ -355,3 +355,16 @@ def test_a_network_in_training_mode_is_refused_everywhere():
     net.eval()
     for f in calls: f()
     with pytest.raises(ValueError, match='a frame is a uint8 array'): predict_batch(net, [frame/255.], [0]*3, [1]*3)
+
+def test_a_network_that_answers_nan_is_told_so_and_minus_infinity_is_an_answer():
+    frames = [np.zeros((8, 8, 3), np.uint8)]
+    def answer(v):
+        def f(x): return torch.tensor([v, 0.]).view(1, 2, 1, 1).expand(len(x), 2, *x.shape[2:])
+        return predict_batch(f, frames, [0.]*3, [1.]*3, device='cpu')
+    assert answer(-torch.inf)[0].all()
+    with pytest.raises(ValueError, match='answers NaN, and no class wins'): answer(torch.nan)
+
+def test_a_norm_without_averages_cannot_be_folded_and_stays():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    x = torch.rand(2, 3, 5, 5)
+    with torch.no_grad(): assert torch.allclose(folded(net)(x), net(x), atol=1e-6)

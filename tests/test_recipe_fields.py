@@ -534,6 +534,17 @@ def a_memory_format_is_asked_for(w): assert any(isinstance(o, ChannelsLast) for 
 
 def flags(): return [getattr(torch.backends.cudnn, k) for k in ('allow_tf32', 'deterministic', 'benchmark')]
 
+def test_losses_multiply_in_single_precision_whatever_was_set():
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    try:
+        for given in (True, False):
+            products.allow_tf32 = given
+            for o in ('fp32', 'tf32', 'bf16'):
+                with arithmetic(recipe('smoke', precision=o)): assert not products.allow_tf32
+            assert products.allow_tf32 == given
+    finally: products.allow_tf32 = before
+
 @row('precision', 'deterministic')
 def a_gpu_computes_as_it_is_told(w):
     before = flags()

@@ -38,9 +38,14 @@ def test_names_go_out_as_they_came_in_the_locale_c():
     p = subprocess.run([sys.executable, '-c', script, 'sc\u00e9ne'.encode()], env=env, capture_output=True)
     assert p.stdout.strip() == 'sc\u00e9ne'.encode(), p.stderr
 
-@pytest.mark.parametrize('args, said', [('--n 2 --n=3', '--n: given 2 times, and only the last'), ('--n 2', '')])
-def test_an_option_given_twice_is_refused(args, said, tmp_path):
-    (tmp_path/'a.py').write_text('from fastcore.script import call_parse\nfrom cwcl.script import one_line_errors\n'
-        '@call_parse\n@one_line_errors\ndef f(n:int=1): print(n)\n')
+TWICE = '--n 2 --number=3', '--numb 2 --number 3', '-w 2 --with 3', '-w 2 -w 3', '--wi=2 --with 3'
+
+@pytest.mark.parametrize('args, twice', [*((o, True) for o in TWICE), ('--number 2 --all --all -w 3', False)])
+def test_an_option_given_twice_is_refused(args, twice, tmp_path):
+    "However it is written; a flag may come twice"
+    (tmp_path/'a.py').write_text('from fastcore.script import call_parse, store_true\n'
+        'from cwcl.script import one_line_errors\n@call_parse\n@one_line_errors\n'
+        'def f(number:int=1, With:int=1, all:store_true=False): print(number + With)\n')
     p = subprocess.run([sys.executable, tmp_path/'a.py', *args.split()], capture_output=True, text=True)
-    assert said in p.stderr and p.returncode == bool(said) and (p.stdout.strip() == '2') == (not said)
+    assert p.returncode == twice and p.stdout.strip() == ('' if twice else '5')
+    assert ('given 2 times, and only the last would count' in p.stderr) == twice

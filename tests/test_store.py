@@ -224,3 +224,13 @@ def test_pictures_in_memory_need_no_file(monkeypatch):
     monkeypatch.setattr('psutil.virtual_memory', lambda: types.SimpleNamespace(available=10))
     store = FrameStore([np.zeros((8, 8, 3), np.uint8)]*2, ['', ''], class_set(8), (8, 8))
     assert store.frames.shape == (2, 3, 8, 8)
+
+@pytest.mark.parametrize('kind', [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_frame_may_be_a_tensor_of_any_floats(kind):
+    x = torch.arange(2, dtype=kind).expand(3, 2, 2)
+    assert (load_image(x, (2, 2)) == 255*x.float().numpy()).all()
+
+def test_another_pillow_makes_another_store(monkeypatch):
+    before = store_key([], (8, 8))
+    monkeypatch.setattr(store_module, 'PILLOW', '1.0')
+    assert store_key([], (8, 8)) != before

@@ -28,7 +28,7 @@ def step_time_masks():
 
 def paper_memory(b, chunks): return b,step_bytes(recipe('paper', batch=b, labelled=3*b//10, chunks=chunks))
 def step_memory(): return (paper_memory(b, 1) for b in (25, 50, 100, 200, 400, 800))
-def cached_memory(): return (paper_memory(b, b//25) for b in (25, 50, 100, 200, 400, 800))
+def cached_memory(): return (paper_memory(b, b//25) for b in (50, 100, 200, 400, 800))
 
 def epoch_time():
     for per_clip in (1, 2, 4, 8):

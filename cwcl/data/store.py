@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from PIL import Image
+from PIL import Image, __version__ as PILLOW
 from fastcore.basics import patch
 from torch import Tensor
 from tqdm import tqdm
@@ -31,7 +31,8 @@ def load_image(
     "Load a frame from a file or from memory, resized bilinearly"
     if isinstance(item, (str, Path)): item = read_image(item)
     if isinstance(item, Tensor):
-        item = item.detach().cpu().numpy()
+        item = item.detach().cpu()
+        item = (item.float() if item.is_floating_point() else item).numpy()
         if item.ndim == 3: item = item.transpose(1, 2, 0)
     if isinstance(item, np.ndarray):
         share = item.dtype.kind == 'f' and item.size and 0 <= item.min() and item.max() <= 1
@@ -62,7 +63,7 @@ def store_key(
 )->str: # 16 hexadecimal digits
     "Return a name for decoded pictures that changes when anything about them does"
     stats = [(str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns) if p else None for p in paths]
-    return hashlib.sha256(repr((what, stats)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((PILLOW, what, stats)).encode()).hexdigest()[:16]
 
 def _checksum(a): # uint8 array -> CRC-32, as text
     crc = 0

@@ -114,10 +114,10 @@ def turn_hue(
     r,g,b = x.unbind(1)
     most = r.maximum(g).maximum(b)
     chroma = most - r.minimum(g).minimum(b)
-    k = chroma.clamp(min=torch.finfo(x.dtype).tiny)
-    sector = torch.where(most == r, (g-b)/k, torch.where(most == g, 2 + (b-r)/k, 4 + (r-g)/k))
+    some = chroma.clamp(min=torch.finfo(x.dtype).tiny)
+    sector = torch.where(most == r, (g-b)/some, torch.where(most == g, 2 + (b-r)/some, 4 + (r-g)/some))
     k = (sector + 6*turn[:,None,None])[:,None] + torch.arange(5, 0, -2, device=x.device)[:,None,None]
-    near = k.remainder_(6).sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
+    near = (2 - (k.remainder_(6) - 2).abs_()).clamp_(0, 1)
     return most[:,None] - chroma[:,None]*near
 
 # %% ../../nbs/14a_data.views.ipynb #56946f46
@@ -139,15 +139,13 @@ def blur_views(
     taps:int, # Weights of a kernel, odd
 )->Tensor: # `(N,3,S,S)`
     "Blur each view by its own Gaussian"
+    n,c,h,w = x.shape
     j = torch.arange(taps, device=x.device) - taps//2
     k = torch.exp(-(j/sigma.clamp(min=1e-3)[:,None])**2/2)
-    k = (k/k.sum(1, keepdim=True)).to(x.dtype)[...,None,None,None]
-    x = F.pad(x, (taps//2,)*4, mode='reflect')
-    for dim in (2, 3):
-        first,*others = x.unfold(dim, x.shape[dim]-taps+1, 1).unbind(dim)
-        x = first.movedim(-1, dim)*k[:,0]
-        for i,o in enumerate(others): x.addcmul_(o.movedim(-1, dim), k[:,i+1])
-    return x
+    k = (k/k.sum(1, keepdim=True)).to(x.dtype).repeat_interleave(c, dim=0)[:,None]
+    x = F.pad(x.reshape(1, n*c, h, w), (taps//2,)*4, mode='reflect')
+    x = F.conv2d(x, k[...,None], groups=n*c)
+    return F.conv2d(x, k[:,:,None], groups=n*c).view(n, c, h, w)
 
 # %% ../../nbs/14a_data.views.ipynb #e14be2a1
 def strong_views(
@@ -182,10 +180,8 @@ class StrongViews(ItemTransform):
         x = image.as_subclass(Tensor)
         size = self.mild.size
         n = len(mask[:self.mild.n_labelled])
-        if self.deal:
-            part,parts,_ = self.deal
-            self.mild.deal = part, parts, self.mild.n_labelled
-            n = len(range(part, self.mild.n_labelled, parts))
+        self.mild.deal = self.deal and (*self.deal[:2], self.mild.n_labelled)
+        if self.deal: n = len(range(self.deal[0], self.mild.n_labelled, self.deal[1]))
         if n: crops,mask = self.mild.view((image[:n], mask[:n]), rng)
         else: crops,mask = x.new_empty(0, 3, size, size),mask.new_empty(0, size, size)
         seeds = torch.randint(2**62, (2,), generator=rng).tolist()

@@ -86,7 +86,8 @@ class _ContrastSum(torch.autograd.Function):
             part,n,share,s,r = _few_rows(z[:,rows], other, (pos, ignored), temp, None if own is None else own+a)
             loss,found = loss+part,found+n
             if not any(wanted): continue
-            if whole: dz = torch.bmm(s.mul_(r[:,:,None] + r[:,None]).sub_(pos*(share[:,None] + share)), z)
+            if whole: # Positives are mutual, so both ways of a pair are one sum
+                dz = torch.bmm(s.mul_(r[:,:,None] + r[:,None]).sub_(pos*(share[:,None] + share)), z)
             else:
                 table = s.mul_(r[...,None]).sub_(pos*share[:,None])
                 _add_grads(table, rows, z, other, dz, dz if ref is None else dref)
@@ -121,6 +122,8 @@ def _check_ref(zs, group, ref, ref_ids, ref_group, own, ignore): # As in `contra
     if ref_ids is None: raise ValueError('ref without ref_ids: give the ids of these frames too')
     if (group is None) != (ref_group is None): raise ValueError('group and ref_group belong together: give both')
     _check_frames('ref', ref, ref_ids, ref_group)
+    kinds = {o.dtype for o in (*zs, *ref)}
+    if len(kinds) > 1: raise ValueError(f'zs and ref of {" and ".join(sorted(map(str, kinds)))}: give one type')
     lengths = [[z.shape[1] for z in o] for o in (zs, ref)]
     if lengths[0] != lengths[1]: raise ValueError(f'length {lengths[0]} of zs, {lengths[1]} of ref: give equal ones')
     n,m = len(zs[0]),len(ref[0])

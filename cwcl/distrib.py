@@ -162,7 +162,8 @@ def forward(self:GatheredLoss,
     dist.all_reduce(whole)
     shared = part_terms(self.loss, self.recipe, out, (mask, *labels), whole)
     common = self.gathered_contrast(out[2], *labels) if getattr(self.loss, 'beta', 0) else {}
-    loss = sum(w*v*ranks()[1] for w,v in shared.values() if w) + sum(w*v for w,v in common.values() if w)
+    world = ranks()[1] # Its only place: what is shared is averaged over the processes, the contrast is whole on each
+    loss = sum(w*v*world for w,v in shared.values() if w) + sum(w*v for w,v in common.values() if w)
     found = {k: v.detach().clone() for k,(_,v) in {**shared, **common}.items()}
     for k in shared: dist.all_reduce(found[k])
     self.terms = found

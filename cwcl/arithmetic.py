@@ -13,6 +13,16 @@ from .core import InputError, Recipe, default_device
 
 # %% ../nbs/29_arithmetic.ipynb #509ae89b
 @contextmanager
+def _single_products():
+    "Let the losses multiply matrices in single precision, whatever was set"
+    products = torch.backends.cuda.matmul
+    try: name,single,before = 'allow_tf32',False,products.allow_tf32
+    except RuntimeError: name,single,before = 'fp32_precision','ieee',products.fp32_precision # Set by its newer name
+    setattr(products, name, single)
+    try: yield
+    finally: setattr(products, name, before)
+
+@contextmanager
 def arithmetic(
     r:Recipe,
     training:bool=False, # Look for the fastest algorithm, unless the recipe wants the same bits again?
@@ -23,11 +33,8 @@ def arithmetic(
     given = dict(enabled=cudnn.enabled, benchmark_limit=cudnn.benchmark_limit, allow_tf32=r.precision != 'fp32')
     search = training and not r.deterministic
     plain = torch.compiler.set_stance('force_eager') if r.compile and not training else nullcontext()
-    products = torch.backends.cuda.matmul
-    before,products.allow_tf32 = products.allow_tf32,False # Those of the losses
-    try:
-        with plain, cudnn.flags(benchmark=search, deterministic=r.deterministic, **given): yield
-    finally: products.allow_tf32 = before
+    flags = cudnn.flags(benchmark=search, deterministic=r.deterministic, **given)
+    with plain, _single_products(), flags: yield
 
 # %% ../nbs/29_arithmetic.ipynb #72187e49
 def used_arithmetic(

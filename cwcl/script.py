@@ -56,19 +56,18 @@ def orderly_end():
         if ours and signal.getsignal(signal.SIGTERM) is end: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 # %% ../nbs/00c_script.ipynb #884917e6
-def _option(given, params): # Such as `--see=3`, parameters of the command -> the one that is meant, or `None`
+def _option(given, names): # Such as `--see=3`, names of options to parameters -> the name that is meant, or `None`
     dashes,name = re.match('(-*)([^=]*)', given).groups()
-    names = {k.lower().replace('_', '-'): k for k in params}
-    if dashes == '-': return next((k for k in params if k[0] == name.upper()), None)
+    if dashes == '-': return next((k for k,p in names.items() if p.name[0] == name.upper()), None)
     fits = [name] if name in names else [k for k in names if k.startswith(name)]
-    return names[fits[0]] if dashes == '--' and name and len(fits) == 1 else None
+    return fits[0] if dashes == '--' and name and len(fits) == 1 else None
 
 def _check_once(f, args): # Command, what stands behind it
-    params = inspect.signature(f).parameters
-    for k,n in Counter(_option(o, params) for o in args).items():
-        if n > 1 and k and params[k].annotation not in (bool, store_true, store_false):
-            raise InputError(f'--{k.lower().replace("_", "-")}: given {n} times, and only the last would count; '
-                'give it once (fields and names of one option are separated by commas)')
+    names = {k.lower().replace('_', '-'): p for k,p in inspect.signature(f).parameters.items()}
+    for k,n in Counter(_option(o, names) for o in args).items():
+        if n > 1 and k and names[k].annotation not in (bool, store_true, store_false):
+            raise InputError(f'--{k}: given {n} times, and only the last would count; give it once '
+                '(fields and names of one option are separated by commas)')
 
 # %% ../nbs/00c_script.ipynb #ce0e78f7
 def one_line_errors(f): # A console script, below `call_parse`

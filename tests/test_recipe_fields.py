@@ -545,6 +545,16 @@ def test_losses_multiply_in_single_precision_whatever_was_set():
             assert products.allow_tf32 == given
     finally: products.allow_tf32 = before
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, 'fp32_precision'), reason='PyTorch has one name for it')
+def test_a_precision_that_was_set_by_its_newer_name_is_met_too():
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    try:
+        products.fp32_precision = 'tf32'
+        with arithmetic(recipe('smoke')): assert products.fp32_precision == 'ieee'
+        assert products.fp32_precision == 'tf32'
+    finally: products.fp32_precision = before
+
 @row('precision', 'deterministic')
 def a_gpu_computes_as_it_is_told(w):
     before = flags()

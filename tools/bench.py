@@ -87,15 +87,17 @@ def reasons(found):
         'profiler watches (which makes many short calls look longer).', '']
     return '\n'.join([*head, *out] if out else [])
 
+def read_table(found): return pd.DataFrame([said(o) for o in found]).fillna('')
+
 def markdown(where, found):
-    table = pd.DataFrame([said(o) for o in found]).fillna('')
     versions = ', '.join(f'{k} {v}' for k,v in where['versions'].items())
     return '\n'.join([f'Measured on {where["date"]} by `make bench`: {where["device"]}, {where["processor"]} '
         f'({where["kernels"]}), {where["threads"]} of {where["cores"]} cores, load {where["load"]} at the start, '
         f'Python {where["python"]}, {versions}.', '',
         'Milliseconds are medians of calls that took turns in one process, of the time that it had a core. '
         'MB: the peak of memory beyond what was there before. Share of the limit: how much of the time that is '
-        'allowed is used; more than 100 % misses the limit.', '', frame_markdown(table), '', reasons(found)])
+        'allowed is used; more than 100 % misses the limit.', '',
+        frame_markdown(read_table(found)), '', reasons(found)])
 
 def write(folder, name, where, found, text=None):
     "Write JSON, and Markdown if there is a text"
@@ -115,7 +117,7 @@ def main():
     where = machine()
     if args.curves: return write(args.out or HOME, 'curves', where, dict(series=curves(tell=print)))
     found = list(rows(args.only))
-    print(pd.DataFrame([said(o) for o in found]).fillna('').to_string(index=False))
+    print(read_table(found).to_string(index=False))
     print(reasons(found))
     if args.out or not args.only: write(args.out or HOME, 'bench', where, dict(rows=found), markdown(where, found))
 

@@ -74,7 +74,7 @@ def peak_bytes(f):
     return int((held - np.minimum.accumulate(held)).max())
 
 def operators(f):
-    "Return (operator, calls, seconds without those that it calls) of a call, the longest first"
+    "Return (operator, calls, seconds without those that it calls) of a call"
     with profile(activities=[ProfilerActivity.CPU]) as p: f()
     return [(o.key, o.count, o.self_cpu_time_total/1e6) for o in p.key_averages()]
 

@@ -32,7 +32,7 @@ def load_image(
     if isinstance(item, (str, Path)): item = read_image(item)
     if isinstance(item, Tensor):
         item = item.detach().cpu()
-        item = (item.float() if item.is_floating_point() else item).numpy()
+        item = (item.float() if item.is_floating_point() and item.dtype.itemsize < 4 else item).numpy()
         if item.ndim == 3: item = item.transpose(1, 2, 0)
     if isinstance(item, np.ndarray):
         share = item.dtype.kind == 'f' and item.size and 0 <= item.min() and item.max() <= 1

@@ -11,7 +11,7 @@ import math, torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
-from .augment import send
+from .augment import blur_each, send
 from fastai.data.transforms import ItemTransform
 from fastai.torch_core import TensorImage
 
@@ -139,13 +139,9 @@ def blur_views(
     taps:int, # Weights of a kernel, odd
 )->Tensor: # `(N,3,S,S)`
     "Blur each view by its own Gaussian"
-    n,c,h,w = x.shape
     j = torch.arange(taps, device=x.device) - taps//2
     k = torch.exp(-(j/sigma.clamp(min=1e-3)[:,None])**2/2)
-    k = (k/k.sum(1, keepdim=True)).to(x.dtype).repeat_interleave(c, dim=0)[:,None]
-    x = F.pad(x.reshape(1, n*c, h, w), (taps//2,)*4, mode='reflect')
-    x = F.conv2d(x, k[...,None], groups=n*c)
-    return F.conv2d(x, k[:,:,None], groups=n*c).view(n, c, h, w)
+    return blur_each(x, (k/k.sum(1, keepdim=True)).to(x.dtype))
 
 # %% ../../nbs/14a_data.views.ipynb #e14be2a1
 def strong_views(

@@ -142,6 +142,14 @@ def gathered_contrast(self:GatheredLoss,
     presence,ids = (gather_with_grad(o, self.sizes) for o in (presence, ids))
     return self.loss.contrast_terms(list(z.chunk(len(zs), 1)), presence, ids)
 
+# %% ../nbs/32_distrib.ipynb #84a60da7
+def _summed(values:list)->list: # Numbers of this process -> their sums
+    "Add up over the processes, in one message"
+    if not values: return []
+    sums = torch.stack(values)
+    dist.all_reduce(sums)
+    return list(sums)
+
 @patch
 def check_size(self:GatheredLoss, n):
     had = self.sizes[ranks()[0]]
@@ -158,15 +166,15 @@ def forward(self:GatheredLoss,
     if isinstance(out, Tensor): return self.loss(out, mask)
     if self.sizes is None: self.sizes = _row_counts(labels[0])
     self.check_size(len(labels[0]))
-    whole = part_counts(self.recipe, mask, labels[0])
+    own = part_counts(self.recipe, mask, labels[0])
+    whole = own.clone()
     dist.all_reduce(whole)
-    shared = part_terms(self.loss, self.recipe, out, (mask, *labels), whole)
+    shared = part_terms(self.loss, self.recipe, out, (mask, *labels), whole, own)
     common = self.gathered_contrast(out[2], *labels) if getattr(self.loss, 'beta', 0) else {}
     world = ranks()[1] # Its only place: what is shared is averaged over the processes, the contrast is whole on each
     loss = sum(w*v*world for w,v in shared.values() if w) + sum(w*v for w,v in common.values() if w)
-    found = {k: v.detach().clone() for k,(_,v) in {**shared, **common}.items()}
-    for k in shared: dist.all_reduce(found[k])
-    self.terms = found
+    mine,every = ([v.detach() for _,v in o.values()] for o in (shared, common))
+    self.terms = found = dict(zip([*shared, *common], [*_summed(mine), *every]))
     value = sum(w*found[k] for k,(w,_) in {**shared, **common}.items() if w)
     return _WithValue.apply(loss, value)
 

@@ -68,11 +68,12 @@ def part_terms(
     out:tuple, # What the network returns for the part
     labels:tuple, # Masks, presence and ids of the part
     whole:Tensor, # `part_counts` of the whole batch
+    own:Tensor|None=None, # Those of the part, if they have been counted
 )->dict: # Name to (weight, value times share): over all parts, the values add up to that of the whole batch
     "Compute the terms of a part that need no other part"
     check_parts(r)
     mask,presence,_ = labels
-    own = part_counts(r, mask, presence)
+    if own is None: own = part_counts(r, mask, presence)
     def shared(k, v):
         if k == 'presence' and r.reduction == 'sum': return v
         i = _GROUPS[k]

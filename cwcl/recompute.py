@@ -83,5 +83,5 @@ def undealt(
     rows:list, # Where they belong, a list of integers for each chunk
 )->Tensor: # All rows, in the order of the batch
     "Put the rows of chunks back in order"
-    places = torch.tensor([i for o in rows for i in o], device=parts[0].device)
-    return torch.cat(parts).index_select(0, places.argsort())
+    places = torch.tensor([i for o in rows for i in o], device='cpu').argsort()
+    return torch.cat(parts).index_select(0, places.to(parts[0].device, non_blocking=True))

@@ -257,7 +257,7 @@ def frame_terms(self:CWCLLoss,
     logits,presence_logits,*_ = out
     terms = {} if logits is None else self.segmentation(logits, mask)
     if not self.alpha: return terms
-    weight = self.pos_weight if self.pos_weight is None else self.pos_weight.to(presence.device)
+    weight = self.pos_weight if self.pos_weight is None else self.pos_weight.to(presence.device, non_blocking=True)
     loss = presence_loss(presence_logits, presence, weight, self.recipe.reduction, look=False)
     terms['presence'] = (self.alpha, loss)
     return terms

@@ -114,7 +114,7 @@ def recolor(
     black:Tensor, # What black is after normalization, `(3,)`
 )->Tensor: # `(N,3,H,W)`
     "Change the colors of each frame: an affine map of its channels, and perhaps a mean of nine pixels"
-    contrast,brightness,gain,gray,soft = d.to(x).split([1, 1, 3, 1, 1], 1)
+    contrast,brightness,gain,gray,soft = d.to(x, non_blocking=True).split([1, 1, 3, 1, 1], 1)
     black = black.to(x)
     mean = x.mean((1, 2, 3))[:,None]
     eye = torch.eye(3, device=x.device, dtype=x.dtype)

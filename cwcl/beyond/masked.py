@@ -179,7 +179,7 @@ class HideBlocks(Callback):
         dl = self.dls.train
         part,parts = dl.part
         hidden = net.draw(dl.whole, self.x.shape[-2:], step_rng(self.learn, 86))
-        net.hidden = hidden[part::parts].to(self.x.device)
+        net.hidden = hidden[part::parts].to(self.x.device, non_blocking=True)
 
 # %% ../../nbs/86_beyond.masked.ipynb #15d37617
 def masked_parts(

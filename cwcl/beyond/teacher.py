@@ -135,7 +135,8 @@ def look(self:ClassTeacher)->SimpleNamespace:
     rng = step_rng(self.learn, 82)
     size = frames.shape[2:]
     strong = recolored(self.learn, self.r.colors, rng, p=1.) if self.r.colors else frames
-    boxes = draw_boxes(len(frames)-len(mask), len(frames), size, self.r.boxes, rng).to(frames.device)
+    boxes = draw_boxes(len(frames)-len(mask), len(frames), size, self.r.boxes, rng)
+    boxes = boxes.to(frames.device, non_blocking=True)
     inside = in_boxes(boxes, size)
     view = pasted(strong, boxes, inside)
     return SimpleNamespace(frames=frames, mask=mask, allowed=allowed_classes(presence), cut=(boxes, inside), view=view)

@@ -147,7 +147,7 @@ def send(
     device, # Where the frames are
 )->dict: # The same there
     "Send all draws to a device in one transfer"
-    table = torch.stack([v.float() for v in d.values()]).to(device)
+    table = torch.stack([v.float() for v in d.values()]).to(device, non_blocking=True)
     return {k: o.to(v.dtype) for (k,v),o in zip(d.items(), table)}
 
 # %% ../../nbs/14_data.augment.ipynb #87ad0e85

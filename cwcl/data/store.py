@@ -186,6 +186,13 @@ def to(self:FrameStore,
     return self
 
 @patch
+def send(self:FrameStore,
+    x:Tensor, # What belongs to a batch
+)->Tensor: # The same, where batches go
+    "Send a tensor on its way, and do not wait for it"
+    return x.to(self.sent_to or self.frames.device, non_blocking=True)
+
+@patch
 def gather(self:FrameStore,
     rows:Tensor, # Numbers of frames
     n_masks:int|None=None, # How many of them, the first ones, with their masks; all if `None`
@@ -196,8 +203,8 @@ def gather(self:FrameStore,
         pin = self.sent_to is not None
         out = torch.empty(shape, dtype=data.dtype, device=data.device, pin_memory=pin)
         torch.index_select(data, 0, rows, out=out)
-        return out.to(self.sent_to, non_blocking=True) if pin else out
-    rows = rows.to(self.frames.device)
+        return self.send(out) if pin else out
+    rows = rows.to(self.frames.device, non_blocking=True)
     return picked(self.frames, rows),picked(self.masks, rows[:n_masks])
 
 # %% ../../nbs/13b_data.store.ipynb #77c9fc41

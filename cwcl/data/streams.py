@@ -68,7 +68,7 @@ class TwoStreamDL(FrameDL):
     def gather(self, idxs):
         d = self.dataset
         keep = len(self.own(range(self.n_labelled))) if d.recipe.presence_from == 'image' else len(idxs)
-        return *d.batch(idxs, keep), d.presence[idxs], d.ids[idxs]
+        return *d.batch(idxs, keep), d.store.send(d.presence[idxs]), d.store.send(d.ids[idxs])
 
 # %% ../../nbs/15_data.streams.ipynb #65535ad9
 @patch

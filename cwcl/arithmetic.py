@@ -7,20 +7,39 @@ __all__ = ['arithmetic', 'used_arithmetic', 'check_compiler']
 
 # %% ../nbs/29_arithmetic.ipynb #cf22f555
 import os, shutil, torch
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from .core import InputError, Recipe, default_device
 
 # %% ../nbs/29_arithmetic.ipynb #509ae89b
 @contextmanager
-def _single_products():
-    "Let the losses multiply matrices in single precision, whatever was set"
-    products = torch.backends.cuda.matmul
-    try: name,single,before = 'allow_tf32',False,products.allow_tf32
-    except RuntimeError: name,single,before = 'fp32_precision','ieee',products.fp32_precision # Set by its newer name
-    setattr(products, name, single)
+def _tf32(
+    flag, # Part of `torch.backends` with `allow_tf32`
+    parts, # Those of its parts that have the newer name, from PyTorch 2.9
+    allowed:bool,
+    usual:bool, # What PyTorch begins with
+):
+    "Allow TF32 or not, by both of its names, whichever was set before"
+    try: old = flag.allow_tf32
+    except RuntimeError: old = usual # Cannot be read once the newer name says something else
+    newer = [(o, o.fp32_precision) for o in parts if hasattr(o, 'fp32_precision')]
+    flag.allow_tf32 = allowed
+    for o,_ in newer: o.fp32_precision = 'tf32' if allowed else 'ieee'
     try: yield
-    finally: setattr(products, name, before)
+    finally:
+        flag.allow_tf32 = old
+        for o,was in newer: o.fp32_precision = was
+
+@contextmanager
+def _cudnn(**settings): # Name to value
+    "Set what cuDNN may do, and set it back"
+    flags = torch.backends.cudnn
+    old = {k: getattr(flags, k) for k in settings}
+    for k,v in settings.items(): setattr(flags, k, v)
+    try: yield
+    finally:
+        for k,v in old.items(): setattr(flags, k, v)
 
 @contextmanager
 def arithmetic(
@@ -29,12 +48,15 @@ def arithmetic(
 ): # Context
     "Let a GPU compute as a recipe says, and set all but cuBLAS back; only a training calls the compiled network"
     if r.deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    cudnn = torch.backends.cudnn
-    given = dict(enabled=cudnn.enabled, benchmark_limit=cudnn.benchmark_limit, allow_tf32=r.precision != 'fp32')
-    search = training and not r.deterministic
-    plain = torch.compiler.set_stance('force_eager') if r.compile and not training else nullcontext()
-    flags = cudnn.flags(benchmark=search, deterministic=r.deterministic, **given)
-    with plain, _single_products(), flags: yield
+    cudnn,products = torch.backends.cudnn,torch.backends.cuda.matmul
+    convolutions = [getattr(cudnn, k, None) for k in ('conv', 'rnn')]
+    with ExitStack() as held:
+        held.enter_context(_tf32(cudnn, convolutions, r.precision != 'fp32', True))
+        held.enter_context(_tf32(products, [products], False, False))
+        held.enter_context(_cudnn(benchmark=training and not r.deterministic, deterministic=r.deterministic))
+        if r.compile and not training: held.enter_context(torch.compiler.set_stance('force_eager'))
+        if r.deterministic: held.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
 
 # %% ../nbs/29_arithmetic.ipynb #72187e49
 def used_arithmetic(

@@ -163,9 +163,9 @@ def check_device(
     "Return the device of that name, or raise `InputError` if it cannot be used here"
     device = name or default_device()
     try:
-        torch.zeros(1, device=device).item()
+        torch.zeros(1, device=device, dtype=torch.float64).item() # Which MPS does not have, and scores need
         return torch.device(device)
-    except (RuntimeError, AssertionError, ImportError) as e:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as e:
         raise InputError(f'device {device}: cannot be used on this machine, which has {torch.cuda.device_count()} '
             f'CUDA devices ({str(e).splitlines()[0]}); give cpu, or leave it out') from None
 

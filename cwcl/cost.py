@@ -17,6 +17,7 @@ from .core import InputError, Recipe, default_device, goals, ranks, set_seed
 from .script import one_line_errors
 from .memory import advice, check_memory, free_memory, memory_table, one_step, same_random_state
 from .memory import say_bytes, step_bytes
+from .whole import lacks_memory
 
 # %% ../nbs/32_cost.ipynb #2afbb2d2
 def step_flops(r:Recipe)->int: # Floating-point operations of forward and backward, convolutions and matrix products
@@ -69,7 +70,8 @@ def step_seconds(
     free = free_memory(device)[0]
     try:
         with same_random_state(device), arithmetic(r, training=True): step,frame = _timed(small, device, repeat)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as e:
+        if not lacks_memory(e): raise
         said = f'out of memory in a step of {r.method}, with {say_bytes(free)} free'
         raise InputError(f'{device}: {said}; {advice(r, free)}') from None
     finally:
@@ -136,8 +138,10 @@ def run_cost(
     yield say_device(device, r.threads)
     own = share_of_step(r, ranks()[1]) if device.type == 'cuda' else r
     need = step_bytes(own)
-    check_memory(own, need, free_memory(device)[0], device)
-    yield f'memory: at least {say_bytes(need)} for a training step'
+    free,frames = free_memory(device)[0],4*sum(parts)*r.height*r.width
+    held = frames if device.type == 'cuda' and 6*frames <= free else 0 # As `FrameStore.to` decides
+    check_memory(own, need, free - held, f'{device} beside the frames' if held else device)
+    yield f'memory: at least {say_bytes(need)} for a training step' + (f', {say_bytes(held)} for frames' if held else '')
     step,frame = step_seconds(own, device)
     seconds = run_seconds(r, parts, test, step, frame)
     yield f'time: about {say_time(seconds)}, {r.epochs} epochs of {steps_per_epoch(r, parts)} steps of {step:.2g} s'

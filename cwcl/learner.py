@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from torch import nn
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import Callback, CancelBatchException
+from fastai.callback.core import Callback, CancelBatchException, CancelStepException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.callback.tracker import TrackerCallback
@@ -51,10 +51,14 @@ class Precision(MixedPrecision):
         self.autocast = torch.autocast(device, dtype=half)
         self.held = ExitStack()
         self.learn.scaler = GradScaler(device, **{**self.kwargs, 'enabled': half == torch.float16})
-        self.scales = L()
     def before_batch(self): self.held.enter_context(self.autocast)
     def after_pred(self): self.learn.pred = apply(_single, self.pred)
     def after_loss(self): self.held.close()
+    def before_step(self):
+        "As fastai's, without its list of scales: each of them is read from the device"
+        self.skipped = True
+        self.scaler.step(self)
+        if self.skipped: raise CancelStepException
 
 # %% ../nbs/30_learner.ipynb #e89fb49b
 class FrameAccumulation(GradientAccumulation):

@@ -103,7 +103,9 @@ def say_bytes(n:float)->str: # Such as `19.9 GiB`
 
 def free_memory(device)->tuple: # (free bytes, all bytes)
     "Return the memory of a device"
-    if torch.device(device).type == 'cuda': return torch.cuda.mem_get_info(device)
+    if torch.device(device).type == 'cuda':
+        free,total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
     m = psutil.virtual_memory()
     return m.available,m.total
 

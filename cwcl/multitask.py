@@ -99,6 +99,8 @@ class LossGuard(Callback):
 def look(self:LossGuard):
     "Read the notes, and stop if there was a step that was not finite"
     if not self.first: return
+    scaler = getattr(self.learn, 'scaler', None)
+    if scaler and scaler.is_enabled() and scaler.get_scale() < 1: self.stop('gradient of every step', self.iter)
     steps,found = {},torch.cat(list(self.first.values())).tolist()
     for k,v in zip(chain(*self.first), found): steps[k] = min(v, steps.get(k, inf)) # Terms may come and go
     loss,gradient = steps.pop('loss'),steps.pop('gradient', inf)

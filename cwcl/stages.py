@@ -12,6 +12,7 @@ from itertools import count, islice
 from pathlib import Path
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from .arithmetic import arithmetic
 from .checkpoint import fill_body, save_model
 from .core import InputError, Recipe, find_method, rank0_first
 from .data.augment import SegAugment
@@ -33,7 +34,7 @@ def refresh_averages(
     "Make the running averages of batch norm anew, from mild crops of the class-labelled frames"
     dls = cwcl_dls(table, r, device, augment=SegAugment(r, n_labelled=0))
     shown = (b[0].as_subclass(torch.Tensor) for _ in count() for b in dls.train)
-    update_bn(islice(shown, r.refresh_bn), encoder)
+    with arithmetic(r): update_bn(islice(shown, r.refresh_bn), encoder)
 
 # %% ../nbs/42_stages.ipynb #27f56056
 def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENSES`, from `run_facts`, when the stage began

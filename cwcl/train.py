@@ -7,7 +7,7 @@ __all__ = ['StepTime', 'HoldLease', 'train_learner', 'kit_commit', 'run_facts', 
            'cwcl_train']
 
 # %% ../nbs/34_train.ipynb #7df73423
-import json, shutil, subprocess, time
+import gc, json, shutil, subprocess, time
 import fastai, numpy as np, pandas as pd, torch, torchvision, cwcl
 from dataclasses import replace
 from functools import cache, partial
@@ -70,6 +70,9 @@ def train_learner(
     tell=noop, # Called with each remark
 )->tuple: # (Learner, log of the epochs)
     "Build loaders and Learner, and train as the recipe says"
+    if torch.cuda.is_available(): # The Learner and the frames of a run before may still be there
+        gc.collect()
+        torch.cuda.empty_cache()
     set_seed(r.seed, r.threads)
     dls = cwcl_dls(table, r, device=device or default_device())
     make = find_method(r.method).make if r.stage in ('joint', 'pretrain') else cwcl_learner

@@ -85,7 +85,7 @@ def write_mask(path, mask, classes): # PNG file, uint8 `(H,W)` of the ids of a `
 def segment_frames(
     model, # Network from `load_model`, in eval mode
     frames, # Iterable of (key, uint8 `(H,W,3)`)
-    batch:int=4, # Frames in one forward pass
+    batch:int|None=None, # Frames in one forward pass; 32 on a GPU and 4 on a CPU if `None`
     flip:bool=False, # Look at the mirror image of each frame too? Twice the time
 ): # Yields (key, frame, mask), the mask with ids of `model.classes`, in order
     "Segment a stream of frames and yield each beside its mask"
@@ -120,7 +120,7 @@ def segment_video(
     out, # Folder for the masks and the overlay
     every:int=1, # Segment each frame whose number is a multiple of this
     alpha:float=.5, # Opacity of the colors, 0 to 1
-    batch:int=4, # Frames in one forward pass
+    batch:int|None=None, # Frames in one forward pass; 32 on a GPU and 4 on a CPU if `None`
     progress:bool=True, # Show progress and the time left?
     tell=lambda s: None, # Called with a remark, such as `print`
     flip:bool=False, # Look at the mirror image of each frame too?
@@ -177,7 +177,7 @@ def segment_images(
     out, # Folder for masks and overlays; not the one that is read
     every:int=1, # Segment one image in this many
     alpha:float=.5, # Opacity of the colors, 0 to 1
-    batch:int=4, # Images in one forward pass
+    batch:int|None=None, # Images in one forward pass; 32 on a GPU and 4 on a CPU if `None`
     progress:bool=True, # Show progress and the time left?
     flip:bool=False, # Look at the mirror image of each frame too?
     overwrite:bool=False, # Replace earlier predictions of images of these names?

@@ -107,7 +107,7 @@ def sweep_parts(
 
 # %% ../nbs/00a_whole.ipynb #46690a26
 _MEMORY = re.compile("can(no|')t allocate|not enough memory|out of memory|bad_alloc|paging file|can't start new thread|"
-    'Resource temporarily unavailable', re.I) # The last two: memory for another thread
+    'Resource temporarily unavailable|ALLOC_FAILED', re.I) # For another thread; of cuDNN and cuBLAS
 
 def lacks_memory(e:BaseException)->bool:
     "Tell whether an error says, in any of the ways there are, that memory is short"

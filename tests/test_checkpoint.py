@@ -3,6 +3,7 @@ import os, pytest, torch
 import numpy as np
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -87,6 +88,9 @@ def test_devices(net, tmp_path):
     assert (check_device('cpu').type, check_device()) == ('cpu', default_device())
     for bad in ('gpu', 'cuda:99', 'meta'):
         with pytest.raises(InputError, match=f'device {bad}: cannot be used'): check_device(bad)
+    no = TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+    says = pytest.raises(InputError, match='device mps: .*float64')
+    with patch('torch.zeros', side_effect=no), says: check_device('mps')
     path = save_model(tmp_path/'m.safetensors', net)
     with pytest.raises(InputError, match='device tpu9: cannot be used'): load_model(path, 'tpu9')
 

@@ -6,7 +6,8 @@ from torch.profiler import ProfilerActivity, profile
 from cwcl.baselines.byol import BYOLLoss, BYOLNet
 from cwcl.core import InputError, recipe
 from cwcl.cost import _sample, run_cost, run_seconds, say_device, share_of_step, step_flops, step_seconds
-from cwcl.memory import GiB, advice, check_memory, one_step, random_batch, saved_bytes, say_bytes, step_bytes
+from cwcl.memory import GiB, advice, check_memory, free_memory, one_step, random_batch, saved_bytes, say_bytes
+from cwcl.memory import step_bytes
 from cwcl.options import parse_changes
 from pages import root
 
@@ -71,6 +72,20 @@ def lines(monkeypatch, r, free, device='cpu'):
     try: said += run_cost(r, (5600, 1000), 1440, device)
     except InputError as e: said.append(str(e))
     return said
+
+@pytest.mark.parametrize('free, fits', [(24, True), (22.3, False), (13, False)])
+def test_frames_that_will_lie_on_the_gpu_need_room_too(monkeypatch, free, fits):
+    "20.0 GiB of a step and 2.5 GiB of frames, which move to the GPU where they are a sixth of what is free"
+    monkeypatch.setattr('cwcl.cost.say_device', lambda device, threads: 'device: cuda')
+    said = lines(monkeypatch, recipe('paper'), free, torch.device('cuda'))
+    if fits: assert said[1].endswith('for a training step, 2.5 GiB for frames')
+    else: assert (' beside the frames: ' in said[1]) == (free > 16) and '--change precision=bf16' in said[1]
+
+def test_what_pytorch_holds_for_later_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (3, 24))
+    monkeypatch.setattr(torch.cuda, 'memory_reserved', lambda device: 15)
+    monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda device: 5)
+    assert free_memory('cuda') == (13, 24)
 
 @pytest.mark.parametrize('change, share, says', [
     (dict(teacher=1., average=.9), .1, 'take a smaller crop'), (dict(absent=.1), .1, 'take a smaller crop'),

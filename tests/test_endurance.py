@@ -27,8 +27,16 @@ def test_the_beginning_does_not_count():
 
 @pytest.mark.parametrize('power', [1, 2])
 def test_the_exponent_of_a_power(power):
-    assert endurance.exponent([(n, 3e-4*n**power) for n in (10, 20, 40, 80)]) == power
+    times = [(n, 3e-4*n**power) for n in (10, 20, 40, 80)]
+    assert endurance.exponent(times) == power
 
 def test_rows_are_frames_that_come_again():
     t = endurance.many_rows(2500)
     assert len(t) == 2500 and t.image.is_unique and t.frame.is_unique and t.video.nunique() > 9
+
+def test_each_part_has_a_process_of_its_own(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(endurance.subprocess, 'run', lambda o, check: called.append(o[2:]))
+    monkeypatch.setattr(sys, 'argv', ['endurance.py', '--n', '5', 'rows', 'grid', f'--out={tmp_path/"a"}'])
+    endurance.main()
+    assert called == [[o, '--n=5', f'--out={tmp_path/"a"}'] for o in ('rows', 'grid')]

@@ -1,9 +1,10 @@
 "The Learner of all tasks: what it computes, what it repeats, what it refuses"
 import sys, traceback, numpy as np, pytest, torch
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelStepException
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
@@ -13,7 +14,7 @@ from cwcl.core import InputError, loss_weights, recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.losses.contrastive import deep_contrastive_loss
 from cwcl.losses.segmentation import focal_loss, generalized_dice_loss, presence_loss
-from cwcl.multitask import LossGuard, LossTerms, MeanIoU, cwcl_learner
+from cwcl.multitask import LossGuard, LossTerms, MeanIoU, Precision, cwcl_learner
 from cwcl.results import evaluate
 from cwcl.tasks import CWCLLoss, CWCLNet, gradient_norms
 from cwcl.pairs import label_set_ids, positive_mask
@@ -406,3 +407,24 @@ def test_a_loss_guard_remembers_when_terms_come_and_go():
     guard.note(loss=torch.tensor(1.), gdl=torch.tensor(1.), teacher=torch.tensor(1.))
     guard.stop = lambda what, step: (_ for _ in ()).throw(InputError(f'{what} in step {step}'))
     with pytest.raises(InputError, match='loss term gdl in step 3'): guard.look()
+
+def test_a_training_whose_every_step_is_skipped_ends():
+    "In fp16 a gradient that is never finite halves the scale and leaves the weights as they were"
+    guard = LossGuard()
+    guard.stop = lambda what, step: (_ for _ in ()).throw(InputError(f'{what}, {step}'))
+    for enabled,scale in ((True, 1.), (False, .5), (True, .5)):
+        scaler = SimpleNamespace(is_enabled=lambda: enabled, get_scale=lambda: scale)
+        guard.first,guard.learn = {},SimpleNamespace(iter=19, scaler=scaler)
+        guard.note(loss=torch.tensor(1.))
+        if enabled and scale < 1:
+            with pytest.raises(InputError, match='gradient of every step, 19'): guard.look()
+        else: guard.look()
+
+@pytest.mark.parametrize('finite', [True, False])
+def test_a_step_in_half_precision_reads_no_scale(finite):
+    p = Precision('fp16')
+    def step(optimizer): optimizer.step() if finite else None
+    def read(): raise AssertionError('was read from the device')
+    p.learn = SimpleNamespace(scaler=SimpleNamespace(step=step, get_scale=read))
+    with nullcontext() if finite else pytest.raises(CancelStepException): p.before_step()
+    assert p.skipped != finite

@@ -1,5 +1,5 @@
 "Every field of a recipe does what it says; `make mutants` takes each effect away and asks for a red row"
-import os, pandas as pd, pytest, torch
+import os, pandas as pd, pytest, subprocess, sys, torch
 from functools import partial
 from dataclasses import fields, replace
 from itertools import islice
@@ -163,9 +163,11 @@ def running_averages_are_made_anew_before_freezing(w):
         r = changed(method='byol', stage='pretrain', views=2, refresh_bn=n)
         with TemporaryDirectory() as out, patch('cwcl.ready.frame_table', return_value=w.frames), \
                 patch('cwcl.stages.update_bn') as fresh:
+            fresh.side_effect = lambda *_: seen_flags.append(torch.backends.cudnn.allow_tf32)
             pretrain_run(r, 'nowhere', out=out)
             return [len(list(call.args[0])) for call in fresh.call_args_list]
-    assert seen(0) == [] and seen(3) == [3]
+    seen_flags = []
+    assert seen(0) == [] and seen(3) == [3] and seen_flags == [False]
     mild = caught('cwcl.stages.cwcl_dls', refresh_averages, None, None,
         changed(method='byol', stage='pretrain', views=2)).kwargs
     assert type(mild['augment']) is SegAugment, 'frames as they will be seen, not in strong colors'
@@ -545,15 +547,35 @@ def test_losses_multiply_in_single_precision_whatever_was_set():
             assert products.allow_tf32 == given
     finally: products.allow_tf32 = before
 
-@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, 'fp32_precision'), reason='PyTorch has one name for it')
-def test_a_precision_that_was_set_by_its_newer_name_is_met_too():
-    products = torch.backends.cuda.matmul
-    before = products.fp32_precision
-    try:
-        products.fp32_precision = 'tf32'
-        with arithmetic(recipe('smoke')): assert products.fp32_precision == 'ieee'
-        assert products.fp32_precision == 'tf32'
-    finally: products.fp32_precision = before
+NEWER_NAMES = """
+import os, sys, torch, traceback
+from cwcl.arithmetic import arithmetic
+from cwcl.core import recipe
+backends = torch.backends
+cudnn,products = backends.cudnn,backends.cuda.matmul
+def now(): return [o.fp32_precision for o in (cudnn.conv, cudnn.rnn, products)]
+def obeyed(place, said):
+    if place: place.fp32_precision = said
+    before = now()
+    for given,want in dict(fp32='ieee', tf32='tf32', bf16='tf32').items():
+        with arithmetic(recipe('smoke', precision=given), True):
+            assert now() == [want, want, 'ieee'], (given, now())
+            assert cudnn.allow_tf32 == (want == 'tf32') and not products.allow_tf32
+        assert now() == before, (given, now(), before)
+def alone(*case): # PyTorch cannot take back what has been set
+    if pid := os.fork(): return os.waitpid(pid, 0)[1]
+    try: obeyed(*case)
+    except BaseException: traceback.print_exc()
+    else: os._exit(0)
+    os._exit(1)
+places = None, backends, cudnn, cudnn.conv, products
+sys.exit(any([alone(o, said) for o in places for said in ('ieee', 'tf32')]))
+"""
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, 'conv'), reason='PyTorch has one name for it')
+def test_a_precision_that_was_set_by_a_newer_name_is_put_aside_and_put_back():
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', NEWER_NAMES], capture_output=True, text=True)
+    assert not p.returncode, p.stderr[-800:]
 
 @row('precision', 'deterministic')
 def a_gpu_computes_as_it_is_told(w):

@@ -168,6 +168,7 @@ def test_small_classes_and_frames_without_weight():
     torch.testing.assert_close(dice_weights(areas, 'monai'), torch.tensor([[1e-4, 1/256, 1/225, 1/225]]))
     single = torch.tensor([[1., 4, 0]])
     torch.testing.assert_close(dice_weights(single, 'monai'), torch.tensor([[1, 1/16, 1]]))
+    torch.testing.assert_close(dice_weights(single[:,:1], min_pixels=1), torch.tensor([[1.]]))
 
 @pytest.mark.parametrize('form', ('paper', 'sudre', 'monai'))
 @pytest.mark.parametrize('pool', ('image', 'batch'))

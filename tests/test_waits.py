@@ -19,7 +19,7 @@ class Waits(TorchDispatchMode):
     "Note what is read from the device, and what is sent to it while the processor waits"
     def __init__(self, monkeypatch):
         super().__init__()
-        self.found,self.sent = [],0
+        self.found,self.sent,self.largest = [],0,0
         self.watching = False
         make = torch.tensor
         def tensor(*args, device=None, **kwargs):
@@ -48,6 +48,7 @@ class Waits(TorchDispatchMode):
                 (args[1], len(args) > 2 and args[2])
             crosses = source.device != out.device
             self.sent += int(crosses)
+            if crosses: self.largest = max(self.largest, source.nbytes)
             if crosses and not asynchronous: self.note()
         return out
 
@@ -85,6 +86,6 @@ def test_a_step_waits_for_the_gpu_once(case, table, smoke, monkeypatch):
     learn.model.to(META)
     learn.watched.waits = waits = Waits(monkeypatch)
     with pytest.raises(Seen), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
-    assert waits.sent >= 2*4, waits.sent
+    assert waits.sent >= 2*4 and waits.largest < 10_000, (waits.sent, waits.largest) # More would have to be pinned
     smoothed = [o for o in waits.found if 'torch_core.py' in o] # fastai's loss, for the bar
     assert len(waits.found) == len(smoothed) <= 2, waits.found

@@ -4,8 +4,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from cwcl.core import InputError
-from cwcl.whole import DamagedFile, atomic_path, check_seal, digest, read_json, read_tensors, save_tensors, sealed
-from cwcl.whole import sweep_parts, write_text
+from cwcl.whole import DamagedFile, atomic_path, check_seal, digest, lacks_memory, read_json, read_tensors, save_tensors
+from cwcl.whole import sealed, sweep_parts, write_text
 
 def names(folder): return sorted(o.name for o in folder.iterdir())
 
@@ -139,6 +139,12 @@ def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch, e):
     def refused(*args, **kwargs): raise e
     monkeypatch.setattr('cwcl.whole.safe_open', refused)
     with pytest.raises(MemoryError, match='a: .*Cannot allocate'): read_tensors(tmp_path/'a', '')
+
+def test_the_ways_in_which_libraries_say_that_memory_is_short():
+    said = ('CUDA out of memory. Tried to allocate 2 GiB', 'cuDNN error: CUDNN_STATUS_ALLOC_FAILED',
+        'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`')
+    for o in said: assert lacks_memory(RuntimeError(o))
+    assert not lacks_memory(RuntimeError('CUDNN_STATUS_EXECUTION_FAILED'))
 
 def test_a_file_without_a_digest_is_read(tmp_path):
     save_file(TENSORS, tmp_path/'a')

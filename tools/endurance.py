@@ -1,5 +1,5 @@
 "Does what a study does for days, small and many times, and prints how memory, open files and times grow."
-import argparse, gc, json, os, psutil, sys, tempfile, threading, time, numpy as np, torch
+import argparse, gc, json, os, psutil, subprocess, sys, tempfile, threading, time, numpy as np, torch
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ def held():
     return me.memory_full_info().uss, me.num_fds()
 
 def slope(points, blocks=16):
-    "Fit a line to the means of blocks, as neighbors are alike: (growth from one x to the next, half of its 95 % interval)"
+    "Fit a line to means of blocks, as neighbors are alike: (growth for each x, half of its 95 % interval)"
     x,y = (np.array([o.mean() for o in np.array_split(v, blocks)]) for v in np.array(points, float).T)
     fit = stats.linregress(x, y)
     return fit.slope, stats.t.ppf(.975, blocks - 2)*fit.stderr if np.ptp(y) else 0.
@@ -160,12 +160,16 @@ def main():
     args = p.parse_args()
     strange = set(args.parts) - set(PARTS)
     if strange: p.error(f'{min(strange)}: choose of {", ".join(PARTS)}')
+    if len(args.parts) != 1: # Each in a process of its own, whose memory no other part has stretched
+        more = [f'--{k}={v}' for k,v in vars(args).items() if k != 'parts' and v is not None]
+        for o in args.parts or PARTS: subprocess.run([sys.executable, __file__, o, *more], check=True)
+        return
     torch.set_num_threads(1)
-    for name in args.parts or PARTS:
-        f,n = PARTS[name]
-        found = f(args.n or n)
-        if not args.out: continue
-        known = json.loads(args.out.read_text()) if args.out.exists() else {}
-        args.out.write_text(json.dumps({**known, name: found}, indent=1) + '\n')
+    name, = args.parts
+    f,n = PARTS[name]
+    found = f(args.n or n)
+    if not args.out: return
+    known = json.loads(args.out.read_text()) if args.out.exists() else {}
+    args.out.write_text(json.dumps({**known, name: found}, indent=1) + '\n')
 
 if __name__ == '__main__': main()

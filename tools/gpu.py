@@ -8,8 +8,8 @@ Parts run in order, those that matter most first; each is bounded, and an error 
 down and does not end the others. `--smoke` does the same small, on the CPU, to test this script; there a part
 may take what is left of an hour. `--cost` prints what Tables 1 and 2 of the paper take on cards of 24, 40 and 80 GB,
 by the steps that were measured."""
-import argparse, json, os, signal, sys, tempfile, threading, time, traceback, torch
-from contextlib import contextmanager
+import argparse, gc, json, os, signal, sys, tempfile, threading, time, traceback, torch
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from gpu_cost import cost_table
@@ -56,14 +56,16 @@ def machine(device):
 def run_part(name, bench, seconds):
     "Return what a part found, or why it did not end; it fills `found` while it runs"
     found = bench.found[name] = {}
-    start = time.perf_counter()
+    start,threads = time.perf_counter(),torch.get_num_threads()
     try:
         with at_most(seconds): PARTS[name][1](bench, found)
     except Exception as e:
         last = traceback.extract_tb(e.__traceback__)[-1]
         found['error'] = f'{type(e).__name__}: {e} ({Path(last.filename).name}:{last.lineno})'
     finally:
-        if bench.device.type == 'cuda': torch.cuda.empty_cache()
+        torch.set_num_threads(threads)
+        gc.collect()
+        with suppress(RuntimeError): torch.cuda.empty_cache() # After some errors nothing works any more
     found['part_seconds'] = round(time.perf_counter() - start, 1)
 
 def run_all(bench, out, limit, only, tell):

@@ -38,11 +38,12 @@ def draw_hidden(
     block:int, # Side of a block, pixels
     share:float=0.6, # Of the blocks that are hidden, 0 to 1
     rng:torch.Generator|None=None, # CPU generator; PyTorch's global one if `None`
-)->Tensor: # bool `(N,1,H,W)` on the CPU, True where hidden
+    device='cpu', # Where the frames are
+)->Tensor: # bool `(N,1,H,W)`, True where hidden
     "Draw which blocks of each frame are hidden, the same number in every frame"
     rows,cols = (-(-o//block) for o in size)
     rank = torch.rand(n, rows*cols, generator=rng, device='cpu').argsort(1).argsort(1)
-    hidden = rank < round(share*rows*cols)
+    hidden = (rank < round(share*rows*cols)).to(device, non_blocking=True) # A bit for each block, not for each pixel
     return spread(hidden.view(n, 1, rows, cols), block)[..., :size[0], :size[1]]
 
 # %% ../../nbs/86_beyond.masked.ipynb #92f180cd
@@ -135,14 +136,14 @@ class MaskedNet(nn.Module):
         if r.recompute: recompute_levels(self)
         for k,v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.as_tensor(v).float().flatten())
 
-    def draw(self, n, size, rng): return draw_hidden(n, size, block_side(self.recipe), self.share, rng)
+    def draw(self, n, size, rng, device): return draw_hidden(n, size, block_side(self.recipe), self.share, rng, device)
 
     def forward(self,
         x:Tensor, # Normalized frames, `(N,3,H,W)`
     ): # Training: (what it fills in, the frames, what was hidden); evaluation: what it paints of whole frames
         if not self.training: return self.decoder(self.encoder(x), x.shape[-2:])
         hidden = self.hidden
-        if hidden is None: hidden = self.draw(len(x), x.shape[-2:], torch.Generator('cpu').manual_seed(0)).to(x.device)
+        if hidden is None: hidden = self.draw(len(x), x.shape[-2:], torch.Generator('cpu').manual_seed(0), x.device)
         return self.decoder(self.encoder(x, (~hidden).to(x.dtype)), x.shape[-2:]), x, hidden
 
 # %% ../../nbs/86_beyond.masked.ipynb #91ac3554
@@ -178,8 +179,8 @@ class HideBlocks(Callback):
         net = bare(self.model)
         dl = self.dls.train
         part,parts = dl.part
-        hidden = net.draw(dl.whole, self.x.shape[-2:], step_rng(self.learn, 86))
-        net.hidden = hidden[part::parts].to(self.x.device, non_blocking=True)
+        hidden = net.draw(dl.whole, self.x.shape[-2:], step_rng(self.learn, 86), self.x.device)
+        net.hidden = hidden[part::parts]
 
 # %% ../../nbs/86_beyond.masked.ipynb #15d37617
 def masked_parts(

@@ -180,7 +180,7 @@ class StrongViews(ItemTransform):
         if self.deal: n = len(range(self.deal[0], self.mild.n_labelled, self.deal[1]))
         if n: crops,mask = self.mild.view((image[:n], mask[:n]), rng)
         else: crops,mask = x.new_empty(0, 3, size, size),mask.new_empty(0, size, size)
-        seeds = torch.randint(2**62, (2,), generator=rng).tolist()
+        seeds = torch.randint(2**62, (2,), generator=rng, device='cpu').tolist()
         views = [strong_views(x, size, seed, self.deal) for seed in seeds]
         self.at = self.mild.at
         return TensorImage(torch.cat([crops.as_subclass(Tensor), *views])), mask, *labels

@@ -10,6 +10,7 @@ __all__ = ['models', 'scale', 'pipeline', 'metrics', 'exceptions', 'alignment', 
 import numpy as np, pandas as pd, torch, warnings
 from functools import cache
 from torch import Tensor
+from ..arithmetic import arithmetic
 from ..checkpoint import load_model
 from ..core import set_seed
 from ..data.cholec import frame_table
@@ -52,7 +53,7 @@ def _pooled_maps(
 )->list: # A tensor `(N,widths[i])` for each level
     "Average the map of each encoder level, in evaluation mode"
     net.eval()
-    found = [[m.float().mean((-2, -1)).cpu() for m in net.encoder(x)] for x,*_ in dl]
+    with arithmetic(net.recipe): found = [[m.float().mean((-2, -1)).cpu() for m in net.encoder(x)] for x,*_ in dl]
     return [torch.cat(o) for o in zip(*found)]
 
 def linear_probe(

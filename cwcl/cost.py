@@ -141,7 +141,8 @@ def run_cost(
     free,frames = free_memory(device)[0],4*sum(parts)*r.height*r.width
     held = frames if device.type == 'cuda' and 6*frames <= free else 0 # As `FrameStore.to` decides
     check_memory(own, need, free - held, f'{device} beside the frames' if held else device)
-    yield f'memory: at least {say_bytes(need)} for a training step' + (f', {say_bytes(held)} for frames' if held else '')
+    beside = f', {say_bytes(held)} for frames' if held else ''
+    yield f'memory: at least {say_bytes(need)} for a training step{beside}'
     step,frame = step_seconds(own, device)
     seconds = run_seconds(r, parts, test, step, frame)
     yield f'time: about {say_time(seconds)}, {r.epochs} epochs of {steps_per_epoch(r, parts)} steps of {step:.2g} s'

@@ -135,6 +135,7 @@ def export_model(
         size = part.stat().st_size/1e6
         if not off <= most: raise InputError(f'{path}: {off:.1e} off PyTorch, {most:g} is allowed; try other versions')
     if text: write_text(f'{path}.md', text)
+    else: Path(f'{path}.md').unlink(missing_ok=True) # Of another network
     return dict(path=path, difference=off, megabytes=round(size, 2))
 
 # %% ../nbs/61a_export.ipynb #19f2990d

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parse_changes', 'all_changes', 'field_help', 'with_field_help', 'given_recipe', 'without_phases', 'check_own',
-           'own_changes', 'own_frames', 'run_key']
+           'own_changes', 'check_apart', 'own_frames', 'run_key']
 
 # %% ../nbs/33c_options.ipynb #2cfa9e9f
 import ast, json, re, pandas as pd
@@ -118,8 +118,18 @@ def check_own(data, own)->bool: # Folder or '', options of own data -> whether d
 def own_changes(own, phases)->dict: # Options of own data, of phases -> fields of the recipe that follow from them
     return dict(class_set=own_classes(own['masks'], own['classes']), use_phase=bool(phases))
 
+# %% ../nbs/33c_options.ipynb #c38c5a22
+def check_apart(out, own): # Results folder, options of own data
+    "Raise `InputError` if figures would lie among the pictures"
+    for k in ('frames', 'masks'):
+        home = Path(own[k]).resolve()
+        if home.is_dir() and home in (Path(out).resolve(), *Path(out).resolve().parents):
+            raise InputError(f'{out}: lies in --{k} {own[k]}, and its figures would become pictures of the data; '
+                'choose another folder for the results (--out)')
+
 def own_frames(own, phases, r, out, split)->pd.DataFrame:
     "Return the table of own data, split by video"
+    check_apart(out, own)
     table = own_table(own['frames'], own['masks'], r.class_set, own['videos'], own['labels'], r.min_pixels, phases,
         out/'masks', True)
     return table if split == 'none' else own_split(table, r, own['valid'], own['test'] or ())

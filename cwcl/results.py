@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['epoch_log', 'scores', 'evaluate', 'native_confusion', 'plot_curves', 'truth_iou', 'plot_iou', 'plot_segmentation',
-           'save_figure']
+           'literal_names', 'save_figure']
 
 # %% ../nbs/31_results.ipynb #6d36b203
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt, torch.nn.functional as F
@@ -178,6 +178,10 @@ def plot_segmentation(
     return fig
 
 # %% ../nbs/31_results.ipynb #bf4141b8
+def literal_names():
+    "Within, a `$` in a name begins no formula"
+    return plt.rc_context({'text.parse_math': False})
+
 def save_figure(
     fig, # Matplotlib figure
     path, # File to write; its ending names the format, such as `.png` or `.svg`

@@ -23,9 +23,9 @@ from .data.own import named_videos, own_classes, own_table
 from .data.splits import is_test
 from .data.store import FrameStore
 from .data.streams import ToFloat
-from .options import check_own
+from .options import check_apart, check_own
 from .ready import load_table
-from .results import evaluate, plot_iou, plot_segmentation, save_figure, scores
+from .results import evaluate, literal_names, plot_iou, plot_segmentation, save_figure, scores
 from .script import one_line_errors
 from .train import score_lines
 from .whole import write_text
@@ -142,8 +142,9 @@ def score_model(
     found = facts | machine | dict(test=result)
     if out is None: return found
     (Path(out)/'scores.json').unlink(missing_ok=True)
-    save_figure(plot_iou(result, net.classes.colors, 'score'), Path(out)/'iou.png')
-    save_figure(plot_segmentation(net, dls, rows), Path(out)/'segmentation.png')
+    with literal_names():
+        save_figure(plot_iou(result, net.classes.colors, 'score'), Path(out)/'iou.png')
+        save_figure(plot_segmentation(net, dls, rows), Path(out)/'segmentation.png')
     write_text(Path(out)/'scores.json', json.dumps(found, indent=1))
     return found
 
@@ -189,6 +190,7 @@ def cwcl_score(
     r = read_weights(weights)[1]
     _check_stage(r, weights)
     text = masks_text(r, masks, classes) if is_own else ''
+    if is_own: check_apart(out, dict(frames=frames, masks=masks))
     out = _results_folder(out, overwrite)
     def tell(o): print('note:', o, file=sys.stderr)
     if is_own: table = own_table(frames, masks, text, videos, min_pixels=r.min_pixels, drawn=out/'masks', progress=True)

@@ -16,13 +16,14 @@ from .arithmetic import arithmetic
 from .checkpoint import fill_body, save_model
 from .core import InputError, Recipe, find_method, rank0_first
 from .data.augment import SegAugment
+from .data.cholec import frames_digest
 from .data.streams import cwcl_dls
 from .learner import check_precision
-from .ready import check_folder, check_phases, claim_folder, license_of, load_table, phase_note, run_remarks
+from .ready import check_folder, check_phases, license_of, load_table, phase_note, run_remarks
 from .ready import sole_writer, split_table
 from .tasks import CWCLNet
-from .train import HoldLease, run_facts, train_learner, train_run, write_metrics
-from .whole import write_text
+from .train import HoldLease, begin_run, run_facts, train_learner, train_run, write_metrics
+
 
 # %% ../nbs/42_stages.ipynb #d046227e
 def refresh_averages(
@@ -64,15 +65,16 @@ def pretrain_run(
     "Train an encoder without masks, and leave it in a folder"
     start = time.monotonic()
     r = replace(r, stage='pretrain')
-    table,_ = split_table(load_table(data, phases, r, progress), r)
+    table = load_table(data, phases, r, progress)
+    made_of = frames_digest(table)
+    table,_ = split_table(table, r)
     check_phases(table, r)
     check_precision(r.precision, device)
     out = Path(out)
     with sole_writer(out, tell) as lease:
-        with rank0_first() as first:
-            if first: write_text(claim_folder(out)/'recipe.json', r.to_json(), sync=True)
-        learn,log = train_learner(r, table, out, device, progress, None, [HoldLease(lease), *(cbs or [])], tell)
-        facts = run_facts(learn, log, table, run_remarks(table, r, 'fold'))
+        def begin(): begin_run(out, r)
+        learn,log = train_learner(r, table, out, device, progress, None, [HoldLease(lease), *(cbs or [])], tell, begin)
+        facts = run_facts(learn, log, table, run_remarks(table, r, 'fold')) | dict(data_digest=made_of)
         if r.refresh_bn: refresh_averages(learn.model.encoder, table, r, learn.dls.device)
         with rank0_first() as first:
             if lease: lease.check()
@@ -83,13 +85,17 @@ def pretrain_run(
 def ready_encoder(
     r:Recipe, # Of the first stage
     out:Path, # Its folder
+    made_of:str, # Digest of the frames
 )->dict|None: # What its `metrics.json` holds; `None` if it has not ended
     "Return the facts of a first stage that this recipe has already run"
     if not (out/'metrics.json').exists(): return
     old = Recipe.from_json((out/'recipe.json').read_text(), out/'recipe.json')
     if old != r: raise InputError(f'{out}: holds an encoder that another recipe has made; '
         'delete the folder, or choose another one')
-    return json.loads((out/'metrics.json').read_text())
+    found = json.loads((out/'metrics.json').read_text())
+    if found.get('data_digest', made_of) != made_of: raise InputError(f'{out}: holds an encoder that was trained on '
+        'other frames; delete the folder, or choose another one')
+    return found
 
 def stages_run(
     r:Recipe, # Every choice; stage `joint`, `frozen` or `unfrozen`
@@ -105,8 +111,8 @@ def stages_run(
     given = dict(device=device, progress=progress, tell=tell, cbs=cbs)
     if r.stage == 'joint': return train_run(r, data, phases, out, **given)
     first = Path(out)/'pretrain'
-    done = ready_encoder(replace(r, stage='pretrain'), first)
     check_folder(out)
     table = load_table(data, phases, r, progress)
+    done = ready_encoder(replace(r, stage='pretrain'), first, frames_digest(table))
     if done is None: pretrain_run(r, table, phases, first, **given)
     return train_run(r, table, phases, out, init=first/'model.safetensors', **given)

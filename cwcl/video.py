@@ -189,7 +189,9 @@ def segment_images(
     out = Path(out)
     if out.resolve() == paths[0].parent.resolve():
         raise InputError(f'{out}: holds the images themselves; choose another folder for the masks')
-    _check_room([out/f'{o.stem}_{what}.png' for o in paths for what in ('mask', 'overlay')], overwrite)
+    earlier = [out/f'{o.stem}_{what}.png' for o in list_images(path) for what in ('mask', 'overlay')]
+    _check_room(earlier, overwrite)
+    for o in earlier: o.unlink(missing_ok=True)
     frames = segment_frames(model, read_images(paths), batch, flip)
     for file,frame,mask in tqdm(frames, total=len(paths), desc=Path(path).name, disable=not progress):
         write_mask(out/f'{file.stem}_mask.png', mask, model.classes)

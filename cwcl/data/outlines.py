@@ -81,6 +81,18 @@ def _layers(o, of):
     return {i: (sizes[i], o) for i,o in layers.items()}
 
 # %% ../../nbs/13c_data.outlines.ipynb #7e53c35c
+_MARK = 'drawn-by-cwcl.txt' # In a folder whose masks may be drawn again
+
+def _claimed(to)->Path: # Folder for masks -> the same
+    "Make a folder for masks that are drawn, or raise `InputError` if somebody else's files are in it"
+    to = Path(to)
+    if not (to/_MARK).exists() and to.is_dir() and any(to.iterdir()):
+        raise InputError(f'{to}: holds files that this kit has not drawn, and they could be replaced; '
+            'choose another folder for the results (--out)')
+    to.mkdir(parents=True, exist_ok=True)
+    (to/_MARK).write_text('Masks in this folder were drawn from outlines or layers, and may be drawn again.\n')
+    return to
+
 def coco_masks(
     file, # JSON file in the COCO format
     images:dict, # Name to path of the pictures
@@ -90,6 +102,7 @@ def coco_masks(
     "Draw the masks of a COCO file"
     file = Path(file)
     if not file.is_file(): raise InputError(f'{file}: no such file; give one in the COCO format (--masks)')
+    to = _claimed(to)
     places = {Path(p).resolve(): k for k,p in images.items()}
     out = {}
     try:
@@ -103,7 +116,7 @@ def coco_masks(
                 'give the folder above all of them (--frames)')
             size,outlines = layers[i['id']]
             mine = [(k, outline_mask(v, size)) for k,v in outlines]
-            out[name] = Path(to)/f'{name}.png'
+            out[name] = to/f'{name}.png'
             save_png(out[name], own.write(stack_masks(mine, size, ground)))
     except InputError as e: raise InputError(f'{file}: {e}') from None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
@@ -127,6 +140,7 @@ def layer_masks(
     to, # Folder to draw the masks into
 )->dict: # Name to path of the mask
     "Stack the masks of single classes"
+    to = _claimed(to)
     files,out = {},{}
     for name,cls,path in picture_files(pattern, 'masks', MASKS): files.setdefault(name, {})[cls] = path
     ground = _ground(own, {cls for mine in files.values() for cls in mine})
@@ -137,6 +151,6 @@ def layer_masks(
                 'add it, or give a pattern that leaves its files out')
             layers.append((own.names.index(cls), _one_class(path)))
         if len({o.shape for _,o in layers}) > 1: raise InputError(f'{path}: another size than other masks of {name}')
-        out[name] = Path(to)/f'{name}.png'
+        out[name] = to/f'{name}.png'
         save_png(out[name], own.write(stack_masks(layers, layers[0][1].shape, ground)))
     return out

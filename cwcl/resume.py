@@ -106,6 +106,7 @@ def _save_checkpoint(
     text = json.dumps(pack(state, tensors))
     header = dict(format='pt', kit=f'cwcl {cwcl.__version__}', checkpoint=FORMAT, state=text)
     header['recipe'] = bare(learn.model).recipe.to_json()
+    header['frames'] = getattr(learn, 'made_of', '')
     last,before = checkpoints(path)
     new = last.with_name('new.safetensors')
     save_tensors(new, tensors, header)
@@ -135,6 +136,7 @@ def _state_in(path): # A checkpoint -> its recipe, as a dict, and its state
     try:
         state = unpack(json.loads(header['state']), tensors)
         _check_kinds(state)
+        state['made_of'] = header.get('frames', '')
         return stored_fields(json.loads(header['recipe'])) | {'epochs to train': state['epochs']},state
     except _STRANGE as e: raise DamagedFile(f'{path}: not a state that this kit wrote ({e!r}); {_CURE}') from None
 
@@ -143,20 +145,21 @@ def read_checkpoint(
     net:nn.Module, # The network to be trained
     epochs:int, # For so many epochs
     tell=noop, # Called with a line if the file is damaged and the one before it is used, such as `print`
+    made_of:str='', # Digest of the frames and of what each is for, if it is known
 )->dict|None: # The state, with `epoch` and `epochs`; `None` if there is no such file
     "Read the state of an earlier run of this very training"
     files = [o for o in checkpoints(path) if o.exists()]
     for file in files:
         try:
             recipe,state = _state_in(file)
-            _check_same(file, recipe, state, net, epochs)
+            _check_same(file, recipe, state, net, epochs, made_of)
             return state
         except DamagedFile as e:
             if file == files[-1]: raise
             tell(f'{str(e).removesuffix("; " + _CURE)}; going on from the checkpoint of the epoch before')
 
 # %% ../nbs/33a_resume.ipynb #0be574dd
-def _check_same(path, old, state, net, epochs): # File, its recipe with `epochs to train`, its state, ...
+def _check_same(path, old, state, net, epochs, made_of): # File, its recipe with `epochs to train`, its state, ...
     "Raise `InputError` if a file is of a training with another recipe, length or data set"
     new = {**json.loads(net.recipe.to_json()), 'epochs to train': epochs}
     for k in {**new, **old}:
@@ -167,6 +170,10 @@ def _check_same(path, old, state, net, epochs): # File, its recipe with `epochs 
     try: fits = {k: v.shape for k,v in state['model'].items()} == shapes
     except _STRANGE: fits = False
     if not fits: raise DamagedFile(f'{path}: its weights are not those of this network; {_CURE}')
+    known = state['made_of'] and made_of
+    if known and state['made_of'] != made_of:
+        raise InputError(f'{path}: of a training on other frames, labels or masks, or on these with other videos to '
+            f'validate or to test on; choose another folder, or {_CURE}')
     for k,v in net.named_buffers():
         if k in ('mean', 'std') and not torch.allclose(state['model'][k], v.cpu(), atol=1e-4):
             raise InputError(f'{path}: of a training on other frames, whose mean or standard deviation differs; '
@@ -180,7 +187,7 @@ class ResumeCallback(Callback):
     def before_fit(self):
         self.start = 0
         self.asleep = []
-        state = read_checkpoint(self.file, bare(self.model), self.n_epoch)
+        state = read_checkpoint(self.file, bare(self.model), self.n_epoch, noop, getattr(self.learn, 'made_of', ''))
         if state is None: return
         try: _load_state(self.learn, state)
         except _STRANGE as e:

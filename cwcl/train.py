@@ -93,9 +93,10 @@ def train_learner(
     make = find_method(r.method).make if r.stage in ('joint', 'pretrain') else cwcl_learner
     learn = make(dls, r.method, r, cbs=[StepTime(), *(cbs or [])])
     if init: load_encoder(learn.model, init)
+    learn.made_of = frames_digest(table, ('part', 'labelled'))
     if ranks()[1] > 1: learn.to_distributed()
     begin()
-    read_checkpoint(out/'checkpoint'/'last.safetensors', learn.model, r.epochs, tell)
+    read_checkpoint(out/'checkpoint'/'last.safetensors', learn.model, r.epochs, tell, learn.made_of)
     try:
         if progress: learn.fit_resumed(out/'checkpoint', tell=noop)
         else:

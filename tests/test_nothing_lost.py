@@ -8,9 +8,10 @@ from cwcl.core import InputError
 from cwcl.data.classes import OwnClasses
 from cwcl.data.outlines import coco_masks, layer_masks
 from cwcl.options import check_apart
+from cwcl.ready import load_table, split_table
 from cwcl.results import literal_names, save_figure
 from cwcl.stages import ready_encoder
-from cwcl.train import train_run
+from cwcl.train import train_learner, train_run
 from cwcl.video import segment_images
 from cwcl.checkpoint import load_model
 
@@ -100,3 +101,17 @@ def test_a_dollar_in_a_name_is_no_formula(tmp_path):
         ax.set_title('cost $5^{ $')
         ax.set_yticks([0], ['case$x^{$1'])
         assert save_figure(fig, tmp_path/'a.png').exists()
+
+def test_a_stopped_training_does_not_go_on_with_other_labels_or_roles(scenes, short, tmp_path):
+    table,r = split_table(load_table(scenes, None, short), short)
+    stopped = pytest.raises(RuntimeError, match='power cut')
+    with stopped: train_learner(r, table, tmp_path, 'cpu', cbs=[PowerCut()])
+    def train(t): return train_learner(r, t, tmp_path, 'cpu')
+    last = table.index == table.index[table.part == 'valid'][-1]
+    first = table.index == table.index[table.labelled][0]
+    changes = dict(liver=~table.liver), dict(part=table.part.mask(last, 'test')), dict(labelled=table.labelled & ~first)
+    for change in changes:
+        refused = pytest.raises(InputError, match='of a training on other frames, labels or masks')
+        with refused: train(table.assign(**change))
+    learn,log = train(table)
+    assert len(log) == r.epochs == 2

@@ -1,19 +1,14 @@
 "What makes the processor wait for a GPU in a step, with tensors that hold no data in the place of a GPU"
-import traceback, pytest, torch
+import pytest, torch
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from fastai.callback.core import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from cwcl.core import find_method, method_recipe
 from cwcl.data.streams import cwcl_dls
+from test_multitask import caller
 
 META = torch.device('meta')
-
-def caller():
-    "The line of the kit or of fastai that is being run"
-    lines = [o for o in traceback.extract_stack() if '/cwcl/' in o.filename or '/fastai/' in o.filename]
-    return f'{Path(lines[-1].filename).name}: {lines[-1].line}'
 
 class Waits(TorchDispatchMode):
     "Note what is read from the device, and what is sent to it while the processor waits"

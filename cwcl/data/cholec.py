@@ -95,10 +95,11 @@ def presence(
 
 def frames_digest(
     table:pd.DataFrame, # From `frame_table` or `own_table`
+    more=(), # Other columns that count, such as `part`
 )->str: # 32 hexadecimal digits
-    "Compute a number that changes with any frame, class label or phase of a table"
+    "Compute a number that changes with the name of any frame, its classes or its phase; pixels are not looked at"
     classes = table.select_dtypes(bool).columns.drop('labelled', errors='ignore')
-    return digest({k: table[k].tolist() for k in ('video', 'clip', 'frame', 'phase', *classes)})
+    return digest({k: table[k].tolist() for k in ('video', 'clip', 'frame', 'phase', *classes, *more)})
 
 # %% ../../nbs/12_data.cholec.ipynb #8f753d64
 def _frame_notes(t, min_pixels):

@@ -111,8 +111,8 @@ def stages_run(
     given = dict(device=device, progress=progress, tell=tell, cbs=cbs)
     if r.stage == 'joint': return train_run(r, data, phases, out, **given)
     first = Path(out)/'pretrain'
-    check_folder(out)
     table = load_table(data, phases, r, progress)
     done = ready_encoder(replace(r, stage='pretrain'), first, frames_digest(table))
+    check_folder(out)
     if done is None: pretrain_run(r, table, phases, first, **given)
     return train_run(r, table, phases, out, init=first/'model.safetensors', **given)

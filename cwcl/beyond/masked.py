@@ -136,7 +136,7 @@ class MaskedNet(nn.Module):
         if r.recompute: recompute_levels(self)
         for k,v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.as_tensor(v).float().flatten())
 
-    def draw(self, n, size, rng, device='cpu'): return draw_hidden(n, size, block_side(self.recipe), self.share, rng, device)
+    def draw(self, n, size, rng, at='cpu'): return draw_hidden(n, size, block_side(self.recipe), self.share, rng, at)
 
     def forward(self,
         x:Tensor, # Normalized frames, `(N,3,H,W)`

@@ -126,7 +126,7 @@ def segment_video(
     flip:bool=False, # Look at the mirror image of each frame too?
     overwrite:bool=False, # Replace an earlier prediction of a film of this name?
 )->dict: # frames (how many), seconds (of work), path (of the overlay video)
-    "Write masks and an overlay video; memory does not grow with the length of the video"
+    "Write masks and an overlay video; memory hardly grows with the length of the video"
     _check_options(every, alpha)
     info = probe_video(path)
     start = time.perf_counter()

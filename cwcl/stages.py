@@ -85,7 +85,7 @@ def pretrain_run(
 def ready_encoder(
     r:Recipe, # Of the first stage
     out:Path, # Its folder
-    made_of:str, # Digest of the frames
+    made_of:str='', # Digest of the frames that it must have seen, if they are known
 )->dict|None: # What its `metrics.json` holds; `None` if it has not ended
     "Return the facts of a first stage that this recipe has already run"
     if not (out/'metrics.json').exists(): return
@@ -93,8 +93,9 @@ def ready_encoder(
     if old != r: raise InputError(f'{out}: holds an encoder that another recipe has made; '
         'delete the folder, or choose another one')
     found = json.loads((out/'metrics.json').read_text())
-    if found.get('data_digest', made_of) != made_of: raise InputError(f'{out}: holds an encoder that was trained on '
-        'other frames; delete the folder, or choose another one')
+    if made_of and found.get('data_digest', made_of) != made_of:
+        raise InputError(f'{out}: holds an encoder that was trained on other frames; '
+            'delete the folder, or choose another one')
     return found
 
 def stages_run(
@@ -111,8 +112,10 @@ def stages_run(
     given = dict(device=device, progress=progress, tell=tell, cbs=cbs)
     if r.stage == 'joint': return train_run(r, data, phases, out, **given)
     first = Path(out)/'pretrain'
-    table = load_table(data, phases, r, progress)
-    done = ready_encoder(replace(r, stage='pretrain'), first, frames_digest(table))
+    own = replace(r, stage='pretrain')
+    done = ready_encoder(own, first)
     check_folder(out)
-    if done is None: pretrain_run(r, table, phases, first, **given)
+    table = load_table(data, phases, r, progress)
+    if done: ready_encoder(own, first, frames_digest(table))
+    else: pretrain_run(r, table, phases, first, **given)
     return train_run(r, table, phases, out, init=first/'model.safetensors', **given)

@@ -10,7 +10,7 @@ from cwcl.data.outlines import coco_masks, layer_masks
 from cwcl.options import check_apart
 from cwcl.ready import load_table, split_table
 from cwcl.results import literal_names, save_figure
-from cwcl.stages import ready_encoder
+from cwcl.stages import ready_encoder, stages_run
 from cwcl.train import train_learner, train_run
 from cwcl.video import segment_images
 from cwcl.checkpoint import load_model
@@ -49,6 +49,13 @@ def test_an_encoder_of_other_frames_is_refused(short, tmp_path, digest, fits):
     if fits: assert ready_encoder(r, tmp_path, 'a')['steps'] == 3
     else:
         with pytest.raises(InputError, match='was trained on other frames'): ready_encoder(r, tmp_path, 'a')
+
+def test_a_second_stage_asks_what_the_first_has_seen(scenes, short, tmp_path):
+    r = replace(short, stage='frozen', method='dcl')
+    (tmp_path/'pretrain').mkdir()
+    (tmp_path/'pretrain'/'recipe.json').write_text(replace(r, stage='pretrain').to_json())
+    (tmp_path/'pretrain'/'metrics.json').write_text(json.dumps(dict(data_digest='b')))
+    with pytest.raises(InputError, match='was trained on other frames'): stages_run(r, scenes, out=tmp_path, device='cpu')
 
 OWN = OwnClasses('bed=0, tool=5')
 

@@ -578,6 +578,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cwcl.data.store._whole_array': ('data.store.html#_whole_array', 'cwcl/data/store.py'),
                                  'cwcl.data.store.channel_stats': ('data.store.html#channel_stats', 'cwcl/data/store.py'),
                                  'cwcl.data.store.check_masks': ('data.store.html#check_masks', 'cwcl/data/store.py'),
+                                 'cwcl.data.store.fit_gpu': ('data.store.html#fit_gpu', 'cwcl/data/store.py'),
                                  'cwcl.data.store.load_image': ('data.store.html#load_image', 'cwcl/data/store.py'),
                                  'cwcl.data.store.load_mask': ('data.store.html#load_mask', 'cwcl/data/store.py'),
                                  'cwcl.data.store.mapped_array': ('data.store.html#mapped_array', 'cwcl/data/store.py'),

@@ -41,6 +41,7 @@ def _cudnn(**settings): # Name to value
     finally:
         for k,v in old.items(): setattr(flags, k, v)
 
+# %% ../nbs/29_arithmetic.ipynb #cdc63a69
 @contextmanager
 def arithmetic(
     r:Recipe,

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from .arithmetic import arithmetic
 from .core import InputError, Recipe, default_device, goals, ranks, set_seed
+from .data.store import fit_gpu
 from .script import one_line_errors
 from .memory import advice, check_memory, free_memory, memory_table, one_step, same_random_state
 from .memory import say_bytes, step_bytes
@@ -139,7 +140,7 @@ def run_cost(
     own = share_of_step(r, ranks()[1]) if device.type == 'cuda' else r
     need = step_bytes(own)
     free,frames = free_memory(device)[0],4*sum(parts)*r.height*r.width
-    held = frames if device.type == 'cuda' and 6*frames <= free else 0 # As `FrameStore.to` decides
+    held = frames if device.type == 'cuda' and fit_gpu(frames, free) else 0
     check_memory(own, need, free - held, f'{device} beside the frames' if held else device)
     beside = f', {say_bytes(held)} for frames' if held else ''
     yield f'memory: at least {say_bytes(need)} for a training step{beside}'

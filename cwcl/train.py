@@ -73,6 +73,7 @@ def begin_run(
         home = claim_folder(out, overwrite)/'recipe.json'
         if not (has_checkpoint(out) and home.exists()): write_text(home, r.to_json(), sync=True)
 
+# %% ../nbs/34_train.ipynb #24de067c
 def train_learner(
     r:Recipe,
     table:pd.DataFrame, # With part and labelled

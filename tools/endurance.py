@@ -15,10 +15,14 @@ from cwcl.data.cholec import frame_table, presence # chkstyle: ignore
 from cwcl.data.labels import class_set # chkstyle: ignore
 from cwcl.data.order import label_groups, two_streams # chkstyle: ignore
 from cwcl.data.splits import split_frames # chkstyle: ignore
+from cwcl.film import video_writer # chkstyle: ignore
+from cwcl.multitask import cwcl_learner # chkstyle: ignore
 from cwcl.pairs import label_set_ids, pair_stats # chkstyle: ignore
 from cwcl.study.grid import Run, publish, run_all # chkstyle: ignore
 from cwcl.study.records import read_results # chkstyle: ignore
 from cwcl.study.tables import summary # chkstyle: ignore
+from cwcl.tasks import CWCLNet # chkstyle: ignore
+from cwcl.video import segment_video # chkstyle: ignore
 from cwcl.whole import sealed # chkstyle: ignore
 
 TINY = recipe('smoke', widths=(4, 4, 8, 8), scales=1, crop=32, threads=1)
@@ -56,7 +60,6 @@ class Sampled(Callback):
 
 def steps(n):
     "A training of n steps with contrast and a validation every epoch"
-    from cwcl.multitask import cwcl_learner
     sampled = Sampled(n)
     learn = cwcl_learner(loaders(TINY, 2), 'dcl+cls', TINY, cbs=sampled)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(epochs=10**6)
@@ -64,15 +67,12 @@ def steps(n):
 
 def film(path, frames, size=(36, 64)):
     "Write a film of noise that moves"
-    from cwcl.film import video_writer
     noise = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     with video_writer(path, 25) as add:
         for i in range(frames): add(np.roll(noise, i % size[1], 1))
 
 def video(n):
     "A prediction of n frames: masks, and a film with colors"
-    from cwcl.tasks import CWCLNet
-    from cwcl.video import segment_video
     net = CWCLNet(replace(TINY, height=36, width=64, window=64)).eval()
     points,done = [],threading.Event()
     with tempfile.TemporaryDirectory() as tmp:

@@ -855,6 +855,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'cwcl.memory.PeakBytes.add': ('memory.html#peakbytes.add', 'cwcl/memory.py'),
                              'cwcl.memory.PeakBytes.drop': ('memory.html#peakbytes.drop', 'cwcl/memory.py'),
                              'cwcl.memory._as_change': ('memory.html#_as_change', 'cwcl/memory.py'),
+                             'cwcl.memory._gpu_casts': ('memory.html#_gpu_casts', 'cwcl/memory.py'),
                              'cwcl.memory._half': ('memory.html#_half', 'cwcl/memory.py'),
                              'cwcl.memory._lighter': ('memory.html#_lighter', 'cwcl/memory.py'),
                              'cwcl.memory._may_be': ('memory.html#_may_be', 'cwcl/memory.py'),

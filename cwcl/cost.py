@@ -74,7 +74,7 @@ def step_seconds(
     except RuntimeError as e:
         if not lacks_memory(e): raise
         said = f'out of memory in a step of {r.method}, with {say_bytes(free)} free'
-        raise InputError(f'{device}: {said}; {advice(r, free)}') from None
+        raise InputError(f'{device}: {said}; {advice(r, free, device.type == "cpu")}') from None
     finally:
         if device.type == 'cuda': torch.cuda.empty_cache()
     return step*(1 if small == r else step_flops(r)/step_flops(small)), frame
@@ -138,7 +138,7 @@ def run_cost(
     device = torch.device(device or default_device())
     yield say_device(device, r.threads)
     own = share_of_step(r, ranks()[1]) if device.type == 'cuda' else r
-    need = step_bytes(own)
+    need = step_bytes(own, device.type == 'cpu')
     free,frames = free_memory(device)[0],4*sum(parts)*r.height*r.width
     held = frames if device.type == 'cuda' and fit_gpu(frames, free) else 0
     check_memory(own, need, free - held, f'{device} beside the frames' if held else device)

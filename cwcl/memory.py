@@ -8,13 +8,14 @@ __all__ = ['GiB', 'batch_rows', 'random_batch', 'one_step', 'same_random_state',
 
 # %% ../nbs/31a_memory.ipynb #ed162632
 import numpy as np, psutil, random, torch, weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from unittest.mock import patch
 from .core import InputError, Recipe, default_device, goals, late, recipe
 from .data.labels import class_set
 from .data.streams import has_strong_views
@@ -148,16 +149,33 @@ class PeakBytes(TorchDispatchMode):
         self.now -= n
 
 # %% ../nbs/31a_memory.ipynb #2f02f0c7
+@contextmanager
+def _gpu_casts(): # Context
+    "Compute in float32 under a CPU's autocast what a GPU's autocast computes in float32"
+    def longer(f):
+        @wraps(f)
+        def called(x, *args, **kwargs):
+            return f(x.float() if x.dtype == torch.bfloat16 and torch.is_autocast_enabled('cpu') else x, *args, **kwargs)
+        return called
+    places = [(torch.nn.functional, k) for k in ('group_norm', 'layer_norm', 'softmax', 'log_softmax')]
+    with ExitStack() as held:
+        for o,k in [*places, (torch.Tensor, 'logsumexp')]: held.enter_context(patch.object(o, k, longer(getattr(o, k))))
+        yield
+
 @lru_cache
-def step_bytes(r:Recipe)->int: # Bytes: what is kept, or the largest moment if parts are computed twice, and the weights
+def step_bytes(
+    r:Recipe,
+    on_cpu:bool=False, # Whether it will run on a CPU
+)->int: # Bytes: what is kept, or the largest moment if parts are computed twice, and the weights
     "Count the memory that a training step needs at least, without doing it"
     twice = r.recompute or r.chunks > 1
-    with same_random_state(), FakeTensorMode(), PeakBytes() as watch:
+    with same_random_state(), FakeTensorMode(), nullcontext() if on_cpu else _gpu_casts(), PeakBytes() as watch:
         net,forward,_ = one_step(r, 'cpu')
         trained = sum(o.nbytes for o in net.parameters() if o.requires_grad)
         if not twice: return sum(o.nbytes for o in net.parameters()) + 3*trained + saved_bytes(forward, net)
         forward().backward()
     return watch.peak + 2*trained
+
 
 # %% ../nbs/31a_memory.ipynb #4fdb9ff3
 def memory_table(
@@ -165,7 +183,7 @@ def memory_table(
     precisions=('fp32', 'bf16'),
     **changes, # Of the recipe
 )->dict: # Method to a list of GiB, one for each precision; BYOL and Masked pre-train, the others have all their tasks
-    "Count the GiB of a training step, by method and precision"
+    "Count the GiB of a training step on a GPU, by method and precision"
     def need(m, p): return round(step_bytes(recipe(preset, method=m, precision=p, **changes))/GiB, 1)
     return {m: [need(m, p) for p in precisions] for m in METHODS}
 
@@ -176,7 +194,7 @@ def _may_be(r, changes): # Recipe, fields -> whether a recipe can have them
 
 def _lighter(r): # -> fields to change, the mildest first
     "List what needs less memory and leaves the batch as it is"
-    half = {} if r.precision in ('bf16', 'fp16') else dict(precision='bf16')
+    half = {} if r.precision in ('bf16', 'fp16') or r.norm == 'group' else dict(precision='bf16')
     again = {**half, **({} if r.recompute else dict(recompute=True))}
     chunks = [{**again, 'chunks': k} for k in (2, 4, 8) if r.chunks < k]
     return [o for o in (half, again, *chunks) if o and _may_be(r, o)]
@@ -187,11 +205,13 @@ def _as_change(changes): return '--change ' + ','.join(f'{k}={v}' for k,v in cha
 def advice(
     r:Recipe, # That does not fit
     free:float, # Bytes, of each process
+    on_cpu:bool=False, # Whether it will run on a CPU
 )->str: # What would fit
     "Propose half precision, then parts that are computed twice, then a smaller batch"
+    def need_of(**o): return step_bytes(replace(r, **o), on_cpu)
     choices = _lighter(r)
     for o in choices:
-        need = step_bytes(replace(r, **o))
+        need = need_of(**o)
         if need > free: continue
         note = '; batch norm then sees a chunk at a time' if 'chunks' in o and r.norm == 'batch' else ''
         contrast = ', and so the contrast,' if goals(r) & {'dcl', 'simclr'} else ''
@@ -199,12 +219,12 @@ def advice(
     last = choices[-1] if choices else {}
     with same_random_state(), FakeTensorMode(): held = 4*sum(o.nbytes for o in _parts(r)[0].parameters())
     # Weights, gradients and Adam's two averages are as large for any batch
-    room = max(.9*free - held, 0)/(step_bytes(replace(r, **last)) - held)
+    room = max(.9*free - held, 0)/(need_of(**last) - held)
     batch,labelled = (max(2, int(n*room)) for n in (r.batch, r.labelled))
     last = {**last, 'batch': batch, 'labelled': labelled}
     if last.get('chunks', r.chunks) > labelled: last['chunks'] = labelled
     if not _may_be(r, last): last['batch'] = labelled + 1 # Where some frames must be without a mask
-    need = step_bytes(replace(r, **last))
+    need = need_of(**last)
     if need > free: return f'even {_as_change(last)} needs {say_bytes(need)}; take a smaller crop'
     partners = 'more of its frames find no positive' if 'dcl' in goals(r) else 'each frame meets fewer others'
     other = f'another contrast: {partners}' if goals(r) & {'dcl', 'simclr'} else 'another training'
@@ -215,11 +235,11 @@ def check_memory(
     r:Recipe,
     need:float, # Bytes of a step
     free:float, # Bytes
-    device='this device', # Its name, for the message
+    device='this device', # Its name, for the message; `cpu` is one, all others are GPUs
     jobs:int=1, # Processes that share it
 ):
     "Raise `InputError` if a step does not fit, and say what would"
     if need*jobs <= free: return
     each = f' in each of {jobs} processes' if jobs > 1 else ''
     said = f'a step of {r.method} needs {say_bytes(need)}{each}, {say_bytes(free)} are free'
-    raise InputError(f'{device}: {said}; {advice(r, free/jobs)}')
+    raise InputError(f'{device}: {said}; {advice(r, free/jobs, str(device).startswith("cpu"))}')

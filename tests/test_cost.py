@@ -1,7 +1,9 @@
 "What a run costs: pretended tensors against real ones, cards of three sizes, and nothing changed by looking"
 import random, re, subprocess, sys
 import numpy as np, pytest, torch
+from contextlib import contextmanager
 from dataclasses import replace
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from cwcl.baselines.byol import BYOLLoss, BYOLNet
 from cwcl.core import InputError, recipe
@@ -21,7 +23,41 @@ def real_bytes(r):
 def test_pretended_tensors_keep_what_real_ones_keep(change):
     "Two percent for other backends, which keep other small things"
     r = recipe('smoke', **change)
-    assert step_bytes(r) == pytest.approx(real_bytes(r), rel=.02)
+    assert step_bytes(r, True) == pytest.approx(real_bytes(r), rel=.02)
+
+@contextmanager
+def cuda_autocast():
+    "CUDA's autocast on a machine without a GPU, where `torch.autocast` leaves it off"
+    torch.autocast_increment_nesting() # So that a loss in float32 within does not forget the weights in sixteen bits
+    torch.set_autocast_dtype('cuda', torch.bfloat16)
+    torch.set_autocast_enabled('cuda', True)
+    try: yield
+    finally:
+        torch.set_autocast_enabled('cuda', False)
+        torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+
+@pytest.mark.parametrize('change', [dict(), dict(norm='group'), dict(up='bilinear'), dict(absent=.1), dict(method='simclr'),
+    dict(method='masked', stage='pretrain'), dict(encoder='timm:convnext_atto', crop=64)])
+def test_half_precision_is_counted_as_a_pretended_gpu_keeps_it(monkeypatch, change):
+    "PyTorch's own list of what a GPU computes in float32 decides, on pretended tensors of a GPU"
+    r = recipe('smoke', precision='bf16', **change)
+    counted,on_cpu = step_bytes(r), step_bytes(r, True)
+    monkeypatch.setattr('cwcl.memory._half', lambda r, device: cuda_autocast())
+    with FakeTensorMode():
+        net,forward,_ = one_step(r, 'cuda')
+        kept = saved_bytes(forward, net)
+    weights = sum(o.nbytes*(4 if o.requires_grad else 1) for o in net.parameters())
+    assert counted == pytest.approx(kept + weights, rel=.002)
+    if {'norm', 'absent', 'encoder'} & set(change): assert on_cpu < .995*counted
+
+def test_half_precision_saves_nothing_behind_group_norm():
+    "Neither at once nor where levels are computed twice, and it is not proposed"
+    for again in (False, True):
+        r = recipe('paper', norm='group', recompute=again)
+        half = replace(r, precision='bf16')
+        assert step_bytes(half, True) < .6*step_bytes(r) and step_bytes(half) > step_bytes(r)
+        assert 'precision' not in advice(r, .4*step_bytes(r))
 
 def test_the_work_of_a_teacher():
     "The student's second pass costs as much for each frame as its first, the teacher's look a third of that"

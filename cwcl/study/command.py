@@ -65,7 +65,7 @@ def _confirm(
     "Report what is going to run, and raise `InputError` unless the user wants it"
     timing = '; timing one step of each kind of run' if here else ''
     print(f'{len(todo)} of {n} runs are missing{timing}', flush=True)
-    need,r = largest_step(todo)
+    need,r = largest_step(todo, here and device.startswith('cpu'))
     if here:
         print(say_device(device, r.threads))
         check_memory(r, need, free_memory(device)[0], device, beside or sharing(jobs, device))

@@ -37,11 +37,12 @@ def kinds(
 
 def largest_step(
     runs:list, # Of `Run`
+    on_cpu:bool=False, # Whether they will run on a CPU
 )->tuple: # (bytes, recipe)
     "Find the step that needs most memory, among those with most rows"
     rows = {r: sum(batch_rows(r)) for r in kinds(runs)}
     most = [r for r,n in rows.items() if n == max(rows.values())]
-    return max(((step_bytes(r), r) for r in most), key=lambda o: o[0])
+    return max(((step_bytes(r, on_cpu), r) for r in most), key=lambda o: o[0])
 
 def sharing(jobs, device)->int: # How many of so many processes use one device
     "Count the processes that share a device"

@@ -713,6 +713,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'cwcl.infer._checked': ('infer.html#_checked', 'cwcl/infer.py'),
                             'cwcl.infer._device': ('infer.html#_device', 'cwcl/infer.py'),
                             'cwcl.infer._forward': ('infer.html#_forward', 'cwcl/infer.py'),
+                            'cwcl.infer._halves': ('infer.html#_halves', 'cwcl/infer.py'),
                             'cwcl.infer._pad_mode': ('infer.html#_pad_mode', 'cwcl/infer.py'),
                             'cwcl.infer._places': ('infer.html#_places', 'cwcl/infer.py'),
                             'cwcl.infer._winners': ('infer.html#_winners', 'cwcl/infer.py'),

@@ -158,6 +158,23 @@ def test_windows_of_several_frames_share_a_pass_that_is_bounded():
         torch.testing.assert_close(sliding_window(model, x, 16, .25, batch=batch), want)
         assert [s[0] for s in seen] == sizes
 
+@pytest.mark.parametrize('most', [1, 3, 9])
+def test_a_pass_that_runs_out_of_memory_is_done_in_halves(most):
+    "As many windows as fit, in their order; what does not fit alone, and other errors, are raised"
+    net = nn.Conv2d(3, 2, 3, padding=1).eval()
+    seen = []
+    def small(x, most=most):
+        if len(x) > most: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        seen.append(len(x))
+        return net(x)
+    x = torch.rand(2, 3, 40, 60)
+    with torch.no_grad():
+        torch.testing.assert_close(sliding_window(small, x, 16, batch=16), sliding_window(net, x, 16, batch=16))
+        with pytest.raises(torch.OutOfMemoryError): sliding_window(partial(small, most=0), x, 16, batch=16)
+    assert max(seen) <= most and sum(seen) == 2*3*5
+    def wrong(x): raise RuntimeError('expected 4 channels')
+    with pytest.raises(RuntimeError, match='4 channels'): sliding_window(wrong, x, 16)
+
 def test_frames_do_not_mix():
     x = torch.randn(4, 3, 20, 45, dtype=torch.float64)
     whole = sliding_window(conv(), x, 16, .25, batch=5)

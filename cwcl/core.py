@@ -271,7 +271,8 @@ METHODS = {} # Name to `Method`, filled by `cwcl.methods` and by anyone who regi
 def find_method(name:str): # `Method`
     "Return the registered method of this name"
     known = late('cwcl.methods:METHODS')
-    if name not in known: raise InputError(f'method={name!r}: choose one of {", ".join(known)}')
+    if name not in known: raise InputError(f'method={name!r}: choose one of {", ".join(known)}; or register it '
+        'first, in a file (--with)')
     return known[name]
 
 # %% ../nbs/00_core.ipynb #0f600ff7
@@ -321,6 +322,8 @@ def check_recipe(r): # `Recipe`
         f'choose scales from 1 to {top}')
     if r.sync_bn and r.norm != 'batch': raise InputError(f'sync_bn=True with norm={r.norm!r}: which has no '
         'statistics of a batch; leave it out')
+    if r.blur and r.crop < 4: raise InputError(f'crop={r.crop} with blur=True: a blur reflects 3 pixels at the border; '
+        'choose crop=4 or more, or blur=False')
     _check_chunks(r)
     _check_options(r, own)
     _check_encoder(r)

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from .checkpoint import find_weights, load_model
 from .core import InputError
+from .methods import load_methods
 from .script import one_line_errors
 from .whole import atomic_path, write_text
 from .infer import pad_to_window, window_hits, window_starts, window_weights
@@ -144,7 +145,9 @@ def export_model(
 def cwcl_export(
     model:str, # Weights, a file or the folder of a run; demo: yours in runs/demo, or else those of the kit
     out:str, # File to write, .onnx
+    With:str=None, # Python file that registers the network's method, if it is one of yours; it is executed
 ):
     "A network as ONNX: frames from 0 to 1 in, logits out, windows and normalization inside, compared with PyTorch"
+    if With: load_methods(With)
     done = export_model(model, out)
     sys.stdout.write('{path}: {megabytes} MB, equal to PyTorch within {difference:.1e}\n'.format(**done))

@@ -11,7 +11,7 @@ import copy, math, numpy as np, torch, torch.nn.functional as F
 from itertools import groupby, islice, pairwise, product
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from .whole import lacks_memory
+
 
 # %% ../nbs/26_infer.ipynb #70c70bd8
 def window_starts(
@@ -130,8 +130,8 @@ def _check_eval(model):
 def _halves(model, x): # Windows `(M,3,window,window)` -> what the network returns for them
     "Send windows through a network in one pass, or in two where the memory ends"
     try: return model(x)
-    except RuntimeError as e:
-        if len(x) < 2 or not lacks_memory(e): raise
+    except torch.OutOfMemoryError:
+        if len(x) < 2: raise
     return torch.cat([_halves(model, o) for o in x.chunk(2)])
 
 def _forward(model, x): # Windows `(M,3,window,window)` -> logits `(M,C,window,window)`

@@ -155,7 +155,8 @@ def _gpu_casts(): # Context
     def longer(f):
         @wraps(f)
         def called(x, *args, **kwargs):
-            return f(x.float() if x.dtype == torch.bfloat16 and torch.is_autocast_enabled('cpu') else x, *args, **kwargs)
+            half = x.dtype == torch.bfloat16 and torch.is_autocast_enabled('cpu')
+            return f(x.float() if half else x, *args, **kwargs)
         return called
     places = [(torch.nn.functional, k) for k in ('group_norm', 'layer_norm', 'softmax', 'log_softmax')]
     with ExitStack() as held:

@@ -6,9 +6,9 @@
 __all__ = ['OUR_METHODS', 'OPTIONS', 'Method', 'register_method', 'option_callbacks', 'load_methods']
 
 # %% ../nbs/03_methods.ipynb #3b0b2fbf
-import importlib.util, re
+import hashlib, importlib.util, re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .core import METHODS, InputError, late
 
@@ -26,6 +26,7 @@ class Method:
     whole: bool = False # A first stage hands on its decoder too, all but the last layer
     loss: Callable|None = None # A loss of its own, weighted by the recipe's `beta`; see `register_method`
     learner: str|Callable = 'cwcl.multitask:cwcl_learner' # Builds the Learner from loaders, method and recipe
+    source: str = '' # Digest of the file that registered it; empty if it is ours, or was registered in a notebook
     color: str = '#000000' # In charts, and below
     marker: str = 'X'
     dashes: tuple = (3, 1, 1, 1, 1, 1) # On, off, in line widths
@@ -106,5 +107,7 @@ def load_methods(
     except InputError: raise
     except Exception as e: raise InputError(f'{file}: {type(e).__name__}: {e}') from e
     found = [k for k,o in METHODS.items() if before.get(k) is not o]
+    source = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    METHODS.update({k: replace(METHODS[k], source=source) for k in found})
     if not found: raise InputError(f'{file}: registers no method; call cwcl.methods.register_method in it')
     return found

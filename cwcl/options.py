@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parse_changes', 'all_changes', 'field_help', 'with_field_help', 'given_recipe', 'without_phases', 'check_own',
-           'own_changes', 'check_apart', 'own_frames', 'run_key']
+           'check_overfit', 'own_changes', 'check_apart', 'own_frames', 'run_key']
 
 # %% ../nbs/33c_options.ipynb #2cfa9e9f
 import ast, json, re, pandas as pd
@@ -114,6 +114,12 @@ def check_own(data, own)->bool: # Folder or '', options of own data -> whether d
     whole = own['frames'] and own['masks']
     if given and not whole: raise InputError(f'{given[0]}: own data need --frames and --masks')
     return bool(given)
+
+def check_overfit(split, given): # Option --split, options that choose among frames
+    "Raise `InputError` if an option would be ignored"
+    named = [f'--{k}' for k,v in given.items() if v not in (None, 1)] # All masks are what it takes
+    if split == 'none' and named: raise InputError(f'{named[0]} with --split none: which trains and tests on all '
+        'frames that have masks; leave one of the two out')
 
 def own_changes(own, phases)->dict: # Options of own data, of phases -> fields of the recipe that follow from them
     return dict(class_set=own_classes(own['masks'], own['classes']), use_phase=bool(phases))

@@ -44,6 +44,9 @@ def split_table(
 )->tuple: # (table with the columns part and labelled, recipe that fits its size)
     "Assign each frame to training, validation or test"
     if split not in ('fold', 'none'): raise InputError(f'split={split!r}: choose fold or none')
+    missing = [k for k in class_set(r.class_set, r.left_out).names if k not in table]
+    if missing: raise InputError(f'class_set={r.class_set!r}: no frame has a class {missing[0]!r}; give the frames '
+        'that the recipe was made for, or a recipe for these')
     if split == 'fold' and 'part' in table: return controlled(table, r),r
     if split == 'fold':
         by_video = own_split if 'source' in table else split_frames

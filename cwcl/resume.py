@@ -6,7 +6,7 @@
 __all__ = ['LOADER_STATE', 'FORMAT', 'pack', 'unpack', 'learner_state', 'checkpoints', 'read_checkpoint', 'ResumeCallback']
 
 # %% ../nbs/33a_resume.ipynb #1a9a245c
-import cwcl, json, os, numpy as np, torch
+import cwcl, json, os, time, numpy as np, torch
 from pathlib import Path
 from torch import Tensor, nn
 from fastai.callback.core import Callback, CancelEpochException
@@ -98,15 +98,16 @@ def checkpoints(
 def _save_checkpoint(
     path, # File to write
     learn:Learner, # At the end of an epoch
+    seconds:float, # That the training has taken, all sessions together
 ):
     "Write the state of a training whole, and keep the one before; of several processes, the first writes for all"
     if ranks()[0]: return
     tensors = {}
-    state = dict(epoch=learn.epoch+1, epochs=learn.n_epoch, **learner_state(learn))
+    state = dict(epoch=learn.epoch+1, epochs=learn.n_epoch, seconds=seconds, **learner_state(learn))
     text = json.dumps(pack(state, tensors))
     header = dict(format='pt', kit=f'cwcl {cwcl.__version__}', checkpoint=FORMAT, state=text)
     header['recipe'] = bare(learn.model).recipe.to_json()
-    header['frames'] = getattr(learn, 'made_of', '')
+    header.update(getattr(learn, 'made_of', {}))
     last,before = checkpoints(path)
     new = last.with_name('new.safetensors')
     save_tensors(new, tensors, header)
@@ -115,6 +116,8 @@ def _save_checkpoint(
 
 # %% ../nbs/33a_resume.ipynb #0e37221e
 _CURE = 'delete its folder, and training starts from the beginning'
+_MADE_OF = dict(frames='on other frames, labels or masks, or on these with other videos to validate or to test on',
+    method='whose method came from another file, or from this one before it was edited')
 _STRANGE = KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError # Of a state that is not ours
 
 def _check_kinds(state): # As `read_checkpoint`
@@ -136,7 +139,7 @@ def _state_in(path): # A checkpoint -> its recipe, as a dict, and its state
     try:
         state = unpack(json.loads(header['state']), tensors)
         _check_kinds(state)
-        state['made_of'] = header.get('frames', '')
+        state['made_of'] = {k: header.get(k, '') for k in _MADE_OF}
         return stored_fields(json.loads(header['recipe'])) | {'epochs to train': state['epochs']},state
     except _STRANGE as e: raise DamagedFile(f'{path}: not a state that this kit wrote ({e!r}); {_CURE}') from None
 
@@ -145,7 +148,7 @@ def read_checkpoint(
     net:nn.Module, # The network to be trained
     epochs:int, # For so many epochs
     tell=noop, # Called with a line if the file is damaged and the one before it is used, such as `print`
-    made_of:str='', # Digest of the frames and of what each is for, if it is known
+    made_of:dict|None=None, # Known digests: of the `frames` and what each is for, of the `method`'s file
 )->dict|None: # The state, with `epoch` and `epochs`; `None` if there is no such file
     "Read the state of an earlier run of this very training"
     files = [o for o in checkpoints(path) if o.exists()]
@@ -170,10 +173,10 @@ def _check_same(path, old, state, net, epochs, made_of): # File, its recipe with
     try: fits = {k: v.shape for k,v in state['model'].items()} == shapes
     except _STRANGE: fits = False
     if not fits: raise DamagedFile(f'{path}: its weights are not those of this network; {_CURE}')
-    known = state['made_of'] and made_of
-    if known and state['made_of'] != made_of:
-        raise InputError(f'{path}: of a training on other frames, labels or masks, or on these with other videos to '
-            f'validate or to test on; choose another folder, or {_CURE}')
+    for k,said in _MADE_OF.items():
+        was,now = state['made_of'][k],(made_of or {}).get(k)
+        if was and now and was != now:
+            raise InputError(f'{path}: of a training {said}; choose another folder, or {_CURE}')
     for k,v in net.named_buffers():
         if k in ('mean', 'std') and not torch.allclose(state['model'][k], v.cpu(), atol=1e-4):
             raise InputError(f'{path}: of a training on other frames, whose mean or standard deviation differs; '
@@ -185,21 +188,25 @@ class ResumeCallback(Callback):
     order = 100
     def __init__(self, folder): self.file = Path(folder)/'last.safetensors'
     def before_fit(self):
-        self.start = 0
+        self.start,self.begun = 0,time.monotonic()
+        self.learn.earlier_seconds = 0.
         self.asleep = []
-        state = read_checkpoint(self.file, bare(self.model), self.n_epoch, noop, getattr(self.learn, 'made_of', ''))
+        state = read_checkpoint(self.file, bare(self.model), self.n_epoch, noop, getattr(self.learn, 'made_of', None))
         if state is None: return
         try: _load_state(self.learn, state)
         except _STRANGE as e:
             if lacks_memory(e): raise
             raise InputError(f'{self.file}: does not fit this training ({e!r}); {_CURE}') from None
         self.start = state['epoch']
+        self.learn.earlier_seconds = state.get('seconds', 0.)
         self.asleep = [o for o in self.learn.cbs if o.run and not isinstance(o, (ResumeCallback, ProgressCallback))]
         for o in self.asleep: o.run = False
+    def _save(self):
+        _save_checkpoint(self.file, self.learn, self.learn.earlier_seconds + time.monotonic() - self.begun)
     def before_epoch(self):
         if self.epoch < self.start: raise CancelEpochException
     def after_epoch(self):
-        if self.epoch >= self.start: _save_checkpoint(self.file, self.learn)
+        if self.epoch >= self.start: self._save()
         elif self.epoch == self.start-1:
             for o in self.asleep: o.run = True
 

@@ -23,6 +23,7 @@ from .data.own import named_videos, own_classes, own_table
 from .data.splits import is_test
 from .data.store import FrameStore
 from .data.streams import ToFloat
+from .methods import load_methods
 from .options import check_apart, check_own
 from .ready import load_table
 from .results import evaluate, literal_names, plot_iou, plot_segmentation, save_figure, scores
@@ -181,9 +182,11 @@ def cwcl_score(
     flip:store_true=False, # Look at the mirror image of each frame too, but in the figure; twice the time
     device:str=None, # Such as cpu or cuda; a GPU if there is one
     out:str='scored', # Folder for scores and figures
+    With:str=None, # Python file that registers the network's method, if it is one of yours; it is executed
     overwrite:store_true=False, # Replace earlier scores
 ):
     "Score a finished network on frames with masks: by class and by video, at its own size and that of the masks"
+    if With: load_methods(With)
     is_own = check_own(data, dict(frames=frames, masks=masks, classes=classes, videos=videos))
     check_device(device)
     weights = find_weights(model)

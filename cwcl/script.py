@@ -39,7 +39,9 @@ def _plain(e): # `UnicodeEncodeError` -> what to write, and the position to go o
 codecs.register_error('cwcl.plain', _plain)
 
 def _write_plainly():
-    "Write what the encoding of the output lacks in signs that it has"
+    "Write what the encoding of the output lacks in signs that it has, and nothing where a user has closed it"
+    for k in ('stdout', 'stderr'):
+        if getattr(sys, k) is None: setattr(sys, k, open(os.devnull, 'w'))
     for o in (sys.stdout, sys.stderr):
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='cwcl.plain')
 

@@ -48,7 +48,7 @@ def _finish(out, learn, r, data, facts, start): # ..., a key of `LICENSES`, from
         what = 'U-Net; its last layer'
     note = f'A pre-trained {what} is untrained. {phase_note(r)}'
     save_model(out/'model.safetensors', net, data, note=note)
-    facts['seconds'] = round(time.monotonic() - start, 2)
+    facts['seconds'] = round(learn.earlier_seconds + time.monotonic() - start, 2)
     write_metrics(out, facts, r)
     shutil.rmtree(out/'checkpoint')
 

@@ -29,8 +29,8 @@ from .learner import check_precision
 from .tasks import bare
 from .methods import load_methods
 from .multitask import cwcl_learner
-from .options import all_changes, check_own, given_recipe, own_changes, own_frames, run_key, with_field_help
-from .options import without_phases
+from .options import all_changes, check_overfit, check_own, given_recipe, own_changes, own_frames, run_key
+from .options import with_field_help, without_phases
 from .ready import check_folder, check_phases, claim_folder, license_of, load_table, phase_note
 from .ready import run_parts, run_remarks, sole_writer, split_table
 from .resume import checkpoints, read_checkpoint
@@ -94,7 +94,7 @@ def train_learner(
     make = find_method(r.method).make if r.stage in ('joint', 'pretrain') else cwcl_learner
     learn = make(dls, r.method, r, cbs=[StepTime(), *(cbs or [])])
     if init: load_encoder(learn.model, init)
-    learn.made_of = frames_digest(table, ('part', 'labelled'))
+    learn.made_of = dict(frames=frames_digest(table, ('part', 'labelled')), method=find_method(r.method).source)
     if ranks()[1] > 1: learn.to_distributed()
     begin()
     read_checkpoint(out/'checkpoint'/'last.safetensors', learn.model, r.epochs, tell, learn.made_of)
@@ -132,6 +132,7 @@ def run_facts(
     facts = dict(kit=cwcl.__version__, commit=kit_commit(), kind='cwcl run', version=1, method=r.method, stage=r.stage)
     training = dict(steps=len(learn.recorder.losses), step_seconds=learn.step_time.median, remarks=remarks)
     frames = dict(frames=table.part.value_counts().to_dict(), labelled=int(table.labelled.sum()))
+    if find_method(r.method).source: facts['method_source'] = find_method(r.method).source
     frames['sources'] = dict(zip(table.video, table.source)) if 'source' in table else None
     machine = dict(device=str(learn.dls.device), threads=torch.get_num_threads(), processes=ranks()[1])
     machine['arithmetic'] = used_arithmetic(r, learn.dls.device)
@@ -217,6 +218,7 @@ def _write_results(out, learn, log, metrics, rows):
 
 def _finish(out, learn, log, table, facts, start): # As in `train_run`; when it began -> what `metrics.json` holds
     "Test a network, and write everything that a run leaves behind"
+    start -= learn.earlier_seconds
     train_seconds = round(time.monotonic() - start, 2)
     masked = table[table['mask'] != '']
     valid = masked[masked.part == 'valid']
@@ -236,10 +238,10 @@ def score_lines(
     title:str, # Of the mean
 )->list: # A line for each class, and one for the mean
     "Write class-wise IoU as a small table"
-    lines = [f'{k:24}' + ('absent' if v is None else f'{v:.3f}') for k,v in truth_iou(result).items()]
+    lines = [f'{k:23} ' + ('absent' if v is None else f'{v:.3f}') for k,v in truth_iou(result).items()]
     mean = 'none' if result['mean_iou'] is None else f'{result["mean_iou"]:.3f}'
     frames = f'({result["frames"]} frames, {result["ignored_share"]:.1%} of their pixels ignored)'
-    return [*lines, f'{title:24}{mean}   {frames}']
+    return [*lines, f'{title:23} {mean}   {frames}']
 
 def _report(metrics, out): # What `train_run` returned, results folder
     "Print class-wise IoU and where the results are"
@@ -282,6 +284,7 @@ def cwcl_train(
     "Train and test one run, and leave its results in a folder"
     own = dict(frames=frames, masks=masks, classes=classes, videos=videos, labels=labels, valid=valid, test=test)
     is_own = check_own(data, own)
+    check_overfit(split, dict(valid=valid, test=test, budget=budget))
     if With: load_methods(With)
     if no_phases: phases,change = without_phases(phases, change)
     given = dict(method=method, budget=budget, fold=fold, seed=seed, epochs=epochs, lr=lr, schedule=schedule)

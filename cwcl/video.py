@@ -209,6 +209,7 @@ def cwcl_predict(
     alpha:float=.5, # Opacity of the colors, 0 to 1
     every:int=1, # Segment one frame in this many
     flip:store_true=False, # Look at the mirror image of each frame too; twice the time
+    With:str=None, # Python file that registers the network's method, if it is one of yours; it is executed
     overwrite:store_true=False, # Replace earlier results of the same name, which would be refused
 ):
     "Masks in the values that the network learned from, and overlays with a legend, for an image, a folder or a video"
@@ -217,6 +218,8 @@ def cwcl_predict(
     if pictures: list_images(input)
     else: probe_video(input)
     from cwcl.checkpoint import find_weights, load_model
+    from cwcl.methods import load_methods
+    if With: load_methods(With)
     def tell(o): tqdm.write(f'note: {o}', file=sys.stderr)
     weights = find_weights(model)
     net = folded(load_model(weights, device=device))

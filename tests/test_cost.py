@@ -37,8 +37,8 @@ def cuda_autocast():
         torch.autocast_decrement_nesting()
         torch.clear_autocast_cache()
 
-@pytest.mark.parametrize('change', [dict(), dict(norm='group'), dict(up='bilinear'), dict(absent=.1), dict(method='simclr'),
-    dict(method='masked', stage='pretrain'), dict(encoder='timm:convnext_atto', crop=64)])
+@pytest.mark.parametrize('change', [dict(), dict(norm='group'), dict(up='bilinear'), dict(absent=.1),
+    dict(method='simclr'), dict(method='masked', stage='pretrain'), dict(encoder='timm:convnext_atto', crop=64)])
 def test_half_precision_is_counted_as_a_pretended_gpu_keeps_it(monkeypatch, change):
     "PyTorch's own list of what a GPU computes in float32 decides, on pretended tensors of a GPU"
     r = recipe('smoke', precision='bf16', **change)

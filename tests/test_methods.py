@@ -2,18 +2,25 @@
 import json, subprocess, sys, numpy as np, pytest
 from pathlib import Path
 from dataclasses import replace
+from functools import partial
+from fastai.callback.core import Callback
+from fastcore.script import CliError
 from cwcl.core import METHODS, InputError, Recipe, goals, method_recipe, recipe
 from cwcl.data.streams import cwcl_dls
+from cwcl.export import cwcl_export
 from cwcl.methods import OUR_METHODS, load_methods, register_method
 from cwcl.multitask import cwcl_learner
 from cwcl.results import epoch_log
 from cwcl.study.claims import claims_of
 from cwcl.study.command import cwcl_table
-from cwcl.study.grid import grid
+from cwcl.study.grid import Run, grid
 from cwcl.study.records import read_results
+from cwcl.score import cwcl_score
 from cwcl.study.jobs import Worker
+from cwcl.study.rows import check_result
 from cwcl.tasks import CWCLNet
 from cwcl.train import train_run
+from cwcl.video import cwcl_predict
 from test_labels import EYES, apart
 
 FILE = '''"Frames with equal label sets are drawn together"
@@ -85,6 +92,45 @@ def test_a_process_of_a_study_reads_the_file_first(file, tmp_path):
 def test_a_worker_remembers_where_the_file_is(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert Worker(['mine.py']).methods == [str(tmp_path/'mine.py')]
+
+def test_an_edited_file_is_another_method(file, table, smoke, scenes, tmp_path):
+    "A stopped training does not go on with it, and a table does not take runs of both; a comment is an edit too"
+    load_methods(file)
+    r = replace(smoke, method='center', epochs=2)
+    class PowerCut(Callback):
+        order = 200
+        def after_epoch(self): raise RuntimeError('power cut')
+    with pytest.raises(RuntimeError, match='power cut'):
+        train_run(r, scenes, out=tmp_path/'run', device='cpu', cbs=[PowerCut()])
+    first = METHODS['center'].source
+    file.write_text(f'{FILE}# A comment\n', encoding='utf-8')
+    load_methods(file)
+    assert METHODS['center'].source not in ('', first)
+    with pytest.raises(InputError, match='from this one before it was edited'):
+        train_run(r, scenes, out=tmp_path/'run', device='cpu')
+    file.write_text(FILE, encoding='utf-8')
+    load_methods(file)
+    found = train_run(r, scenes, out=tmp_path/'run', device='cpu')
+    assert found['method_source'] == first == METHODS['center'].source
+    found = dict(found, recipe=json.loads(r.to_json()))
+    run = Run('ablate', r, 'center')
+    check_result(run, found, ())
+    with pytest.raises(InputError, match='its method came from another file'):
+        check_result(run, dict(found, method_source='another'), ())
+
+def test_weights_of_ones_own_method_serve_every_command(file, scenes, smoke, tmp_path):
+    "Where the method is not known, the error names the cure, which is an option of each command"
+    load_methods(file)
+    train_run(replace(smoke, method='center', epochs=1), scenes, out=tmp_path/'run', device='cpu')
+    picture = next(scenes.glob('video01/*/*_endo.png'))
+    uses = (partial(cwcl_score, str(tmp_path/'run'), data=str(scenes), out=str(tmp_path/'scored'), device='cpu'),
+        partial(cwcl_predict, str(picture), model=str(tmp_path/'run'), out=str(tmp_path/'predicted'), device='cpu'),
+        partial(cwcl_export, str(tmp_path/'run'), str(tmp_path/'net.onnx')))
+    for use in uses:
+        METHODS.pop('center')
+        with pytest.raises(CliError, match="'center'.*register it first, in a file .--with"): use()
+        use(With=str(file))
+    assert (tmp_path/'scored'/'scores.json').exists() and (tmp_path/'net.onnx').exists()
 
 @pytest.mark.parametrize('text, says', [('1/0', 'ZeroDivisionError'), ('x = 1', 'registers no method'),
     ('def f(:', 'SyntaxError'),

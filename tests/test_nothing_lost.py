@@ -7,7 +7,7 @@ from fastai.callback.core import Callback
 from cwcl.core import InputError
 from cwcl.data.classes import OwnClasses
 from cwcl.data.outlines import coco_masks, layer_masks
-from cwcl.options import check_apart
+from cwcl.options import check_apart, check_overfit
 from cwcl.ready import load_table, split_table
 from cwcl.results import literal_names, save_figure
 from cwcl.stages import ready_encoder, stages_run
@@ -123,3 +123,17 @@ def test_a_stopped_training_does_not_go_on_with_other_labels_or_roles(scenes, sh
         with refused: train(table.assign(**change))
     learn,log = train(table)
     assert len(log) == r.epochs == 2
+
+@pytest.mark.parametrize('given', [dict(valid='a'), dict(test='a'), dict(budget=.1)])
+def test_an_option_that_would_be_ignored_is_refused(given):
+    none = dict(valid=None, test=None, budget=None)
+    check_overfit('none', none)
+    check_overfit('fold', none | given)
+    refused = pytest.raises(InputError, match=f'--{next(iter(given))} with --split none')
+    with refused: check_overfit('none', none | given)
+
+@pytest.mark.parametrize('split', ['fold', 'none'])
+def test_a_recipe_for_other_classes_is_refused(scenes, short, split):
+    table = load_table(scenes, None, short)
+    with pytest.raises(InputError, match="no frame has a class 'bed'"):
+        split_table(table, replace(short, class_set='bed=0, tool=5'), split)

@@ -1,11 +1,12 @@
 "A training that was stopped and resumed is the same training, to the bit"
-import json, pytest, torch
+import itertools, json, pytest, torch
 from dataclasses import replace
 from types import SimpleNamespace
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.amp import GradScaler
+from cwcl import resume
 from cwcl.core import InputError, find_method, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.multitask import MeanIoU
@@ -299,6 +300,23 @@ def test_other_frames_are_refused(table, kept, tmp_path):
     learn = learner(table, kept[1])
     learn.model.mean += 0.01
     with pytest.raises(InputError, match='on other frames'): learn.fit_resumed(tmp_path)
+
+def test_the_seconds_of_all_sessions_are_added(table, small, tmp_path, monkeypatch):
+    "A clock that goes on by ten seconds at each look: begun, and at the end of each epoch"
+    clock = SimpleNamespace(monotonic=lambda now=itertools.count(0, 10): next(now))
+    monkeypatch.setattr(resume, 'time', clock)
+    net = learner(table, small)
+    for epochs,earlier,spent in ((1, 0, 10), (2, 10, 20), (4, 20, 40)):
+        r = replace(small, epochs=4)
+        learn = learner(table, r)
+        class Stop(Callback):
+            order = 200
+            def after_epoch(self):
+                if self.epoch == epochs-1: raise CancelFitException
+        learn.add_cb(Stop())
+        quiet(learn, lambda o: o.fit_resumed(tmp_path))
+        assert learn.earlier_seconds == earlier
+        assert read_checkpoint(tmp_path/'last.safetensors', net.model, 4)['seconds'] == spent
 
 def test_no_file_is_a_fresh_start(table, small, tmp_path):
     assert read_checkpoint(tmp_path/'none'/'last.safetensors', learner(table, small).model, 4) is None

@@ -38,6 +38,15 @@ def test_names_go_out_as_they_came_in_the_locale_c():
     p = subprocess.run([sys.executable, '-c', script, 'sc\u00e9ne'.encode()], env=env, capture_output=True)
     assert p.stdout.strip() == 'sc\u00e9ne'.encode(), p.stderr
 
+@pytest.mark.skipif(os.name == 'nt', reason='a shell of Unix')
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-'])
+def test_an_output_that_is_closed_is_not_written_to(closed, tmp_path):
+    (tmp_path/'a.py').write_text('import sys\nfrom cwcl.script import one_line_errors\n@one_line_errors\n'
+        'def f():\n    for o in (sys.stdout, sys.stderr): o.write("x")\n    open(sys.argv[1], "w").close()\nf()')
+    command = f'exec "{sys.executable}" "{tmp_path}/a.py" "{tmp_path}/done" {closed}'
+    p = subprocess.run(['sh', '-c', command], capture_output=True, text=True)
+    assert p.returncode == 0 and (tmp_path/'done').exists(), p.stderr
+
 TWICE = '--n 2 --number=3', '--numb 2 --number 3', '-w 2 --with 3', '-w 2 -w 3', '--wi=2 --with 3'
 
 @pytest.mark.parametrize('args, twice', [*((o, True) for o in TWICE), ('--number 2 --all --all -w 3', False)])

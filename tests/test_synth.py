@@ -1,5 +1,5 @@
 "The drawn data set: its layout, its classes, and that it is the same everywhere."
-import ast, hashlib, inspect, json
+import ast, hashlib, inspect, json, shutil
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from cwcl.core import InputError, data_file
@@ -288,9 +288,19 @@ def test_a_finished_folder_is_left_alone(scenes, monkeypatch):
     write_scenes(scenes, 1, SMALL, progress=False)
     assert before == {p: p.stat().st_mtime_ns for p in scenes.rglob('*.png')}
 
+@pytest.mark.parametrize('lost', ['', '_watershed_mask', '_color_mask'])
+def test_a_file_that_is_missing_is_drawn_again(scenes, tmp_path, lost):
+    root = shutil.copytree(scenes, tmp_path/'scenes')
+    file = root/'video12'/'video12_15750'/f'frame_15750_endo{lost}.png'
+    before = file.read_bytes()
+    file.unlink()
+    write_scenes(root, 1, SMALL, progress=False)
+    assert file.read_bytes() == before
+
 @pytest.mark.parametrize('kw,word', [(dict(frames_per_clip=0), 'choose 1 to 80'),
     (dict(frames_per_clip=81), 'choose 1 to 80'),
-    (dict(size=(16,9)), 'at least 32'), (dict(size=(64,)), 'size='), (dict(seed=-1), 'seed=-1'),
+    (dict(size=(16,9)), '32 to 8192'), (dict(size=(9000,64)), '32 to 8192'),
+    (dict(size=(64,)), 'size='), (dict(seed=-1), 'seed=-1'),
     (dict(workers=0), 'workers=0')])
 def test_bad_arguments_leave_no_folder(tmp_path, kw, word):
     with pytest.raises(InputError, match=word): write_scenes(tmp_path/'new', progress=False, **kw)

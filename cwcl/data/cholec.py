@@ -198,6 +198,7 @@ def cwcl_data(
     workers:int=None, # Threads or processes; one per core if not given
 ):
     "Write the drawn scenes, or audit or index a folder of CholecSeg8k"
+    if min_pixels < 0: raise InputError(f'min_pixels={min_pixels}: give 0 or more')
     if command == 'write':
         found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', size)
         if not found: raise InputError(f'size {size!r}: give width x height, such as 427x240')

@@ -89,6 +89,8 @@ def clip_frames(
     return sorted(ORDER[:n])
 
 # %% ../../nbs/11_data.synth.ipynb #d91f3ef6
+_FILES = '_watershed_mask', '_color_mask', '' # Of a frame, which comes last
+
 def write_clip(
     folder, # Of the clip
     clip:str, # Such as `video01_00080`
@@ -100,9 +102,8 @@ def write_clip(
     for f in frames:
         image,mask = render_scene(clip.split('_')[0], clip, f, size, seed)
         stem = Path(folder)/f'frame_{f}_endo'
-        save_png(f'{stem}_watershed_mask.png', encode_mask(mask)[...,None].repeat(3, 2))
-        save_png(f'{stem}_color_mask.png', color_mask(mask, class_set(13).file_colors))
-        save_png(f'{stem}.png', image)
+        files = encode_mask(mask)[...,None].repeat(3, 2), color_mask(mask, class_set(13).file_colors), image
+        for end,o in zip(_FILES, files): save_png(f'{stem}{end}.png', o)
     return len(frames)
 
 # %% ../../nbs/11_data.synth.ipynb #a64fb609
@@ -166,7 +167,7 @@ def _missing_frames(
                 if part.startswith('.') and part.endswith('.png'): (folder/part).unlink(missing_ok=True)
             n = frames_per_clip if videos or clip == plan else min(frames_per_clip, NEW_FRAMES)
             frames = [int(row.start) + o for o in clip_frames(n)]
-            todo = [f for f in frames if f'frame_{f}_endo.png' not in there]
+            todo = [f for f in frames if not there.issuperset(f'frame_{f}_endo{o}.png' for o in _FILES)]
             if todo: jobs.append((folder, clip, todo))
     return jobs
 
@@ -195,7 +196,8 @@ def write_scenes(
     root = Path(root)
     size = tuple(int(s) for s in size)
     seed = int(seed)
-    if len(size) != 2 or min(size) < 32: raise InputError(f'size={size}: give (width, height) of at least 32 pixels')
+    if len(size) != 2 or min(size) < 32 or max(size) > 8192:
+        raise InputError(f'size={size}: give (width, height) of 32 to 8192 pixels')
     if seed < 0: raise InputError(f'seed={seed}: give 0 or more')
     if not 1 <= sets <= 9: raise InputError(f'sets={sets}: give 1 to 9 sets of 17 patients')
     unknown = [v for v in videos or () if plan_of(v) not in COUNTS.index]

@@ -8,7 +8,7 @@ __all__ = ['MEANS', 'check_result', 'check_frames', 'check_test', 'run_frame']
 # %% ../../nbs/50d_study.rows.ipynb #d40bf8a6
 import pandas as pd
 from dataclasses import asdict
-from ..core import InputError
+from ..core import InputError, find_method
 from ..data.cholec import frames_digest
 from ..data.splits import TEST_VIDEOS, is_test
 from .grid import Run
@@ -37,6 +37,10 @@ def check_result(
         k,old,v = other
         raise InputError(f'{run.key}: made with {k}={old!r}, the table wants {k}={v!r}; '
             'choose another folder (--out), or the same settings')
+    source = find_method(run.recipe.method).source
+    if source and found.get('method_source', source) != source:
+        raise InputError(f'{run.key}: its method came from another file, or from this one before it was edited; '
+            'choose another folder (--out)')
     own = sum(found['frames'].values()),test['frames']
     if frames and own != frames:
         raise InputError(f'{run.key}: {own[0]} frames, {own[1]} of them tested on, '

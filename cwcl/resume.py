@@ -175,8 +175,8 @@ def _check_same(path, old, state, net, epochs, made_of): # File, its recipe with
     if not fits: raise DamagedFile(f'{path}: its weights are not those of this network; {_CURE}')
     for k,said in _MADE_OF.items():
         was,now = state['made_of'][k],(made_of or {}).get(k)
-        if was and now and was != now:
-            raise InputError(f'{path}: of a training {said}; choose another folder, or {_CURE}')
+        if was and now and was != now: raise InputError(f'{path}: of a training {said}; choose another folder, '
+            f'or {_CURE}')
     for k,v in net.named_buffers():
         if k in ('mean', 'std') and not torch.allclose(state['model'][k], v.cpu(), atol=1e-4):
             raise InputError(f'{path}: of a training on other frames, whose mean or standard deviation differs; '
@@ -201,12 +201,12 @@ class ResumeCallback(Callback):
         self.learn.earlier_seconds = state.get('seconds', 0.)
         self.asleep = [o for o in self.learn.cbs if o.run and not isinstance(o, (ResumeCallback, ProgressCallback))]
         for o in self.asleep: o.run = False
-    def _save(self):
-        _save_checkpoint(self.file, self.learn, self.learn.earlier_seconds + time.monotonic() - self.begun)
+    @property
+    def seconds(self): return self.learn.earlier_seconds + time.monotonic() - self.begun
     def before_epoch(self):
         if self.epoch < self.start: raise CancelEpochException
     def after_epoch(self):
-        if self.epoch >= self.start: self._save()
+        if self.epoch >= self.start: _save_checkpoint(self.file, self.learn, self.seconds)
         elif self.epoch == self.start-1:
             for o in self.asleep: o.run = True
 

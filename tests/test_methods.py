@@ -100,14 +100,14 @@ def test_an_edited_file_is_another_method(file, table, smoke, scenes, tmp_path):
     class PowerCut(Callback):
         order = 200
         def after_epoch(self): raise RuntimeError('power cut')
-    with pytest.raises(RuntimeError, match='power cut'):
-        train_run(r, scenes, out=tmp_path/'run', device='cpu', cbs=[PowerCut()])
+    stopped = pytest.raises(RuntimeError, match='power cut')
+    with stopped: train_run(r, scenes, out=tmp_path/'run', device='cpu', cbs=[PowerCut()])
     first = METHODS['center'].source
     file.write_text(f'{FILE}# A comment\n', encoding='utf-8')
     load_methods(file)
     assert METHODS['center'].source not in ('', first)
-    with pytest.raises(InputError, match='from this one before it was edited'):
-        train_run(r, scenes, out=tmp_path/'run', device='cpu')
+    refused = pytest.raises(InputError, match='from this one before it was edited')
+    with refused: train_run(r, scenes, out=tmp_path/'run', device='cpu')
     file.write_text(FILE, encoding='utf-8')
     load_methods(file)
     found = train_run(r, scenes, out=tmp_path/'run', device='cpu')
@@ -115,8 +115,8 @@ def test_an_edited_file_is_another_method(file, table, smoke, scenes, tmp_path):
     found = dict(found, recipe=json.loads(r.to_json()))
     run = Run('ablate', r, 'center')
     check_result(run, found, ())
-    with pytest.raises(InputError, match='its method came from another file'):
-        check_result(run, dict(found, method_source='another'), ())
+    refused = pytest.raises(InputError, match='its method came from another file')
+    with refused: check_result(run, dict(found, method_source='another'), ())
 
 def test_weights_of_ones_own_method_serve_every_command(file, scenes, smoke, tmp_path):
     "Where the method is not known, the error names the cure, which is an option of each command"

@@ -1,5 +1,6 @@
 "Pictures, masks and classes that are not CholecSeg8k's: read right, refused in one line, and trained on"
 import os, re, pytest, shutil, torch, numpy as np
+from pathlib import Path
 from PIL import Image
 from cwcl.checkpoint import load_model, save_model
 from cwcl.core import InputError, Recipe, recipe, set_seed
@@ -9,7 +10,7 @@ from cwcl.data.labels import class_set, decode_mask
 from cwcl.data.streams import cwcl_dls
 from cwcl.multitask import cwcl_learner
 from cwcl.data.lists import _by_rule
-from cwcl.data.own import own_remarks
+from cwcl.data.own import copies_apart, own_remarks
 from cwcl.own import class_text, own_folds, own_split, own_table, pictures, video_names
 from cwcl.results import evaluate
 from cwcl.ready import run_parts
@@ -94,6 +95,11 @@ def test_several_values_are_one_class_and_some_are_none():
     assert own.names == ('floor', 'tool')
     assert len(own) == 2
     assert own.write(np.array([[1, 255]], np.uint8)).tolist() == [[[5]*3, [255]*3]]
+
+@pytest.mark.parametrize('word', ['ignore', 'Ignore', 'IGNORE'])
+def test_what_is_ignored_may_be_written_in_any_way(word):
+    assert OwnClasses(f'floor=0, tool=5, {word}=7').names == ('floor', 'tool')
+    with pytest.raises(InputError, match='listed twice'): OwnClasses(f'floor=0, tool=5, ignore=7, {word}=8')
 
 def test_nothing_is_never_a_class():
     "Also where a class is white"
@@ -446,6 +452,40 @@ def test_a_note_says_how_many_masks_are_used(home):
     def said(r): return [o for o in own_remarks(own_split(t, r, 'berta', 'carla'), r) if 'masks are trained on' in o]
     assert said(small()) == ['3 of 6 masks are trained on (budget=0.5); --budget 1 takes all']
     assert not said(small(budget=1.))
+
+def test_a_note_names_a_class_that_no_mask_shows(copy):
+    "As when masks of 0 and 255 are read as 0 and 1"
+    own = OwnClasses(GREY)
+    for p in (copy/'masks').rglob('*.png'):
+        white = np.where(own.read(read_mask(p)), 255, 0)
+        Image.fromarray(white.astype(np.uint8)).save(p)
+    def said(text):
+        r = small(class_set=text)
+        t = own_split(own_table(copy/'frames', copy/'masks', text), r, 'berta', 'carla')
+        return [o for o in own_remarks(t, r) if 'no mask has' in o]
+    assert said('floor=0, tool=1') == ['tool: no mask has 16 pixels of it; white (255) is of no class unless a class has '
+        'that value']
+    assert not said('floor=0, tool=255')
+
+@pytest.mark.parametrize('part', ['valid', 'test', 'train'])
+def test_a_note_names_copies_in_two_parts(copy, part):
+    "A folder copied for a try, a picture that is as long as another, and both within the part of the first"
+    for kind in ('frames', 'masks'): shutil.copytree(copy/kind/'anna', copy/kind/'dora')
+    table = own_table(copy/'frames', copy/'masks', GREY)
+    parts = dict(valid='berta', test='carla')
+    if part in parts: parts[part] += ',dora'
+    t = own_split(table, small(), **parts)
+    found = copies_apart(t)
+    if part == 'train':
+        assert not len(found) and not [o for o in own_remarks(t, small()) if 'one picture' in o]
+        return
+    assert sorted(found.name) == sorted(t.name[t.source.isin(['anna', 'dora'])])
+    said = [o for o in own_remarks(t, small()) if 'one picture' in o]
+    n = (t.source == 'anna').sum()
+    assert len(said) == 1 and f'of dora ({part}) are one picture; {n} in all' in said[0]
+    other = Path(t.image[t.source == 'dora'].iloc[0])
+    other.write_bytes(other.read_bytes()[:-1] + b'x')
+    assert len(copies_apart(t)) == len(found) - 2
 
 def test_fields_that_belong_to_cholecseg8k_are_refused(home):
     t = own_table(home/'frames', home/'masks', GREY)

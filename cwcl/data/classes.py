@@ -35,6 +35,7 @@ def class_values(
     found,owner = {},{}
     for part in text.split(','):
         name,_,values = (o.strip() for o in part.partition('='))
+        if name.lower() == _IGNORED: name = _IGNORED
         if not name or not values: raise InputError(f'class {part.strip()!r}: give name=value; a comma ends a class')
         if name in found: raise InputError(f'class {name!r} is listed twice: give its values together, {name}=1|2')
         try: found[name] = tuple(color_number(o) for o in values.split('|'))

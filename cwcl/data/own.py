@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['own_pixels', 'own_classes', 'add_labels', 'own_phases', 'own_table', 'named_videos', 'own_folds', 'own_split',
-           'own_remarks']
+           'copies_apart', 'own_remarks']
 
 # %% ../../nbs/14c_data.own.ipynb #2872cfb0
-import re, numpy as np, pandas as pd
+import hashlib, os, re, numpy as np, pandas as pd
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -243,6 +243,18 @@ def own_split(
     t.loc[draw.index[draw], 'labelled'] = True
     return t
 
+# %% ../../nbs/14c_data.own.ipynb #cd143546
+def copies_apart(
+    table:pd.DataFrame, # With part
+)->pd.DataFrame: # part, source, name and digest of each picture that lies in two parts, byte for byte
+    "Find copies that a network would train on and be measured by"
+    def several(t, by): return t[t.groupby(by).part.transform('nunique') > 1]
+    def digest(p): return hashlib.blake2b(Path(p).read_bytes()).hexdigest()
+    t = table[['part', 'source', 'name']].assign(size=[os.path.getsize(p) for p in table.image])
+    t = several(t, 'size')
+    return several(t.assign(digest=table.image[t.index].map(digest)), 'digest').drop(columns='size')
+
+
 # %% ../../nbs/14c_data.own.ipynb #b09dd637
 def own_remarks(
     table:pd.DataFrame, # From `own_split`
@@ -256,6 +268,14 @@ def own_remarks(
     said.append(f'test on {by["test"]}' if 'test' in by else none)
     used,n = table.labelled.sum(),(masked.part == 'train').sum()
     if used < n: said.append(f'{used} of {n} masks are trained on (budget={r.budget:g}); --budget 1 takes all')
+    nowhere = [k for k in OwnClasses(r.class_set).names if not masked[k].any()]
+    if nowhere: said.append(f'{", ".join(nowhere)}: no mask has {r.min_pixels} pixels of it; white (255) is of no '
+        'class unless a class has that value')
+    twice = copies_apart(table)
+    if len(twice):
+        a,b,*_ = twice[twice.digest == twice.digest.iloc[0]].drop_duplicates('part').itertuples()
+        said.append(f'{a.name} of {a.source} ({a.part}) and {b.name} of {b.source} ({b.part}) are one picture; '
+            f'{twice.digest.nunique()} in all lie in two parts, so the score flatters: leave copies out')
     w,h = picture_size(table.image.iloc[0])
     wide = round(r.height*w/h)
     bare = without_labels(table).sum()

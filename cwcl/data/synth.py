@@ -196,8 +196,8 @@ def write_scenes(
     root = Path(root)
     size = tuple(int(s) for s in size)
     seed = int(seed)
-    if len(size) != 2 or min(size) < 32 or max(size) > 8192:
-        raise InputError(f'size={size}: give (width, height) of 32 to 8192 pixels')
+    if len(size) != 2 or min(size) < 32 or max(size) > 8192: raise InputError(f'size={size}: give (width, height) of '
+        '32 to 8192 pixels')
     if seed < 0: raise InputError(f'seed={seed}: give 0 or more')
     if not 1 <= sets <= 9: raise InputError(f'sets={sets}: give 1 to 9 sets of 17 patients')
     unknown = [v for v in videos or () if plan_of(v) not in COUNTS.index]

@@ -52,12 +52,13 @@ def _timed(r, device, repeat): # Recipe of a short step, where, how often -> (se
     set_seed(0, r.threads)
     net,forward,factor = one_step(r, device)
     if r.channels_last: net.to(memory_format=torch.channels_last)
-    x = torch.randn(1, 3, r.height, r.width, device=device)
-    def frame():
+    n = min(r.batch, 32) if device.type == 'cuda' else 1 # Frames in a batch of validation
+    x = torch.randn(n, 3, r.height, r.width, device=device)
+    def frames():
         with torch.no_grad(): net(x)
     step = _clock(lambda: forward().backward(), device, repeat)*factor
     net.eval()
-    return step, _clock(frame, device, repeat)
+    return step, _clock(frames, device, repeat)/n
 
 # %% ../nbs/32_cost.ipynb #da3e0c0f
 def step_seconds(

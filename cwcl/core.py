@@ -271,8 +271,8 @@ METHODS = {} # Name to `Method`, filled by `cwcl.methods` and by anyone who regi
 def find_method(name:str): # `Method`
     "Return the registered method of this name"
     known = late('cwcl.methods:METHODS')
-    if name not in known: raise InputError(f'method={name!r}: choose one of {", ".join(known)}; or register it '
-        'first, in a file (--with)')
+    if not isinstance(name, str) or name not in known: raise InputError(f'method={name!r}: choose '
+        f'one of {", ".join(known)}; or register it first, in a file (--with)')
     return known[name]
 
 # %% ../nbs/00_core.ipynb #0f600ff7

@@ -7,7 +7,7 @@ __all__ = ['Deployed', 'onnx_difference', 'export_model', 'cwcl_export']
 
 # %% ../nbs/61a_export.ipynb #e3f9547b
 import cwcl, json, sys, torch, warnings, torch.nn.functional as F
-from fastcore.script import call_parse
+from fastcore.script import call_parse, store_true
 from pathlib import Path
 from torch import Tensor, nn
 from .checkpoint import find_weights, load_model
@@ -146,8 +146,11 @@ def cwcl_export(
     model:str, # Weights, a file or the folder of a run; demo: yours in runs/demo, or else those of the kit
     out:str, # File to write, .onnx
     With:str=None, # Python file that registers the network's method, if it is one of yours; it is executed
+    overwrite:store_true=False, # Replace an earlier file
 ):
     "A network as ONNX: frames from 0 to 1 in, logits out, windows and normalization inside, compared with PyTorch"
+    if Path(out).exists() and not overwrite: raise InputError(f'{out}: is there already; choose another name, '
+        'or replace it (--overwrite)')
     if With: load_methods(With)
     done = export_model(model, out)
     sys.stdout.write('{path}: {megabytes} MB, equal to PyTorch within {difference:.1e}\n'.format(**done))

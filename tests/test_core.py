@@ -35,6 +35,7 @@ def test_every_choice_is_checked(field):
     (dict(method='random', stage='frozen'), "choose stage='joint'"),
     (dict(views=True), 'views=True: choose one of 1, 2'), (dict(class_set=8.0), 'class_set=8.0: choose one of 8'),
     (dict(method='byol', stage='joint'), "choose stage='frozen'"),
+    (dict(method=['dcl']), r"method=\['dcl'\]: choose one of random"),
     (dict(crop=3), 'crop=3 with blur=True: .*choose crop=4'),
     (dict(method='moco'), "method='moco': choose one of random, simclr"),
     (dict(method='simclr', views=1), 'two views'), (dict(deterministic=True, up='bilinear'), "choose up='transpose'"),

@@ -72,6 +72,10 @@ def test_command_and_what_it_refuses(done, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('cwcl.export._write_graph', lambda net, path: path.write_bytes(found['path'].read_bytes()))
     cwcl_export(str(weights), str(tmp_path/'a.onnx'))
     assert capsys.readouterr().out.startswith(f'{tmp_path/"a.onnx"}: ')
+    before = (tmp_path/'a.onnx').read_bytes()
+    with pytest.raises(CliError, match='is there already'): cwcl_export(str(weights), str(tmp_path/'a.onnx'))
+    assert (tmp_path/'a.onnx').read_bytes() == before
+    cwcl_export(str(weights), str(tmp_path/'a.onnx'), overwrite=True)
     for model,out,says in ((weights, 'a.pt', 'ends in .onnx'), ('nosuch.safetensors', 'a.onnx', 'no such file')):
         with pytest.raises(CliError, match=says): cwcl_export(str(model), out)
 

@@ -359,7 +359,7 @@ def test_videos_for_validation_may_be_dealt(home):
     assert len(own_folds(bare)) == 2
     assert all((own_split(bare, small(fold=k)).part[t.source == 'berta'] == 'train').all() for k in range(2))
     cases = [(2, None, 'anna', 'fold=2: choose 0 to 1'), (0, None, 'anna,berta', '1 video with masks besides'),
-        (0, 'anna, doris', (), "'doris': no video")]
+        (0, 'anna, doris', (), "'doris': no video"), (0, '', (), "valid='': names no video")]
     for k,valid,test,says in cases:
         with pytest.raises(InputError, match=says): own_split(t, small(fold=k), valid, test)
 

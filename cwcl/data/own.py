@@ -233,6 +233,7 @@ def own_split(
             f'CholecSeg8k; with data of your own choose {" or ".join(known_here)}')
     n = 6 if recipe.fold_scheme == 'six' else 3
     folds = own_folds(table, test, n) if valid is None else [named_videos(valid, known)]
+    if not any(folds): raise InputError(f'valid={valid!r}: names no video; give names, or leave it out (--valid)')
     k = recipe.fold if valid is None else 0
     if k >= len(folds): raise InputError(f'fold={k}: choose 0 to {len(folds)-1}, or name the videos for validation')
     both = set(folds[k]) & set(test)

@@ -12,7 +12,6 @@ from itertools import groupby, islice, pairwise, product
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-
 # %% ../nbs/26_infer.ipynb #70c70bd8
 def window_starts(
     length:int, # Length of one side of the frame, pixels

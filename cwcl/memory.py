@@ -177,7 +177,6 @@ def step_bytes(
         forward().backward()
     return watch.peak + 2*trained
 
-
 # %% ../nbs/31a_memory.ipynb #4fdb9ff3
 def memory_table(
     preset:str='paper', # Preset of the recipe

@@ -251,10 +251,9 @@ def copies_apart(
     "Find copies that a network would train on and be measured by"
     def several(t, by): return t[t.groupby(by).part.transform('nunique') > 1]
     def digest(p): return hashlib.blake2b(Path(p).read_bytes()).hexdigest()
-    t = table[['part', 'source', 'name']].assign(size=[os.path.getsize(p) for p in table.image])
+    t = table[['part', 'source', 'name', 'image']].assign(size=[os.path.getsize(p) for p in table.image])
     t = several(t, 'size')
-    return several(t.assign(digest=table.image[t.index].map(digest)), 'digest').drop(columns='size')
-
+    return several(t.assign(digest=t.image.map(digest)), 'digest').drop(columns=['size', 'image'])
 
 # %% ../../nbs/14c_data.own.ipynb #b09dd637
 def own_remarks(

@@ -1,6 +1,6 @@
 "What measures: ratios, shares, memory of a known call, missing peers, small lines, the GPU script on the CPU"
 import json, re, subprocess, sys, time
-import bench, bench_clock, bench_curves, bench_lines, gpu, gpu_cost, numpy as np, pytest, torch
+import bench, bench_clock, bench_curves, bench_demo, bench_lines, gpu, gpu_cost, numpy as np, pytest, torch
 from bench_clock import Case, measured, peak_bytes
 from pages import root
 
@@ -61,7 +61,7 @@ def test_a_line_without_its_peer_is_skipped_with_a_reason(monkeypatch):
     assert 'skipped: no_such_peer' in bench.said(rows[0])['note']
 
 def test_the_lines_that_were_asked_for():
-    names = 'contrast contrast_large segmentation window iou surface store views step optimizer order demo'
+    names = 'contrast contrast_large segmentation window iou surface store views step optimizer order'
     assert list(bench.LINES) == names.split() and len(bench_curves.SERIES) == 7
 
 @pytest.mark.parametrize('name', ['iou', 'surface', 'optimizer', 'order', 'step'])
@@ -71,7 +71,7 @@ def test_a_line_on_small_data(monkeypatch, scenes, name, tmp_path):
     monkeypatch.setattr(bench_lines, 'scenes', lambda: scenes)
     monkeypatch.setattr(bench_clock, 'in_turns', lambda calls, s: np.array([[bench_clock.clock(f)] for f in calls]))
     found = list(bench.rows(name, tell=lambda s: None))
-    text = bench.markdown(bench.machine(), found)
+    text = bench.markdown(bench.machine() | dict(seconds=1), found)
     bench.write(tmp_path, 'bench', bench.machine(), dict(rows=found), text)
     assert json.loads((tmp_path/'bench.json').read_text())['rows'][0]['line'] == name
     assert found[0]['what'] in (tmp_path/'bench.md').read_text(encoding='utf-8')
@@ -138,3 +138,23 @@ def test_cost_of_both_tables():
     assert hours[0] == pytest.approx(2*hours[1], abs=.15) and hours[1] == hours[2]
     speed['simclr bf16 NHWC'] = measured_card(50, 28)
     assert 'does not fit' in gpu_cost.cost_table(found)
+    speed['simclr bf16 NHWC recomputed'] = measured_card(70, 15)
+    first = gpu_cost.cost_table(found).splitlines()[-3]
+    assert 'does not fit' not in first and 'simclr bf16 NHWC recomputed' in first, 'what is computed twice fits again'
+
+def test_the_demo_is_quoted_with_its_spread(monkeypatch, tmp_path):
+    "Three seeds each, written down one by one; half the seconds are twice as fast"
+    monkeypatch.setattr(bench_demo, 'scenes', lambda: None)
+    monkeypatch.setattr(bench_demo, 'clock', lambda f: f() or 10.)
+    where = dict(date='2020-01-01')
+    scores = iter((.6, .7, .8, .5, .6, .7))
+    monkeypatch.setattr(bench_demo, 'KINDS', dict.fromkeys(('ours', 'plain'), lambda r: next(scores)))
+    assert '--demo ours' in bench_demo.demo_row(tmp_path)['skipped']
+    bench_demo.measure_demo('ours', tmp_path, where, tell=str)
+    assert '--demo plain' in bench_demo.demo_row(tmp_path)['skipped']
+    monkeypatch.setattr(bench_demo, 'clock', lambda f: f() or 20.)
+    bench_demo.measure_demo('plain', tmp_path, where, tell=str)
+    row = bench_demo.demo_row(tmp_path)
+    assert (row['ratio'], row['share'], row['repetitions']) == (2, .75, 3)
+    assert row['note'] == 'test IoU ours 0.700 ± 0.100, plain 0.600 ± 0.100; measured on 2020-01-01 by --demo'
+    assert bench.said(dict(line='demo', **row))['ratio'] == '2.00 × faster'

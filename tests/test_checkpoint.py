@@ -39,6 +39,16 @@ def test_a_wrapped_network_is_saved_as_itself(net, tmp_path, wrap):
     again = load_model(save_model(tmp_path/'m.safetensors', wrap(net)), 'cpu')
     assert all(torch.equal(v, again.state_dict()[k]) for k,v in net.state_dict().items())
 
+@pytest.mark.parametrize('saved', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('into', [torch.contiguous_format, torch.channels_last])
+def test_weights_are_the_same_in_any_memory_format(net, tmp_path, saved, into):
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad(): want = net.eval().segment(x)
+    file = save_model(tmp_path/'m.safetensors', net.to(memory_format=saved))
+    again = load_model(file, 'cpu').to(memory_format=into)
+    assert all(torch.equal(v, net.state_dict()[k]) for k,v in again.state_dict().items())
+    with torch.no_grad(): torch.testing.assert_close(again.segment(x), want, rtol=1e-4, atol=1e-4)
+
 def test_a_failed_write_leaves_what_was_there(net, tmp_path, monkeypatch):
     path = save_model(tmp_path/'m.safetensors', net)
     before = path.read_bytes()

@@ -209,6 +209,13 @@ def test_a_training_on_several_processes_is_that_of_one(tiny, alone, world):
         same(o, alone)
         assert (o.log, o.losses) == (found[0].log, found[0].losses)
 
+@pytest.mark.parametrize('change', [dict(recompute=True), dict(chunks=2), dict(recompute=True, chunks=2)], ids=str)
+def test_parts_computed_twice_train_on_two_processes_as_at_once(tiny, change):
+    "A step of each with the hooks that add up gradients: they must fire once for each weight"
+    r = replace(TINY, epochs=1, valid_step=8)
+    whole = trained(tiny, r)
+    for o in on_ranks(trained, 2, tiny, replace(r, **change)): same(o, whole)
+
 @pytest.mark.parametrize('kind', ['dcl', 'simclr', 'random', 'byol', 'masked'])
 def test_every_method_trains_on_two_processes(tiny, kind):
     "`dcl` has a presence head that nothing trains; BYOL, SimCLR and Masked have batch norm of their own"

@@ -370,7 +370,7 @@ alarm = pytest.mark.skipif(not hasattr(signal, 'SIGALRM'), reason='no alarm here
 @pytest.mark.parametrize('i', range(len(FINDS)), ids=lambda i: f'{FINDS[i][0]}{i}')
 def test_what_was_once_found_is_read_or_refused(i):
     name,data = FINDS[i]
-    assert trouble(TARGETS[name][0], as_bytes(data), seconds=2) is None
+    assert trouble(TARGETS[name][0], as_bytes(data), seconds=60) is None
 
 FEW = dict(index=8, checkpoint=30, results=30, weights=40, labels=60, archive=40, change=100, own_phase=100,
     class_file=100, image=100) # Those that take long
@@ -382,7 +382,7 @@ def test_what_is_a_little_different_is_read_or_refused(name):
     seeds = make()
     rng = random.Random(name)
     inputs = seeds + [mutate(rng.choice(seeds), rng, seeds) for _ in range(FEW.get(name, 200))]
-    found = dict(filter(None, (trouble(f, o) for o in inputs)))
+    found = dict(filter(None, (trouble(f, o, seconds=60) for o in inputs)))
     assert not found, '\n'.join(f'{k}: {v}' for k,v in found.items())
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')

@@ -2,6 +2,7 @@
 import copy, multiprocessing, pickle, re
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
@@ -19,7 +20,8 @@ from fastai.metrics import DiceMulti, JaccardCoeffMulti, foreground_acc
 from PIL import Image
 from cwcl.baselines.byol import byol_learner, byol_recipe
 from cwcl.baselines.simclr import simclr_learner, simclr_recipe
-from cwcl.core import InputError, set_seed
+from cwcl.beyond.masked import masked_learner
+from cwcl.core import InputError, method_recipe, set_seed
 from cwcl.data.streams import cwcl_dls
 from cwcl.learner import Mirror
 from cwcl.metrics import confusion_matrix, mean_iou
@@ -309,14 +311,16 @@ def test_loaders_travel(learn):
     assert torch.equal(again.train.one_batch()[0], learn.dls.train.one_batch()[0])
 
 @row('`cwcl_dls(workers=1)`')
-def test_a_spawned_worker_gives_the_batches_of_none(few, few_smoke, monkeypatch):
+@pytest.mark.parametrize('part, kind, n', [('train', 'spawn', 3), ('valid', 'spawn', 1), ('valid', 'forkserver', 1)])
+def test_a_spawned_worker_gives_the_batches_of_none(few, few_smoke, monkeypatch, part, kind, n):
     "As on Windows and macOS, and on Linux from Python 3.14: nothing is inherited, the loader is sent"
-    dls = cwcl_dls(few, few_smoke, device='cpu', workers=1)
-    monkeypatch.setattr(type(dls.train.fake_l), 'multiprocessing_context', multiprocessing.get_context('spawn'))
-    got = list(dls.train)
+    if kind not in multiprocessing.get_all_start_methods(): pytest.skip(f'no {kind} here')
+    loader = getattr(cwcl_dls(few, few_smoke, device='cpu', workers=1), part)
+    monkeypatch.setattr(type(loader.fake_l), 'multiprocessing_context', multiprocessing.get_context(kind))
+    got = list(loader)
     monkeypatch.undo()
-    want = list(cwcl_dls(few, few_smoke, device='cpu').train)
-    assert len(got) == len(want) == 3 and all(torch.equal(a, b) for x,y in zip(got, want) for a,b in zip(x, y))
+    want = list(getattr(cwcl_dls(few, few_smoke, device='cpu'), part))
+    assert len(got) == len(want) == n and all(torch.equal(a, b) for x,y in zip(got, want) for a,b in zip(x, y))
 
 # Keeping
 
@@ -349,7 +353,9 @@ def test_a_copy_is_independent(learn):
 # Callbacks
 
 PRE = dict(joint=(cwcl_learner, replace), random=(cwcl_learner, lambda r: replace(r, method='random')),
-    simclr=(simclr_learner, simclr_recipe), byol=(byol_learner, byol_recipe))
+    simclr=(simclr_learner, simclr_recipe), byol=(byol_learner, byol_recipe),
+    **{k: (cwcl_learner, partial(replace, method=k)) for k in ('dcl', 'cls')},
+    masked=(masked_learner, partial(method_recipe, method='masked')))
 
 @row('`GradientAccumulation`')
 @pytest.mark.parametrize('method', PRE)

@@ -1,6 +1,7 @@
 "What a command that is refused, or that comes after another, must leave as it was"
-import json, matplotlib.pyplot as plt, numpy as np, pytest
+import json, os, subprocess, sys, matplotlib.pyplot as plt, numpy as np, pytest
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import patch
 from PIL import Image
 from fastai.callback.core import Callback
@@ -137,3 +138,19 @@ def test_a_recipe_for_other_classes_is_refused(scenes, short, split):
     table = load_table(scenes, None, short)
     refused = pytest.raises(InputError, match="no frame has a class 'bed'")
     with refused: split_table(table, replace(short, class_set='bed=0, tool=5'), split)
+
+@pytest.mark.parametrize('backend', ['TkAgg', 'QtAgg'])
+def test_a_training_needs_no_display_and_any_folder_will_do(scenes, short, tmp_path, backend):
+    "In a process of its own, with a blank, an umlaut and Chinese in the path"
+    home = tmp_path/'\u00fc \u4e2d b'
+    home.mkdir()
+    (home/'r.json').write_text(replace(short, epochs=1).to_json())
+    env = {k: v for k,v in os.environ.items() if k != 'DISPLAY'} | dict(MPLBACKEND=backend)
+    def run(script, *args):
+        command = [Path(sys.executable).with_name(script), *args]
+        p = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True)
+        assert p.returncode == 0, p.stderr
+    run('cwcl_train', '--recipe', 'r.json', '--data', scenes, '--device', 'cpu', '--out', 'run')
+    assert all((home/'run'/o).stat().st_size > 1000 for o in ('iou.png', 'curves.png', 'segmentation.png'))
+    run('cwcl_predict', next(scenes.glob('video01/*/*_endo.png')), '--model', 'run', '--out', 'seen')
+    assert len(list((home/'seen').iterdir())) == 2

@@ -96,6 +96,16 @@ def test_several_values_are_one_class_and_some_are_none():
     assert len(own) == 2
     assert own.write(np.array([[1, 255]], np.uint8)).tolist() == [[[5]*3, [255]*3]]
 
+def test_a_class_may_be_called_na(copy):
+    "pandas would read it as nothing; labels may be truths, ones or numbers with a point"
+    (copy/'classes.csv').write_bytes(b'\xef\xbb\xbfname,value\r\nNA,7\r\nnull,90\r\ndisc,180\r\nbox,255\r\n')
+    text = class_text(copy/'classes.csv')
+    assert OwnClasses(text).names == ('NA', 'null', 'disc', 'box')
+    (copy/'masks'/'anna'/'02.png').unlink()
+    (copy/'labels.csv').write_text('name,NA,null,disc,box\nanna/02,True,1.0,0,False\n')
+    t = own_table(copy/'frames', copy/'masks', text, labels=copy/'labels.csv').set_index('name')
+    assert t.loc['anna/02', ['NA', 'null', 'disc', 'box']].tolist() == [True, True, False, False]
+
 @pytest.mark.parametrize('word', ['ignore', 'Ignore', 'IGNORE'])
 def test_what_is_ignored_may_be_written_in_any_way(word):
     assert OwnClasses(f'floor=0, tool=5, {word}=7').names == ('floor', 'tool')

@@ -43,13 +43,13 @@ def frame(i, h=48, w=86):
     f[10:30, 2*i:2*i+20] = 250
     return f
 
-def write(path, n=12, h=48, w=86, rate=25, codec='libx264', times=None, title='', **options):
+def write(path, n=12, h=48, w=86, rate=25, codec='libx264', times=None, title='', pixels='yuv420p', **options):
     "A video written by PyAV alone; `times` in thousandths of a second"
     with av.open(str(path), 'w', options=options) as c:
         c.metadata.update(dict(title=title) if title else {})
         s = c.add_stream(codec, rate=rate)
         s.width,s.height = w,h
-        s.pix_fmt = 'yuv420p'
+        s.pix_fmt = pixels
         if times is not None: s.codec_context.time_base = Fraction(1, 1000)
         for i in range(n):
             f = av.VideoFrame.from_ndarray(frame(i % 30, h, w), format='rgb24')
@@ -212,6 +212,33 @@ def test_whole_films_are_read_whatever_their_header_says(tmp_path, kind):
     ending,options = WHOLE[kind]
     rate = is_whole(write(tmp_path/f'a.{ending}', 50, **options))
     assert 'variable' in kind or rate == (10 if kind == 'said' else 25)
+
+CODECS = dict(tenbit=('mkv', 'libx264', 'yuv420p10le'), hevc=('mkv', 'libx265', 'yuv420p10le'),
+    wide=('mov', 'prores_ks', 'yuv422p10le'), mjpeg=('avi', 'mjpeg', 'yuvj420p'),
+    mpeg2=('mpg', 'mpeg2video', 'yuv420p'), vp9=('webm', 'libvpx-vp9', 'yuv420p'), av1=('mkv', 'libsvtav1', 'yuv420p'), gray=('mkv', 'ffv1', 'gray'),
+    deep=('mkv', 'ffv1', 'gray16le'), alpha=('mov', 'png', 'rgba'), colors=('mov', 'png', 'rgb48be'),
+    odd=('mkv', 'libx264', 'yuv444p'), raw=('h264', 'libx264', 'yuv420p'), gif=('gif', 'gif', 'rgb8'))
+
+@pytest.mark.parametrize('kind', CODECS)
+def test_films_of_many_codecs_are_read_and_shown(tmp_path, model, kind):
+    "All frames, nearly their colors, and an overlay of as many"
+    ending,codec,pixels = CODECS[kind]
+    if codec not in av.codecs_available: pytest.skip(f'no {codec} in this build of FFmpeg')
+    h,w = (47, 85) if kind == 'odd' else (64, 86)
+    film = write(tmp_path/f'a.{ending}', h=h, w=w, codec=codec, pixels=pixels)
+    seen = list(read_frames(film))
+    assert [i for i,_ in seen] == [*range(12)] and probe_video(film)['frames'] == 12
+    for i,o in seen:
+        assert o.shape == (h, w, 3) and o.dtype == np.uint8
+        assert np.median(np.abs(o.astype(int) - frame(i, h, w))) <= 8
+    done = segment_video(model, film, tmp_path/'out', progress=False)
+    assert done['frames'] == 12 == len(shown_times(done['path']))
+
+@pytest.mark.parametrize('rate', [600, 1])
+def test_a_film_may_claim_any_number_of_frames_a_second(tmp_path, model, rate):
+    film = write(tmp_path/'a.avi', 30, rate=rate, codec='mjpeg', pixels='yuvj420p')
+    done = segment_video(model, film, tmp_path/'out', progress=False)
+    assert probe_video(film)['rate'] == rate and shown_times(done['path']) == pytest.approx(shown_times(film), abs=2e-3)
 
 def test_whole_films_may_have_more_sound_or_a_last_picture_that_stays(tmp_path):
     assert is_whole(copy(write(tmp_path/'a.mkv', 50), tmp_path/'b.mkv', sound=6)) == 25

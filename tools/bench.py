@@ -1,18 +1,20 @@
 """Measure the kit beside its peers on this machine; one table, as Markdown and JSON.
 
-    python tools/bench.py [--only NAME] [--out FOLDER] [--curves]
+    python tools/bench.py [--only NAME] [--out FOLDER] [--curves] [--demo ours]
 
-`--only` measures one line and only prints it; `--curves` measures the series of lesson 32b instead. Calls that are
+`--only` measures one line and only prints it; `--curves` measures the series of lesson 32b instead, and `--demo` the
+whole demo with three seeds, `ours` or the `plain` one of the peers, which the table then quotes. Calls that are
 compared take turns in one process of one thread, after a warm-up; each figure is the median of the time that this
 process had a core. On CUDA it is the time on the clock, synchronized. A line whose peer is missing says so:
 pip install 'cwcl[peers]'."""
-import argparse, datetime, json, os, platform, pandas as pd, torch
+import argparse, datetime, json, os, platform, time, pandas as pd, torch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-import bench_lines # chkstyle: ignore
+import bench_demo, bench_lines # chkstyle: ignore
 from bench_clock import LINES, lacking, measured, on_cuda
 from bench_curves import curves
 from cwcl.core import default_device, set_seed
+from cwcl.train import kit_commit
 from cwcl.whole import atomic_path
 from cwcl.study.tables import frame_markdown
 
@@ -28,6 +30,11 @@ def rows(only=None, tell=print):
             row = dict(line=name, **(case if isinstance(case, dict) else measured(case)))
             tell(', '.join(f'{k}: {v}' for k,v in said(row).items() if v))
             yield row
+
+def all_rows(only, folder):
+    "The lines that are measured now, and the demo as it was"
+    found = list(rows(only))
+    return found if only else [*found, dict(line='demo', **bench_demo.demo_row(folder))]
 
 def say_ms(seconds): return f'{1000*seconds:,.2f}' if seconds < .01 else f'{1000*seconds:,.0f}'
 def say_mb(n): return '' if n is None else f'{n/1e6:,.1f}'
@@ -70,7 +77,8 @@ def machine():
     names = 'torch', 'torchvision', 'fastai', 'monai', 'pytorch-metric-learning', 'torchmetrics', 'numpy'
     kernels = torch.backends.cpu.get_cpu_capability()
     load = round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None
-    return dict(date=f'{datetime.date.today()}', device=str(default_device()), processor=processor(), kernels=kernels,
+    today = f'{datetime.date.today()}'
+    return dict(date=today, commit=kit_commit(), device=str(default_device()), processor=processor(), kernels=kernels,
         threads=torch.get_num_threads(), cores=os.cpu_count(), load=load, python=platform.python_version(),
         versions={k: found(k) for k in names if found(k)})
 
@@ -93,9 +101,10 @@ def markdown(where, found):
     versions = ', '.join(f'{k} {v}' for k,v in where['versions'].items())
     return '\n'.join([f'Measured on {where["date"]} by `make bench`: {where["device"]}, {where["processor"]} '
         f'({where["kernels"]}), {where["threads"]} of {where["cores"]} cores, load {where["load"]} at the start, '
-        f'Python {where["python"]}, {versions}.', '',
+        f'Python {where["python"]}, {versions}; {where["seconds"]} s, commit {str(where["commit"])[:12]}.', '',
         'Milliseconds are medians of calls that took turns in one process, of the time that it had a core. '
-        'MB: the peak of memory beyond what was there before. Share of the limit: how much of the time that is '
+        'MB: the peak of memory beyond what was there before, in PyTorch\'s own allocator, so what NumPy and SciPy '
+        'hold is not in it. Share of the limit: how much of the time that is '
         'allowed is used; more than 100 % misses the limit.', '',
         frame_markdown(read_table(found)), '', reasons(found)])
 
@@ -111,12 +120,16 @@ def main():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument('--only', choices=LINES, help='measure and print this line alone')
     args.add_argument('--curves', action='store_true', help='measure the series of lesson 32b instead')
+    args.add_argument('--demo', choices=bench_demo.KINDS, help='train the whole demo with three seeds instead')
     args.add_argument('--out', type=Path, help='folder for the files; data/results/bench if not given')
     args = args.parse_args()
     set_seed(0, 1)
     where = machine()
     if args.curves: return write(args.out or HOME, 'curves', where, dict(series=curves(tell=print)))
-    found = list(rows(args.only))
+    if args.demo: return bench_demo.measure_demo(args.demo, args.out or HOME, where)
+    start = time.perf_counter()
+    found = all_rows(args.only, args.out or HOME)
+    where['seconds'] = round(time.perf_counter() - start)
     print(read_table(found).to_string(index=False))
     print(reasons(found))
     if args.out or not args.only: write(args.out or HOME, 'bench', where, dict(rows=found), markdown(where, found))

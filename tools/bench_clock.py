@@ -21,7 +21,6 @@ class Case:
     at_most: bool = False
     memory: float|None = None # At most so many times the peer's peak of memory
     seconds: float = 6. # Measure for so long, and three times at least
-    once: bool = False # Too long for a warm-up and for turns
     note: object = '' # What to say of it; or a call that returns that, after the measuring
     why: str = '' # What stands in the way, and what is left, where the limit is missed
     python: bool = False # Is its work done outside of PyTorch?
@@ -97,10 +96,9 @@ def where_time_goes(case, top=8):
 def measured(case):
     "Return a row of the table"
     calls = case.ours,case.peer
-    if case.once: times = np.array([[clock(f)] for f in calls])
-    else: times = in_turns(calls, case.seconds)
+    times = in_turns(calls, case.seconds)
     ours,peer = np.median(times, axis=1)
-    a,b = (None, None) if case.once else (peak_bytes(f) for f in calls)
+    a,b = (peak_bytes(f) for f in calls)
     ratio = ours/peer if case.at_most else peer/ours
     share = ratio/case.limit if case.at_most else case.limit/ratio
     row = dict(what=case.what, size=case.size, ours=ours, against=case.against, peer=peer, ratio=ratio)
@@ -108,5 +106,5 @@ def measured(case):
     row |= dict(repetitions=times.shape[1])
     if case.memory: row.update(memory_limit=case.memory, memory_share=a/b/case.memory)
     row['note'] = case.note() if callable(case.note) else case.note # Before ours is called once more
-    if share > 1 and not (case.once or on_cuda()): row.update(why=case.why, profile=where_time_goes(case))
+    if share > 1 and not on_cuda(): row.update(why=case.why, profile=where_time_goes(case))
     return row

@@ -1,5 +1,6 @@
 "Breaks one place of a module after the other and asks its tests to turn red; prints those that none noticed."
-import argparse, ast, copy, hashlib, os, random, shutil, signal, sys, tempfile, time
+import argparse, ast, copy, hashlib, json, os, random, shutil, signal, sys, tempfile, time
+from collections import Counter
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -10,6 +11,8 @@ TESTS = {'pairs': 'pairs positives board', 'losses/contrastive': 'contrastive fa
     'losses/segmentation': 'segmentation fused peers multitask', 'metrics': 'metrics peers train',
     'infer': 'infer peers recipe_fields video', 'distrib': 'distrib', 'resume': 'resume killed',
     'study/stats': 'verdicts tables figures', 'study/crossed': 'trial beyond'}
+
+MOST = 40 # Tests that reach a line and are tried before all others
 
 OTHER = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -67,8 +70,25 @@ def mutants(source):
             found.append((node.lineno, old, text, (data[:a] + text.encode() + data[b:]).decode()))
     return found
 
-def run_tests(tree, tests):
-    "Run tests in a child process, against the library in a folder"
+class Guards:
+    "While tests run: which lines of a module each of them reaches, and how long it takes"
+    def __init__(self, file):
+        import coverage # chkstyle: ignore
+        self.file = file
+        self.seconds = Counter()
+        self.seen = coverage.Coverage(data_file=None, config_file=False, include=[str(file)])
+        self.seen.start()
+    def pytest_runtest_logstart(self, nodeid): self.seen.switch_context(nodeid)
+    def pytest_runtest_logfinish(self): self.seen.switch_context('')
+    def pytest_runtest_logreport(self, report): self.seconds[report.nodeid] += report.duration
+    def pytest_sessionfinish(self):
+        self.seen.stop()
+        lines = self.seen.get_data().contexts_by_lineno(str(self.file))
+        found = {k: sorted(set(v) & set(self.seconds), key=self.seconds.get) for k,v in lines.items()}
+        (self.file.parent/'guards.json').write_text(json.dumps(found))
+
+def run_tests(tree, tests, watched=None):
+    "Run tests in a child process, against the library in a folder; note which of them reach the lines of a file"
     out = os.open(os.devnull, os.O_WRONLY)
     for k in (1, 2): os.dup2(out, k)
     os.setsid()
@@ -77,12 +97,13 @@ def run_tests(tree, tests):
     os.environ['PYTHONPATH'] = str(tree)
     import pytest, cwcl # chkstyle: ignore
     if not cwcl.__file__.startswith(str(tree)): os._exit(99)
-    os._exit(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', *tests]))
+    plugins = [Guards(watched)] if watched else []
+    os._exit(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', *tests], plugins))
 
-def outcome(tree, tests, limit):
+def outcome(tree, tests, limit, watched=None):
     "Return the exit status of the tests; -1 if they take too long"
     child = os.fork()
-    if not child: run_tests(tree, tests)
+    if not child: run_tests(tree, tests, watched)
     end = time.monotonic() + limit
     while time.monotonic() < end:
         pid,status = os.waitpid(child, os.WNOHANG)
@@ -98,11 +119,12 @@ class Log:
         self.path = path
         self.known = dict(o.split() for o in path.read_text().splitlines()) if path and path.exists() else {}
 
-    def outcome(self, tree, tests, limit, text):
+    def outcome(self, tree, near, tests, limit, text):
         "Return the exit status of tests on a mutant, from the file if it was tried before"
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         if key not in self.known:
-            self.known[key] = outcome(tree, tests, limit)
+            first = outcome(tree, near, limit) if near else 0
+            self.known[key] = first if first in (1, -1) else outcome(tree, tests, limit)
             if self.path:
                 with open(self.path, 'a') as f: f.write(f'{key} {self.known[key]}\n')
         return int(self.known[key])
@@ -113,15 +135,16 @@ def try_module(tree, name, n, seed, log):
     source = file.read_text(encoding='utf-8')
     tests = [f'tests/test_{o}.py' for o in TESTS[name].split()]
     start = time.monotonic()
-    if (status := outcome(tree, tests, 3600)): sys.exit(f'{name}: its tests fail as it is ({status})')
+    if (status := outcome(tree, tests, 3600, file)): sys.exit(f'{name}: its tests fail as it is ({status})')
     limit = 60 + 5*(time.monotonic() - start)
+    guards = json.loads((file.parent/'guards.json').read_text())
     every = mutants(source)
     picked = sorted(random.Random(seed).sample(range(len(every)), min(n or len(every), len(every))))
     alive = []
     for i in picked:
         line,old,new,text = every[i]
         file.write_text(text, encoding='utf-8')
-        if log.outcome(tree, tests, limit, text) == 0:
+        if log.outcome(tree, guards.get(str(line), [])[:MOST], tests, limit, text) == 0:
             alive.append(f'{name}.py:{line}: {" ".join(old.split())[:70]}  ->  {" ".join(new.split())[:70]}')
             print(alive[-1], flush=True)
     file.write_text(source, encoding='utf-8')
@@ -135,7 +158,8 @@ def main():
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--log', type=Path, help='file of what was tried, to go on from')
     args = p.parse_args()
-    import fastai.vision.all, hypothesis, pandas, pytest, scipy.stats, sklearn.metrics # chkstyle: ignore
+    import fastai.vision.all, hypothesis, monai.inferers, monai.losses, pandas, pytest # chkstyle: ignore
+    import pytorch_metric_learning.losses, scipy.stats, sklearn.metrics, torchmetrics # chkstyle: ignore
     sys.dont_write_bytecode = True
     os.environ['PYTHONDONTWRITEBYTECODE'] = '1'
     with tempfile.TemporaryDirectory() as tmp:

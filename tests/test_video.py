@@ -215,8 +215,9 @@ def test_whole_films_are_read_whatever_their_header_says(tmp_path, kind):
 
 CODECS = dict(tenbit=('mkv', 'libx264', 'yuv420p10le'), hevc=('mkv', 'libx265', 'yuv420p10le'),
     wide=('mov', 'prores_ks', 'yuv422p10le'), mjpeg=('avi', 'mjpeg', 'yuvj420p'),
-    mpeg2=('mpg', 'mpeg2video', 'yuv420p'), vp9=('webm', 'libvpx-vp9', 'yuv420p'), av1=('mkv', 'libsvtav1', 'yuv420p'), gray=('mkv', 'ffv1', 'gray'),
-    deep=('mkv', 'ffv1', 'gray16le'), alpha=('mov', 'png', 'rgba'), colors=('mov', 'png', 'rgb48be'),
+    mpeg2=('mpg', 'mpeg2video', 'yuv420p'), vp9=('webm', 'libvpx-vp9', 'yuv420p'),
+    av1=('mkv', 'libsvtav1', 'yuv420p'), gray=('mkv', 'ffv1', 'gray'), deep=('mkv', 'ffv1', 'gray16le'),
+    alpha=('mov', 'png', 'rgba'), colors=('mov', 'png', 'rgb48be'),
     odd=('mkv', 'libx264', 'yuv444p'), raw=('h264', 'libx264', 'yuv420p'), gif=('gif', 'gif', 'rgb8'))
 
 @pytest.mark.parametrize('kind', CODECS)

@@ -171,7 +171,8 @@ def store():
     n = f'{dls.train.steps} batches of {r.batch} frames of {r.width}×{r.height}'
     yield Case('store to augmented batch', n, whole_pass(dls.train), 'MONAI CacheDataset and DataLoader',
         whole_pass(peer), 5., seconds=15, why='Sampling the crops and blurring them are two thirds, a few compiled '
-        'calls for a batch; most of the rest copies memory.')
+        'calls for a batch; most of the rest copies memory: whole frames are gathered, then cropped. What is left '
+        'is to gather what a crop will show.')
 
 @line('views')
 def views():
@@ -188,7 +189,8 @@ def views():
     what = 'two strong views of a frame', f'24 frames to {r.crop}×{r.crop}'
     yield Case(*what, run, 'torchvision v2, frame by frame', peer, 10., why='Both sides compute the same; ours '
         'does it for all frames at once, which saves kernels on a GPU and little on a CPU. Half of it are colors, in '
-        'seven places of which a frame uses four, so that all frames can go the same way.')
+        'seven places of which a frame uses four, so that all frames can go the same way. What is left on a CPU is to '
+        'skip the places that a frame does not use.')
 
 def step_call(learn, batch):
     "A step of a Learner, with its callbacks"
@@ -269,4 +271,5 @@ def order():
         return run
     early.epoch = -1
     what = 'order of an epoch, sampler pk', 'from epoch 199'
+    # Both are the same work; a fifth is what times of two milliseconds wander by
     yield Case(*what, turn(late), 'from epoch 0', turn(early), 1.2, at_most=True, seconds=1)

@@ -36,8 +36,8 @@ def demo_row(folder, limit=1.5):
     found = {k: json.loads(place(k, folder).read_text()) for k in KINDS}
     def values(kind, k): return [o[k] for o in found[kind]['runs']]
     a,b = (float(np.mean(values(k, 'seconds'))) for k in KINDS)
-    def score(kind): return f'{np.mean(v := values(kind, "mean_iou")):.3f} ± {np.std(v, ddof=1):.3f}'
-    scores = ', '.join(f'{k} {score(k)}' for k in KINDS)
+    def score(v): return f'{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}'
+    scores = ', '.join(f'{k} {score(values(k, "mean_iou"))}' for k in KINDS)
     when = ' and '.join(dict.fromkeys(o['machine']['date'] for o in found.values()))
     return dict(what='whole demo', size=f'{DEMO.epochs} epochs, {len(SEEDS)} seeds', ours=a, peer=b, ratio=b/a,
         against='the same written plainly with MONAI', limit=limit, share=limit*a/b, at_most=False, ours_bytes=None,

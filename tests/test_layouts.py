@@ -150,6 +150,18 @@ def test_every_layout_trains_as_the_plain_one_does(home, plain, no_figures, tmp_
     assert got['test']['native']['confusion'] == plain['test']['native']['confusion']
     assert set(got['sources'].values()) >= set(names) and got['data'] == 'unknown'
 
+def test_pictures_and_masks_of_one_organ_lie_in_one_folder(home, no_figures, tmp_path):
+    "As in DSAD; every pixel of the organ in the test video is counted"
+    d,pixels = tmp_path/'liver',0
+    for v,k,_,frame,ids in frames(home):
+        put(d/f'0{v}'/f'image{k[1:]}.png', frame)
+        put(d/f'0{v}'/f'mask{k[1:]}.png', np.where(ids == 2, 255, 0).astype(np.uint8))
+        if v == '3': pixels += int((ids == 2).sum())
+    here = dict(frames=str(d), masks=str(d), classes='other=0, liver=255')
+    got = train(tmp_path/'run', here, '02', '03')
+    assert got['steps'] > 1 and list(got['test']['class_iou']) == ['other', 'liver'] and got['frames']['test'] == 4
+    assert np.sum(got['test']['native']['confusion'][1]) == pixels > 0
+
 def test_the_run_is_that_of_python_and_is_kept(home, plain, no_figures, tmp_path):
     "Weights to the bit, card, refusal of a finished run, a training that resumes, remarks by the names of the videos"
     here = {k: v if k == 'classes' else str(home/v) for k,v in PLAIN.items()}

@@ -272,6 +272,13 @@ def test_a_batch_of_200_in_chunks_needs_little_more_than_one_of_25():
     whole,small = (peak(recipe('paper', **o), FakeTensorMode()) for o in (dict(chunks=8), dict(batch=25, labelled=8)))
     assert whole < 1.3*small
 
+@pytest.mark.slow
+def test_so_it_is_as_the_allocator_measures():
+    "On crops of a sixteenth, as a step of the paper's size takes minutes on a CPU"
+    whole,small = (recipe('paper', crop=64, **o) for o in (dict(chunks=8), dict(batch=25, labelled=8)))
+    a,b = allocated(whole),allocated(small)
+    assert a < 1.3*b and a == pytest.approx(peak(whole, FakeTensorMode()), rel=.02)
+
 def test_an_estimate_knows_what_is_computed_twice():
     r = recipe('smoke', norm='group')
     for change in (dict(recompute=True), dict(chunks=3)):

@@ -9,7 +9,7 @@ from cwcl.core import MissingExtra, need
 CODE = sorted((root/'cwcl').rglob('*.py'))
 NAMES = dict(PIL='pillow', sklearn='scikit-learn', IPython='ipython') # Module to distribution
 NOT_IMPORTED = {'plum-dispatch'} # Caps what fastai 2.8.8 lets in
-OPTIONAL = {'tensorboard', 'atheris'} # Used where they are installed
+OPTIONAL = {'tensorboard', 'atheris', 'coverage'} # Used where they are installed
 OURS = 'dev', 'peers' # Extras that the kit itself does not import
 STANDARD = {*sys.stdlib_module_names, 'tomllib', 'google', 'cwcl', 'peers'}
 

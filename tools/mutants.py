@@ -136,7 +136,8 @@ def try_module(tree, name, n, seed, log):
     source = file.read_text(encoding='utf-8')
     tests = [f'tests/test_{o}.py' for o in TESTS[name].split()]
     start = time.monotonic()
-    if (status := outcome(tree, tests, 3600, find_spec('coverage') and file)): sys.exit(f'{name}: its tests fail as it is ({status})')
+    status = outcome(tree, tests, 3600, find_spec('coverage') and file)
+    if status: sys.exit(f'{name}: its tests fail as it is ({status})')
     limit = 60 + 5*(time.monotonic() - start)
     noted = file.parent/'guards.json'
     guards = json.loads(noted.read_text()) if noted.exists() else {} # Without coverage all tests are tried at once

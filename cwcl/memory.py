@@ -47,7 +47,7 @@ def random_batch(
 
 # %% ../nbs/31a_memory.ipynb #65c36425
 def _half(r, device): # -> context
-    "Return the precision of a recipe; on a CPU both halves are bf16, which are as long"
+    "Return the precision of a recipe; on a CPU fp16 is replaced by bf16, which takes two bytes too"
     if r.precision in ('fp32', 'tf32'): return nullcontext()
     kind = torch.device(device).type
     return torch.autocast(kind, torch.float16 if r.precision == 'fp16' and kind == 'cuda' else torch.bfloat16)

@@ -701,6 +701,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'cwcl.film._ends_with_packet': ('film.html#_ends_with_packet', 'cwcl/film.py'),
                            'cwcl.film._frame_rate': ('film.html#_frame_rate', 'cwcl/film.py'),
                            'cwcl.film._frame_times': ('film.html#_frame_times', 'cwcl/film.py'),
+                           'cwcl.film._kinds': ('film.html#_kinds', 'cwcl/film.py'),
                            'cwcl.film._own_errors': ('film.html#_own_errors', 'cwcl/film.py'),
                            'cwcl.film._quiet_ffmpeg': ('film.html#_quiet_ffmpeg', 'cwcl/film.py'),
                            'cwcl.film._turn_frame': ('film.html#_turn_frame', 'cwcl/film.py'),

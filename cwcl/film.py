@@ -69,6 +69,11 @@ _CONTAINERS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,gif,h264,he
     'mxf,ivf,obu,mjpeg,yuv4mpegpipe,rm,vc1,av1,apng,wtv,nut'
 _NO_FILM = 'has no pictures, or is of no kind that is opened; give a video'
 
+def _kinds(path): # Video file -> arguments of `av.open`
+    "Say which containers may be opened; FFmpeg before 8.1 ends the process where a program stream meets such a list"
+    with open(path, 'rb') as f: is_program = f.read(4) == b'\0\0\1\xba'
+    return dict(format='mpeg') if is_program else dict(options=dict(format_whitelist=_CONTAINERS))
+
 @contextmanager
 def open_video(path): # Video file -> context whose value is (open PyAV container, the stream in it that is the film)
     "Open a video; raise `InputError` if it cannot be read"
@@ -76,7 +81,7 @@ def open_video(path): # Video file -> context whose value is (open PyAV containe
     _quiet_ffmpeg()
     lenient = {} if int(av.about.__version__.split('.')[0]) >= 19 else dict(metadata_errors='replace')
     try:
-        with av.open(f'file:{path}', options=dict(format_whitelist=_CONTAINERS), **lenient) as c:
+        with av.open(f'file:{path}', **_kinds(path), **lenient) as c:
             films = [s for s in c.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not films: raise InputError(f'{path}: {_NO_FILM}')
             check_pixels((films[0].width, films[0].height), path)

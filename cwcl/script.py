@@ -72,13 +72,20 @@ def _check_once(f, args): # Command, what stands behind it
                 '(fields and names of one option are separated by commas)')
 
 # %% ../nbs/00c_script.ipynb #ce0e78f7
+def _draw_into_files():
+    "Let figures of a command need no display, whatever backend a user has chosen"
+    os.environ['MPLBACKEND'] = 'agg'
+    if 'matplotlib' in sys.modules: sys.modules['matplotlib'].use('agg')
+
 def one_line_errors(f): # A console script, below `call_parse`
     "Make a script end with one line and exit code 1 if its input is at fault"
     @functools.wraps(f)
     def wrapped(*args, **kwargs):
         _write_plainly()
         try:
-            if is_cli(): _check_once(f, sys.argv[1:])
+            if is_cli():
+                _check_once(f, sys.argv[1:])
+                _draw_into_files()
             with orderly_end(): return f(*args, **kwargs)
         except KeyboardInterrupt: raise SystemExit(130) from None
         except Exception as e:

@@ -143,6 +143,7 @@ def _state_in(path): # A checkpoint -> its recipe, as a dict, and its state
         return stored_fields(json.loads(header['recipe'])) | {'epochs to train': state['epochs']},state
     except _STRANGE as e: raise DamagedFile(f'{path}: not a state that this kit wrote ({e!r}); {_CURE}') from None
 
+# %% ../nbs/33a_resume.ipynb #91794fd8
 def read_checkpoint(
     path, # Of a checkpoint
     net:nn.Module, # The network to be trained

@@ -169,6 +169,7 @@ def _results_folder(out, overwrite): # Folder, whether scores in it may be repla
     if not os.access(out, os.W_OK): raise InputError(f'{out}: you may not write here; choose another folder (--out)')
     return out
 
+# %% ../nbs/62a_score.ipynb #c2b0717b
 @call_parse
 @one_line_errors
 def cwcl_score(

@@ -132,7 +132,8 @@ def run_facts(
     facts = dict(kit=cwcl.__version__, commit=kit_commit(), kind='cwcl run', version=1, method=r.method, stage=r.stage)
     training = dict(steps=len(learn.recorder.losses), step_seconds=learn.step_time.median, remarks=remarks)
     frames = dict(frames=table.part.value_counts().to_dict(), labelled=int(table.labelled.sum()))
-    if find_method(r.method).source: facts['method_source'] = find_method(r.method).source
+    source = find_method(r.method).source
+    if source: facts['method_source'] = source
     frames['sources'] = dict(zip(table.video, table.source)) if 'source' in table else None
     machine = dict(device=str(learn.dls.device), threads=torch.get_num_threads(), processes=ranks()[1])
     machine['arithmetic'] = used_arithmetic(r, learn.dls.device)

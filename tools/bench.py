@@ -3,10 +3,10 @@
     python tools/bench.py [--only NAME] [--out FOLDER] [--curves] [--demo ours]
 
 `--only` measures one line and only prints it; `--curves` measures the series of lesson 32b instead, and `--demo` the
-whole demo with three seeds, `ours` or the `plain` one of the peers, which the table then quotes. Calls that are
-compared take turns in one process of one thread, after a warm-up; each figure is the median of the time that this
-process had a core. On CUDA it is the time on the clock, synchronized. A line whose peer is missing says so:
-pip install 'cwcl[peers]'."""
+whole demo with three seeds, `ours`, the `plain` one of the peers or ours on two `ranks`, which the table then quotes.
+Calls that are compared take turns in one process of one thread, after a warm-up; each figure is the median of the
+time that this process had a core. On CUDA it is the time on the clock, synchronized. A line whose peer is missing
+says so: pip install 'cwcl[peers]'."""
 import argparse, datetime, json, os, platform, time, pandas as pd, torch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

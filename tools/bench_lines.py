@@ -1,5 +1,5 @@
 "The lines of `make bench`: what training and evaluation really use, beside its peer, and how much faster it should be"
-import copy, functools, sys, numpy as np, psutil, torch, torch.nn.functional as F
+import contextlib, copy, functools, sys, numpy as np, psutil, torch, torch.nn.functional as F
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -235,6 +235,18 @@ def step():
             why='About two thirds are the convolutions themselves. Batch norm and ReLU read and write every map again, '
             'forward and backward, and take more than the tenth that the limit allows for everything; only kernels '
             'that join them with the convolution would help. Pooling, losses and optimizer share the rest.')
+
+@line('switches')
+def switches():
+    "A step with a switch beside one without it: what pays on this device"
+    for k,v in dict(channels_last=True, precision='bf16', compile=True).items():
+        plain = recipe('demo', batch=24, labelled=8, channels_last=k == 'compile')
+        learns = [cwcl_learner(loaders(o, 2), o.method, o) for o in (replace(plain, **{k: v}), plain)]
+        with contextlib.ExitStack() as held:
+            for o in learns: [held.enter_context(f()) for f in (o.no_bar, o.no_logging)]
+            calls = [step_call(o, o.dls.train.one_batch()) for o in learns]
+            yield Case('training step, demo widths', f'{k}={v}', calls[0], 'the step without it', calls[1], 1.,
+                why='It does not pay here, and the presets leave it off on such a device.')
 
 @line('optimizer')
 def optimizer():

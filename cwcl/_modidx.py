@@ -686,6 +686,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cwcl.distrib.gather_with_grad': ('distrib.html#gather_with_grad', 'cwcl/distrib.py'),
                               'cwcl.distrib.join_ranks': ('distrib.html#join_ranks', 'cwcl/distrib.py'),
                               'cwcl.distrib.joined': ('distrib.html#joined', 'cwcl/distrib.py'),
+                              'cwcl.distrib.leave_ranks': ('distrib.html#leave_ranks', 'cwcl/distrib.py'),
                               'cwcl.distrib.synced': ('distrib.html#synced', 'cwcl/distrib.py')},
             'cwcl.export': { 'cwcl.export.Deployed': ('export.html#deployed', 'cwcl/export.py'),
                              'cwcl.export.Deployed.__init__': ('export.html#deployed.__init__', 'cwcl/export.py'),

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.torch_version import TorchVersion
 from fastai.callback.core import Callback
 from fastcore.script import CliError
 from cwcl.core import InputError, default_device, find_method, method_recipe, ranks, recipe, set_seed, usable_cores
@@ -16,7 +17,7 @@ from cwcl.data.labels import class_set
 from cwcl.data.splits import split_frames
 from cwcl.data.store import FrameStore
 from cwcl.data.streams import cwcl_dls, has_strong_views
-from cwcl.distrib import GatheredLoss, check_ranks, join_ranks, joined, synced
+from cwcl.distrib import GatheredLoss, check_ranks, join_ranks, joined, leave_ranks, synced
 from cwcl.memory import one_step
 from cwcl.methods import register_method
 from cwcl.parts import part_of
@@ -41,7 +42,7 @@ def _rank(f, rank, world, port, args, out):
         join_ranks('cpu')
         out.send((True, f(*args)))
     except BaseException as e: out.send((False, f'{type(e).__name__}: {e}'))
-    if dist.is_initialized(): dist.destroy_process_group()
+    if dist.is_initialized(): leave_ranks()
 
 def free_port():
     with socket.socket() as s:
@@ -429,6 +430,17 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda gpus=gpus: gpus)
         monkeypatch.setenv('LOCAL_RANK', rank) if rank else monkeypatch.delenv('LOCAL_RANK', raising=False)
         assert str(default_device()) == name
+
+def test_older_pytorch_frees_no_group(monkeypatch):
+    "Its destructor holds Python's lock and waits for threads that may need it"
+    left = []
+    monkeypatch.setattr('cwcl.distrib._kept', left)
+    monkeypatch.setattr(dist, 'group', SimpleNamespace(WORLD='all'))
+    monkeypatch.setattr(dist, 'destroy_process_group', lambda: None)
+    for version,kept in (('2.8.0', []), ('2.7.1+cpu', ['all'])):
+        monkeypatch.setattr(torch, '__version__', TorchVersion(version))
+        leave_ranks()
+        assert left == kept
 
 def test_more_processes_than_gpus_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)

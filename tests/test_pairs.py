@@ -122,7 +122,7 @@ def chosen(ids, b, group, exclude=None):
 @pytest.mark.parametrize('b', [2, 3, 5, 9])
 @pytest.mark.parametrize('strict', [False, True])
 def test_closed_form_is_the_list_of_all_batches(b, strict):
-    ids = torch.tensor([4,4,4,4,7,7,7,9,-1,-1])
+    ids = torch.tensor([0,0,0,0,7,7,7,9,-1,-1])
     group,clip = torch.tensor([0,0,1,2,0,1,1,2,2,2]),torch.tensor([0,1,2,2,3,4,4,5,5,5])
     got = pair_stats(ids, dict(video=group), (b,), clip if strict else None)
     want = chosen(ids.tolist(), b, group.tolist(), clip.tolist() if strict else None)

@@ -7,7 +7,7 @@ __all__ = ['join_ranks', 'leave_ranks', 'joined', 'gather_with_grad', 'GatheredL
            'average_statistics', 'RankTrainer', 'add_counts']
 
 # %% ../nbs/32_distrib.ipynb #b47383e1
-import os, signal, torch, torch.distributed as dist
+import os, signal, time, torch, torch.distributed as dist
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -55,7 +55,9 @@ _kept = [] # Groups that were left
 
 def leave_ranks():
     "Leave the other processes"
-    if torch.__version__ < (2, 8): _kept.append(dist.group.WORLD) # To free it may wait forever
+    if torch.__version__ < (2, 8):
+        _kept.append(dist.group.WORLD) # To free it may wait forever
+        time.sleep(.2) # Time for its threads to be done with Python
     dist.destroy_process_group()
 
 @contextmanager

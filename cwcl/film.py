@@ -153,18 +153,21 @@ def _check_whole(
             'or save what is there with `ffmpeg -i FILE -c copy NEW.mkv`')
 
 # %% ../nbs/60c_film.ipynb #dac9e4b0
-def _turn_frame(
+def _turn(
     frame, # Decoded frame of PyAV
-)->np.ndarray: # uint8 `(H,W,3)`
-    "Return the pixels of a frame as a player shows them"
-    pixels = frame.to_ndarray(format='rgb24')
+)->tuple: # (swap height and width?, then turn upside down?, then mirror?)
+    "Return what a player does with the pixels of a frame"
     matrix = frame.side_data.get('DISPLAYMATRIX')
-    if matrix is None: return pixels
+    if matrix is None: return False,False,False
     right,down = np.frombuffer(matrix, np.int32)[:6].reshape(2, 3)[:,:2] # a step to the right and one down, as (x,y)
-    if abs(right[1]) > abs(right[0]):
-        pixels = pixels.swapaxes(0, 1)
-        right,down = down,right
-    return pixels[::-1 if down[1] < 0 else 1, ::-1 if right[0] < 0 else 1]
+    swap = abs(right[1]) > abs(right[0])
+    if swap: right,down = down,right
+    return swap, down[1] < 0, right[0] < 0
+
+def _turned(pixels, swap, up, left):
+    "Turn pixels as `_turn` says"
+    if swap: pixels = pixels.swapaxes(0, 1)
+    return pixels[::-1 if up else 1, ::-1 if left else 1]
 
 # %% ../nbs/60c_film.ipynb #cb81ef04
 def _frame_times(
@@ -192,10 +195,11 @@ def read_film(
     "Decode a video frame by frame"
     with open_video(path) as (c, film):
         film.thread_type = 'AUTO'
-        first = last = None # Sizes of the first frame and of the one before
+        first = last = turn = None # Sizes of the first frame and of the one before
         for i,(frame,second) in enumerate(_frame_times(c, film)):
+            if turn is None or frame.key_frame: turn = _turn(frame)
             if i % every: continue
-            pixels = _turn_frame(frame)
+            pixels = _turned(frame.to_ndarray(format='rgb24'), *turn)
             h,w = size = pixels.shape[:2]
             first = first or size
             if size != (last or size): tell(f'{path}: frame {i} is {w}x{h}, scaled to the first, {first[1]}x{first[0]}')

@@ -61,7 +61,7 @@ def test_a_line_without_its_peer_is_skipped_with_a_reason(monkeypatch):
     assert 'skipped: no_such_peer' in bench.said(rows[0])['note']
 
 def test_the_lines_that_were_asked_for():
-    names = 'contrast contrast_large segmentation window iou surface store views step optimizer order'
+    names = 'contrast contrast_large segmentation window iou surface store views step switches optimizer order'
     assert list(bench.LINES) == names.split() and len(bench_curves.SERIES) == 7
 
 @pytest.mark.parametrize('name', ['iou', 'surface', 'optimizer', 'order', 'step'])

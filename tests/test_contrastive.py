@@ -161,6 +161,8 @@ def test_true_diagonal_and_number_masks_are_read_as_the_equation():
     z,ids = batch(0)
     pos = positive_mask(ids)
     full = pos | torch.eye(9, dtype=torch.bool)
+    one = torch.zeros(9, 9).index_put_((torch.tensor(2), torch.tensor(5)), torch.tensor(1.)) # Not mutual
+    close(contrastive_loss(z, one), contrastive_loss(z, one, reduction='none')[2])
     for o in (full, pos.long(), pos.double()): close(contrastive_loss(z, o), contrastive_loss(z, pos))
     assert full.diagonal().all()
 
@@ -201,6 +203,7 @@ def test_zero_features_have_a_gradient_like_the_others():
     contrastive_loss(z, positive_mask(torch.arange(6) % 2)).backward()
     norms = z.grad.norm(dim=1)
     assert z.grad.isfinite().all() and norms[0] < 100*norms[1:].max()
+    assert torch.autograd.functional.jacobian(normalize, torch.zeros(4)).equal(torch.eye(4))
     assert (normalize(z)[0] == 0).all() and normalize(z)[1:].norm(dim=1).allclose(torch.ones(5))
 
 def test_inputs_are_left_as_they_were():
@@ -215,7 +218,7 @@ def test_lonely_share():
     pos = positive_mask(torch.tensor([0, 0, 1, -1, -1]))
     assert lonely_share(pos).item() == pytest.approx(.6) and lonely_share(pos).dtype == torch.float32
     assert lonely_share(pos.long()[:, :3]).item() == pytest.approx(.6)
-    assert lonely_share(torch.zeros(0, 0, dtype=torch.bool)).item() == 0
+    assert [lonely_share(torch.zeros(n, n)).item() for n in (0, 1)] == [0, 1]
     assert lonely_share(positive_mask(torch.zeros(4).long())).item() == 0
 
 @pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])

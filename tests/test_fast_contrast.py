@@ -79,11 +79,14 @@ def test_a_bank_is_compared_with_and_takes_no_gradient():
         pos = positive_mask(ids, bank_ids)
         return ((-(z @ b.T/.1).log_softmax(1)).where(pos, 0).sum(1)/pos.sum(1).clamp(min=1)).sum()
     same_loss(loss, sum(map(plain, zs, bank)), zs)
+    one = contrast_sum(zs[:1], ids, .1, ref=old[:1], ref_ids=bank_ids)[0]
+    same_loss(one, plain(zs[0], old[0]), zs[:1])
     loss = contrast_sum([o.detach() for o in zs], ids, .1, ref=bank, ref_ids=bank_ids)[0]
     same_loss(loss, sum(map(plain, zs, bank)), bank)
     both = contrast_sum(zs, ids, .1, ref=[torch.cat([b, z]) for z,b in zip(zs, old)],
         ref_ids=torch.cat([torch.full((30,), -1), ids]), own=30, block=2)[0]
-    assert both > oracle(zs, ids, .1) and found == positive_mask(ids, bank_ids).any(1).sum()
+    assert both > oracle(zs, ids, .1)
+    assert found == positive_mask(ids, bank_ids).any(1).sum() and found.dtype == torch.int64
 
 @pytest.mark.parametrize('block', [None, 3])
 @pytest.mark.parametrize('grouped', [False, True])

@@ -128,6 +128,9 @@ def test_nothing_on_a_pretended_gpu_adds_in_any_order_or_waits(squared):
         both,areas,focal = PixelSums.forward(ctx, x, t, v, 2., squared)
         PixelSums.backward.__wrapped__(ctx, both, areas, focal)
         segmentation_terms(x, t)
+    with FakeTensorMode():
+        x = torch.randn(2, 4, 4, device='cuda')
+        assert class_sums(x, x.long(), 3).device == x.device
     assert len(names.seen) > 40
     assert not {'scatter_add', 'scatter_add_', 'index_put_', 'bincount', '_local_scalar_dense'} & set(names.seen)
 

@@ -1,5 +1,7 @@
-"Breaks one place of a module after the other and asks its tests to turn red; prints those that none noticed."
-import argparse, ast, copy, hashlib, json, os, random, shutil, signal, sys, tempfile, time
+"""Breaks one place of a module after the other and asks its tests to turn red; prints those that none noticed.
+
+`tests/mutants.csv` lists those of which that is known, with the reason."""
+import argparse, ast, copy, csv, hashlib, json, os, random, shutil, signal, sys, tempfile, time
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,8 +132,15 @@ class Log:
                 with open(self.path, 'a') as f: f.write(f'{key} {self.known[key]}\n')
         return int(self.known[key])
 
+def one_line(s): return ' '.join(s.split())[:70]
+
+def known_survivors():
+    "Set of (module, its line, what was there, what is there now) that no test can notice"
+    with open(root/'tests'/'mutants.csv', newline='', encoding='utf-8') as f:
+        return {(o['module'], o['line'], o['was'], o['now']) for o in csv.DictReader(f)}
+
 def try_module(tree, name, n, seed, log):
-    "Try `n` mutants of a module, all if 0; return how many were tried and those that survived"
+    "Try `n` mutants of a module, all if 0; return how many were tried, how many nobody noticed, and how many by right"
     file = tree/'cwcl'/f'{name}.py'
     source = file.read_text(encoding='utf-8')
     tests = [f'tests/test_{o}.py' for o in TESTS[name].split()]
@@ -143,16 +152,20 @@ def try_module(tree, name, n, seed, log):
     guards = json.loads(noted.read_text()) if noted.exists() else {} # Without coverage all tests are tried at once
     every = mutants(source)
     picked = sorted(random.Random(seed).sample(range(len(every)), min(n or len(every), len(every))))
+    lines = source.splitlines()
+    known = known_survivors()
     alive = []
     for i in picked:
         line,old,new,text = every[i]
         file.write_text(text, encoding='utf-8')
         if log.outcome(tree, guards.get(str(line), [])[:MOST], tests, limit, text) == 0:
-            alive.append(f'{name}.py:{line}: {" ".join(old.split())[:70]}  ->  {" ".join(new.split())[:70]}')
-            print(alive[-1], flush=True)
+            alive.append((name, lines[line-1].strip(), one_line(old), one_line(new)))
+            if alive[-1] not in known: print(f'{name}.py:{line}: {alive[-1][2]}  ->  {alive[-1][3]}', flush=True)
     file.write_text(source, encoding='utf-8')
-    print(f'{name}: {len(picked) - len(alive)} of {len(picked)} noticed, out of {len(every)}', flush=True)
-    return len(picked), alive
+    listed = sum(o in known for o in alive)
+    found = f'{len(picked) - len(alive)} of {len(picked)} noticed'
+    print(f'{name}: {found}, {listed} listed, out of {len(every)}', flush=True)
+    return len(picked), len(alive), listed
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
@@ -171,7 +184,7 @@ def main():
             if o.is_file(): shutil.copy(o, tmp)
         log = Log(args.log)
         done = [try_module(Path(tmp).resolve(), k, args.n, args.seed, log) for k in args.modules or TESTS]
-    tried,alive = sum(k for k,_ in done),sum(len(o) for _,o in done)
-    print(f'{tried - alive} of {tried} noticed')
+    tried,alive,listed = (sum(o) for o in zip(*done))
+    print(f'{tried - alive} of {tried} noticed, {listed} listed')
 
 if __name__ == '__main__': main()

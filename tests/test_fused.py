@@ -1,6 +1,7 @@
 "The losses of a mask in one pass against the plain forms: values, gradients, memory, and no atomics on a GPU"
 import pytest, torch
 import torch.nn.functional as F
+from inspect import signature
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from cwcl.core import recipe
@@ -13,6 +14,7 @@ def batch(seed, dtype=torch.float64, n=3, c=5, h=9, w=11, kind=torch.int64):
     g = torch.Generator().manual_seed(seed)
     x = 3*torch.randn(n, c, h, w, generator=g, dtype=torch.float64)
     mask = torch.randint(0, c-1, (n, h, w), generator=g)
+    mask[mask == 2] = c-1
     mask[torch.rand(n, h, w, generator=g) < .2] = IGNORE
     if n > 2: mask[1] = IGNORE
     mask[-1][mask[-1] == 0] = 1
@@ -48,6 +50,21 @@ def test_in_float32_to_a_millionth(seed, kind):
     ours,want = segmentation_terms(x, mask),plain(x, mask)
     torch.testing.assert_close(ours, want, rtol=1e-6, atol=0)
     for a,b in zip(gradients(ours, x), gradients(want, x)): assert (a-b).norm() < 1e-6*b.norm()
+
+@pytest.mark.parametrize('reduction', ('mean', 'sum', 'none'))
+def test_a_single_pixel_counts_whole(reduction):
+    x,mask = batch(0)
+    mask = torch.full_like(mask, IGNORE)
+    mask[0,3,3] = 4
+    ours = segmentation_terms(x, mask, reduction=reduction)
+    torch.testing.assert_close(ours, plain(x, mask, reduction=reduction), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours[1].sum(), plain(x, mask, reduction='sum')[1], rtol=1e-12, atol=0)
+
+def test_both_forms_have_the_same_defaults():
+    ours = {k: v.default for k,v in signature(segmentation_terms).parameters.items()}
+    for f in (generalized_dice_loss, focal_loss):
+        own = {k: v.default for k,v in signature(f).parameters.items()}
+        assert {k: v for k,v in own.items() if k in ours} == {k: ours[k] for k in own if k in ours}
 
 def test_logits_of_any_layout_and_of_any_size():
     "Channels last; and logits so far apart that the probability of the true class is no longer a float"

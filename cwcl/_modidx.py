@@ -1067,6 +1067,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'cwcl.score.value_text': ('score.html#value_text', 'cwcl/score.py')},
             'cwcl.script': { 'cwcl.script._check_once': ('script.html#_check_once', 'cwcl/script.py'),
                              'cwcl.script._draw_into_files': ('script.html#_draw_into_files', 'cwcl/script.py'),
+                             'cwcl.script._is_new_bar': ('script.html#_is_new_bar', 'cwcl/script.py'),
                              'cwcl.script._line': ('script.html#_line', 'cwcl/script.py'),
                              'cwcl.script._option': ('script.html#_option', 'cwcl/script.py'),
                              'cwcl.script._plain': ('script.html#_plain', 'cwcl/script.py'),

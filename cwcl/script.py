@@ -46,16 +46,26 @@ def _write_plainly():
         if hasattr(o, 'reconfigure'): o.reconfigure(errors='cwcl.plain')
 
 # %% ../nbs/00c_script.ipynb #c868f4f8
+def _is_new_bar(frame): # Interrupted frame -> was a bar of fastprogress being made?
+    if frame is None: return False
+    bar = frame.f_code.co_name == '__init__' and frame.f_globals.get('__name__', '').startswith('fastprogress.')
+    return bar or _is_new_bar(frame.f_back)
+
 @contextmanager
 def orderly_end():
     "Let a request to end clear away what is half-done"
-    def end(*_): raise SystemExit(128 + signal.SIGTERM)
+    def end(number, frame):
+        if _is_new_bar(frame): threading.Timer(.05, signal.raise_signal, (number,)).start()
+        elif number == signal.SIGINT: raise KeyboardInterrupt
+        else: raise SystemExit(128 + number)
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     main = threading.current_thread() is threading.main_thread()
-    ours = main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours: signal.signal(signal.SIGTERM, end)
+    ours = {k: o for k,o in usual.items() if main and signal.getsignal(k) == o}
+    for k in ours: signal.signal(k, end)
     try: yield
     finally:
-        if ours and signal.getsignal(signal.SIGTERM) is end: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for k,o in ours.items():
+            if signal.getsignal(k) is end: signal.signal(k, o)
 
 # %% ../nbs/00c_script.ipynb #884917e6
 def _option(given, names): # Such as `--see=3`, names of options to parameters -> the name that is meant, or `None`

@@ -1,8 +1,9 @@
 "Commands: one line instead of a traceback, on every output"
-import os, pytest, subprocess, sys
+import os, pytest, signal, subprocess, sys, time
+from fastai.callback.progress import progress_bar
 from fastcore.script import CliError
 from cwcl.core import InputError
-from cwcl.script import one_line_errors
+from cwcl.script import one_line_errors, orderly_end
 
 def test_scripts_fail_in_one_line():
     @one_line_errors
@@ -58,3 +59,16 @@ def test_an_option_given_twice_is_refused(args, twice, tmp_path):
     p = subprocess.run([sys.executable, tmp_path/'a.py', *args.split()], capture_output=True, text=True)
     assert p.returncode == twice and p.stdout.strip() == ('' if twice else '5')
     assert ('given 2 times, and only the last would count' in p.stderr) == twice
+
+@pytest.mark.parametrize('sign, want', [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_request_to_end_is_heard_while_a_bar_is_made(monkeypatch, sign, want):
+    "The bar takes whatever happens in its first print for a sign that the output lacks"
+    before = [signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)]
+    asked = []
+    def ask(*args, **kwargs):
+        if not asked: asked.append(signal.raise_signal(sign))
+    bars = sys.modules[progress_bar.__module__]
+    monkeypatch.setattr(bars, 'print', ask, raising=False)
+    with pytest.raises(want), orderly_end():
+        for _ in bars.ConsoleProgressBar(range(200)): time.sleep(.05)
+    assert asked and [signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)] == before

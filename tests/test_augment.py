@@ -200,10 +200,11 @@ def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message): SegAugment(32)(change(batch()), split_idx=0)
 
 def test_everything_stays_on_a_pretended_gpu():
-    with FakeTensorMode(), torch.device('cuda'):
-        image = torch.rand(4, 3, 40, 60)
-        mask = torch.zeros(2, 40, 60, dtype=torch.long)
-        presence = torch.ones(4, 8)
+    with FakeTensorMode():
+        with torch.device('cuda'):
+            image = torch.rand(4, 3, 40, 60)
+            mask = torch.zeros(2, 40, 60, dtype=torch.long)
+            presence = torch.ones(4, 8)
         d = draw_factors(4, (40,60), 32, rng=torch.Generator('cpu').manual_seed(0))
         x,m = take_crops(image, mask, d, 32)
         assert {o.device.type for o in (blur_frames(x, d['blur']), m, crop_presence(m, presence))} == {'cuda'}
@@ -225,8 +226,9 @@ def test_all_draws_of_a_batch_travel_together_on_a_pretended_gpu(monkeypatch):
         def __new__(cls, x): return x
     for name in ('TensorImage', 'TensorMask'): monkeypatch.setattr(f'cwcl.data.augment.{name}', Same)
     seen = []
-    with FakeTensorMode(), torch.device('cuda'):
-        b = torch.rand(4, 3, 40, 60), torch.zeros(2, 40, 60).long(), torch.ones(4, 8), torch.zeros(4, 3)
+    with FakeTensorMode():
+        with torch.device('cuda'): b = torch.rand(4, 3, 40, 60),torch.zeros(2, 40, 60).long(),torch.ones(4, 8)
+        b = *b,torch.zeros(4, 3, device='cuda')
         f = SegAugment(32)
         for _ in range(3):
             with Transfers() as t: x,m,*_ = f.view(b, torch.Generator('cpu').manual_seed(0))

@@ -294,8 +294,9 @@ def test_parts_of_a_batch_have_the_draws_of_the_whole(table, small):
         close(got, whole[part::3])
 
 def test_a_pretended_gpu():
-    with FakeTensorMode(), torch.device('cuda'):
-        y = recolor(torch.randn(4, 3, 8, 8), draw_recolor(4), torch.zeros(3))
+    with FakeTensorMode():
+        with torch.device('cuda'): x,mean = torch.randn(4, 3, 8, 8),torch.zeros(3)
+        y = recolor(x, draw_recolor(4), mean)
         assert y.device.type == 'cuda' and y.shape == (4, 3, 8, 8)
         assert draw_recolor(4).device.type == 'cpu'
 

@@ -153,10 +153,10 @@ def test_a_key_remembers_no_graph_and_no_half_precision():
     close(bank.keys.norm(dim=2)[0,:2], torch.ones(2), 1e-5)
 
 def test_on_a_pretended_gpu():
-    with FakeTensorMode(), torch.device('cuda'):
+    with FakeTensorMode():
         bank = LabelBank(8, 2, 3, 'cuda')
-        zs = [torch.randn(6, 3) for _ in '12']
-        labels = torch.zeros(6, 4, dtype=torch.long)
+        zs = [torch.randn(6, 3, device='cuda') for _ in '12']
+        labels = torch.zeros(6, 4, dtype=torch.long, device='cuda')
         bank.push(zs, labels)
         assert bank.keys.device.type == bank.labels.device.type == 'cuda'
         assert bank_term(zs, labels, bank.keys, bank.labels, exclude='clip')[0].device.type == 'cuda'

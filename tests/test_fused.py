@@ -139,15 +139,12 @@ class Saved:
 
 @pytest.mark.parametrize('squared', (True, False))
 def test_nothing_on_a_pretended_gpu_adds_in_any_order_or_waits(squared):
-    with FakeTensorMode(), torch.device('cuda'), Names() as names:
-        x,t,v = torch.randn(2, 8, 16, 16),torch.zeros(2, 16, 16).long(),torch.ones(2, 16, 16)
+    with FakeTensorMode(), Names() as names:
+        with torch.device('cuda'): x,t,v = torch.randn(2, 8, 16, 16),torch.zeros(2, 16, 16).long(),torch.ones(2, 16, 16)
         ctx = Saved()
         both,areas,focal = PixelSums.forward(ctx, x, t, v, 2., squared)
         PixelSums.backward.__wrapped__(ctx, both, areas, focal)
         segmentation_terms(x, t)
-    with FakeTensorMode():
-        x = torch.randn(2, 4, 4, device='cuda')
-        assert class_sums(x, x.long(), 3).device == x.device
     assert len(names.seen) > 40
     assert not {'scatter_add', 'scatter_add_', 'index_put_', 'bincount', '_local_scalar_dense'} & set(names.seen)
 

@@ -267,11 +267,11 @@ def test_contour_lines_cost_nothing_and_a_shift_is_found(width):
         assert surface_dice(moved, line, 2, 2.).eq(0).all()
 
 def test_codes_on_a_pretended_gpu():
-    with FakeTensorMode(), torch.device('cuda'):
-        p = torch.zeros(2,4,5, dtype=torch.uint8)
-        assert _pair_codes(p, p.long(), 3).device.type == 'cuda'
-        assert class_iou(torch.zeros(3,3, dtype=torch.int64)).device.type == 'cuda'
-        for truth in (False, True): assert mean_iou(torch.zeros(3,3, dtype=torch.int64), truth).device.type == 'cuda'
+    with FakeTensorMode():
+        p = torch.zeros(2,4,5, dtype=torch.uint8, device='cuda')
+        cm = torch.zeros(3,3, dtype=torch.int64, device='cuda')
+        assert _pair_codes(p, p.long(), 3).device.type == class_iou(cm).device.type == 'cuda'
+        for truth in (False, True): assert mean_iou(cm, truth).device.type == 'cuda'
 
 def test_masks_come_one_for_each_frame():
     a = torch.zeros(8, 8, dtype=torch.long)

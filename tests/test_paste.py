@@ -79,9 +79,11 @@ def test_bfloat16_and_a_pretended_gpu():
     x,mask,rare,u = batch(2)
     got,want = (paste_rare(o, mask, rare, u, 1., 1)[0] for o in (x.bfloat16(), x))
     assert torch.equal(got, want.bfloat16())
-    with FakeTensorMode(), torch.device('cuda'):
-        n = torch.zeros(4, 6, 6, dtype=torch.long)
-        out = paste_rare(torch.zeros(6, 3, 6, 6), n, torch.ones(5) > 0, torch.zeros(4, 6), .5)
+    with FakeTensorMode():
+        with torch.device('cuda'):
+            n = torch.zeros(4, 6, 6, dtype=torch.long)
+            given = torch.zeros(6, 3, 6, 6),n,torch.ones(5) > 0,torch.zeros(4, 6)
+        out = paste_rare(*given, .5)
         assert {o.device.type for o in out} == {'cuda'}
 
 class Before(Callback):

@@ -202,11 +202,14 @@ def test_half_precision_is_raised():
     assert region_vectors(maps.bfloat16(), mask, 4)[0].dtype == torch.float32
 
 def test_both_on_a_pretended_gpu():
-    with FakeTensorMode(), torch.device('cuda'):
-        r = recipe('smoke', regions=.2, alike='overlap', exclude='clip')
-        ids = torch.zeros(6, 3, dtype=torch.long)
-        loss,lonely = overlap_term(r, [torch.zeros(6, 4)], torch.zeros(6, 8), ids)
-        regions = region_term(r, 8, torch.zeros(3, 4, 8, 8), torch.zeros(3, 8, 8, dtype=torch.long), ids)
+    r = recipe('smoke', regions=.2, alike='overlap', exclude='clip')
+    with FakeTensorMode():
+        with torch.device('cuda'):
+            ids = torch.zeros(6, 3, dtype=torch.long)
+            z,presence = torch.zeros(6, 4),torch.zeros(6, 8)
+            maps,mask = torch.zeros(3, 4, 8, 8),torch.zeros(3, 8, 8, dtype=torch.long)
+        loss,lonely = overlap_term(r, [z], presence, ids)
+        regions = region_term(r, 8, maps, mask, ids)
         assert {o.device.type for o in (loss, lonely, regions)} == {'cuda'}
 
 @pytest.mark.parametrize('change', [dict(method='random', regions=.1), dict(stage='frozen', regions=.1),

@@ -5,8 +5,8 @@ from fastai.torch_core import TensorImage, TensorMask
 from hypothesis import given, settings, strategies as st
 from monai.losses import GeneralizedDiceLoss
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cwcl.losses.segmentation import (IGNORE, dice_weights, focal_loss, full_precision, generalized_dice_loss,
-    presence_loss, presence_weights, segmentation_loss)
+from cwcl.losses.segmentation import (IGNORE, class_areas, dice_weights, focal_loss, full_precision,
+    generalized_dice_loss, presence_loss, presence_weights, segmentation_loss)
 
 pixel_losses = (generalized_dice_loss, focal_loss, segmentation_loss)
 
@@ -157,6 +157,12 @@ def test_frame_means_split_over_chunks(form):
     z = x.mean((2, 3))
     torch.testing.assert_close((presence_loss(z[:2], y[:2]) + 2*presence_loss(z[2:], y[2:]))/3, presence_loss(z, y))
 
+def test_areas_of_the_prediction_are_squared_unless_asked():
+    x,mask = batch(0)
+    p = x.softmax(1)
+    for got,want in zip(class_areas(p, mask), class_areas(p, mask, True)): assert torch.equal(got, want)
+    assert (class_areas(p, mask, False)[1] > class_areas(p, mask)[1]).all()
+
 def test_small_classes_and_frames_without_weight():
     "15 pixels weigh nothing, 16 do; a frame of 10 labelled pixels leaves the mean"
     areas = torch.tensor([[100., 16, 15, 0]])
@@ -242,10 +248,11 @@ def test_half_gradients_return_to_half():
 
 def test_pretended_cuda():
     "No tensor is made on the wrong device"
-    with FakeTensorMode(), torch.device('cuda'):
-        x = torch.rand(2, 8, 9, 11)
-        mask = torch.zeros(2, 9, 11, dtype=torch.int64)
-        y = torch.zeros(2, 8)
+    with FakeTensorMode():
+        with torch.device('cuda'):
+            x = torch.rand(2, 8, 9, 11)
+            mask = torch.zeros(2, 9, 11, dtype=torch.int64)
+            y = torch.zeros(2, 8)
         for form in ('paper', 'sudre', 'monai'):
             for pool in ('image', 'batch'): assert generalized_dice_loss(x, mask, form, pool).device.type == 'cuda'
         for reduction,shape in (('mean', ()), ('sum', ()), ('none', (2,))):

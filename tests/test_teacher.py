@@ -304,12 +304,14 @@ def test_several_processes_are_refused(table, small, monkeypatch):
     with pytest.raises(InputError, match='teacher with 2 processes: boxes come from the whole batch'): quiet(learn)
 
 def test_a_pretended_gpu():
-    with FakeTensorMode(), torch.device('cuda'):
-        logits = torch.randn(3, 5, 16, 16)
-        allowed = allowed_classes(torch.ones(3, 5))
+    with FakeTensorMode():
+        with torch.device('cuda'):
+            logits = torch.randn(3, 5, 16, 16)
+            presence,mask = torch.ones(3, 5),torch.zeros(2, 16, 16).long()
+        allowed = allowed_classes(presence)
         boxes = draw_boxes(3, 5, (16, 16)).cuda()
         inside = in_boxes(boxes, (16, 16))
-        masks = pasted(torch.cat([torch.zeros(2, 16, 16).long(), teacher_masks(logits, allowed)]), boxes, inside)
+        masks = pasted(torch.cat([mask, teacher_masks(logits, allowed)]), boxes, inside)
         assert masks.device.type == inside.device.type == 'cuda'
         assert teacher_loss(logits, masks).device.type == 'cuda'
         assert absent_loss(logits, allowed[:,:,None,None]).device.type == 'cuda'

@@ -153,10 +153,11 @@ def test_channels_last(norm, up):
 @pytest.mark.parametrize('norm,up', options)
 def test_pretended_cuda(norm, up):
     "No tensor is made on the wrong device"
-    with FakeTensorMode(), torch.device('cuda'):
-        x = torch.rand(2, 3, 37, 50)
-        for net in (UNet(8, (4, 8, 16), norm, up), UNet(8, (4, 8, 16), norm, up).eval()):
-            assert net(x).device.type == 'cuda' and net(x).shape == (2,8,37,50)
+    with FakeTensorMode():
+        with torch.device('cuda'):
+            x = torch.rand(2, 3, 37, 50)
+            nets = UNet(8, (4, 8, 16), norm, up),UNet(8, (4, 8, 16), norm, up).eval()
+        for net in nets: assert net(x).device.type == 'cuda' and net(x).shape == (2,8,37,50)
 
 def test_bfloat16():
     "Under autocast the logits are near those of full precision, and gradients are finite"

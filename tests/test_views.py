@@ -125,7 +125,7 @@ def test_a_batch_takes_as_many_operations_as_a_frame():
     assert seen[0] == seen[1] < 240
 
 def test_draws_travel_to_a_pretended_gpu_in_one_transfer():
-    with FakeTensorMode(), torch.device('cuda'), Kernels() as k: x = strong_views(torch.rand(3, 3, 96, 171), 96, 0)
+    with FakeTensorMode(), Kernels() as k: x = strong_views(torch.rand(3, 3, 96, 171, device='cuda'), 96, 0)
     assert k.transfers == 1 and x.device.type == 'cuda'
 
 @pytest.mark.parametrize('size', [16, 64, 96, 224, 256])

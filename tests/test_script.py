@@ -60,10 +60,17 @@ def test_an_option_given_twice_is_refused(args, twice, tmp_path):
     assert p.returncode == twice and p.stdout.strip() == ('' if twice else '5')
     assert ('given 2 times, and only the last would count' in p.stderr) == twice
 
+@pytest.fixture
+def usual_signals():
+    "As in a command; a worker of pytest ignores Ctrl-C"
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {k: signal.signal(k, o) for k,o in usual.items()}
+    yield usual
+    for k,o in before.items(): signal.signal(k, o)
+
 @pytest.mark.parametrize('sign, want', [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_request_to_end_is_heard_while_a_bar_is_made(monkeypatch, sign, want):
+def test_a_request_to_end_is_heard_while_a_bar_is_made(monkeypatch, usual_signals, sign, want):
     "The bar takes whatever happens in its first print for a sign that the output lacks"
-    before = [signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)]
     asked = []
     def ask(*args, **kwargs):
         if not asked: asked.append(signal.raise_signal(sign))
@@ -71,4 +78,9 @@ def test_a_request_to_end_is_heard_while_a_bar_is_made(monkeypatch, sign, want):
     monkeypatch.setattr(bars, 'print', ask, raising=False)
     with pytest.raises(want), orderly_end():
         for _ in bars.ConsoleProgressBar(range(200)): time.sleep(.05)
-    assert asked and [signal.getsignal(o) for o in (signal.SIGTERM, signal.SIGINT)] == before
+    assert asked and {k: signal.getsignal(k) for k in usual_signals} == usual_signals
+
+def test_a_handler_of_the_caller_stays(usual_signals):
+    for k in usual_signals: signal.signal(k, signal.SIG_IGN)
+    with orderly_end(): assert all(signal.getsignal(k) == signal.SIG_IGN for k in usual_signals)
+    assert all(signal.getsignal(k) == signal.SIG_IGN for k in usual_signals)

@@ -33,8 +33,10 @@ def _own_errors(path): # Video file that is written
     "Turn what FFmpeg says into one line"
     try: yield
     except av.FFmpegError as e:
+        coder = isinstance(e, av.error.ExternalError) # Which says no more than that
+        cure = 'mostly memory is short; free some, or take' if coder else 'choose another name, or'
         raise memory_error(path, e) or disk_error(path, e) or InputError(f'{path}: FFmpeg cannot write it '
-            f'({e.strerror}); choose another name, or frames of another size') from None
+            f'({e.strerror}); {cure} frames of another size') from None
 
 @contextmanager
 def video_writer(

@@ -468,6 +468,8 @@ def test_names_that_look_like_a_protocol(tmp_path, model, monkeypatch):
     assert segment_video(model, film, 'run:1', progress=False)['path'].exists()
     with pytest.raises(InputError, match='a.mp4: FFmpeg cannot write it .odd.'), video_writer(tmp_path/'a.mp4', 25):
         raise av.FFmpegError(1234, 'odd')
+    with pytest.raises(InputError, match='mostly memory is short'), video_writer(tmp_path/'a.mp4', 25):
+        raise av.error.ExternalError(1234, 'of a coder')
     assert not (tmp_path/'a.mp4').exists()
 
 def test_one_stamp_for_several_frames():

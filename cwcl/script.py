@@ -6,7 +6,7 @@
 __all__ = ['orderly_end', 'one_line_errors']
 
 # %% ../nbs/00c_script.ipynb #ade62e7e
-import codecs, functools, inspect, os, re, signal, sys, threading, time
+import codecs, functools, inspect, os, re, signal, sys, threading, time, traceback
 from collections import Counter
 from contextlib import contextmanager
 from fastcore.script import CliError, is_cli, store_false, store_true
@@ -47,9 +47,8 @@ def _write_plainly():
 
 # %% ../nbs/00c_script.ipynb #c868f4f8
 def _is_new_bar(frame): # Interrupted frame -> was a bar of fastprogress being made?
-    if frame is None: return False
-    bar = frame.f_code.co_name == '__init__' and frame.f_globals.get('__name__', '').startswith('fastprogress.')
-    return bar or _is_new_bar(frame.f_back)
+    return any(f.f_code.co_name == '__init__' and f.f_globals.get('__name__', '').startswith('fastprogress.')
+        for f,_ in traceback.walk_stack(frame))
 
 @contextmanager
 def orderly_end():

@@ -145,14 +145,14 @@ def test_cost_of_both_tables():
 def test_the_demo_is_quoted_with_its_spread(monkeypatch, tmp_path):
     "Three seeds each, written down one by one; half the seconds are twice as fast"
     monkeypatch.setattr(bench_demo, 'scenes', lambda: None)
-    monkeypatch.setattr(bench_demo, 'clock', lambda f: f() or 10.)
+    monkeypatch.setattr(bench_demo, 'clock', lambda f, wall: f() or 10.)
     where = dict(date='2020-01-01')
     scores = iter((.6, .7, .8, .5, .6, .7))
     monkeypatch.setattr(bench_demo, 'KINDS', dict.fromkeys(('ours', 'plain'), lambda r: next(scores)))
     assert '--demo ours' in bench_demo.demo_row(tmp_path)['skipped']
     bench_demo.measure_demo('ours', tmp_path, where, tell=str)
     assert '--demo plain' in bench_demo.demo_row(tmp_path)['skipped']
-    monkeypatch.setattr(bench_demo, 'clock', lambda f: f() or 20.)
+    monkeypatch.setattr(bench_demo, 'clock', lambda f, wall: f() or 20.)
     bench_demo.measure_demo('plain', tmp_path, where, tell=str)
     row = bench_demo.demo_row(tmp_path)
     assert (row['ratio'], row['share'], row['repetitions']) == (2, .75, 3)

@@ -242,7 +242,7 @@ def test_memory_that_is_refused_is_one_line(tmp_path, scenes, script):
         assert not list(tmp_path.rglob('*.part.*')) and 'Traceback' not in p.stderr, p.stderr
         last = ''.join(p.stderr.splitlines()[-1:])
         of_a_library = p.returncode < 0 or p.returncode == 127
-        says = re.match(f'{script}: .*(out of memory|mostly memory is short)', last)
+        says = re.match(f'{script}: (out of memory|cpu: out of memory in a step|.*mostly memory is short)', last)
         assert p.returncode == 0 or of_a_library or says, p.stderr
     assert any(o == 1 for o in codes) and not codes[-1]
 

@@ -41,9 +41,9 @@ def lacking(needs):
 
 def on_cuda(): return default_device().type == 'cuda'
 
-def clock(f):
-    "Return the seconds of a call"
-    now = time.perf_counter if on_cuda() else time.process_time
+def clock(f, wall=False):
+    "Return the seconds of a call; `wall` counts those that it waits for others too"
+    now = time.perf_counter if wall or on_cuda() else time.process_time
     if on_cuda(): torch.cuda.synchronize()
     start = now()
     f()

@@ -1,7 +1,7 @@
 """The demo and the same written plainly, three seeds each: seconds that the process had a core, and test IoU.
 
 `ranks` is the demo shared by two processes, as `torchrun` starts them; its seconds are those of the clock."""
-import json, subprocess, sys, time, numpy as np
+import json, subprocess, sys, numpy as np
 from dataclasses import replace
 from bench_clock import clock
 from bench_lines import DEMO, root, scenes # Finds `peers` too
@@ -23,12 +23,6 @@ def ranks(r):
         check=True)
     return json.loads((out/'metrics.json').read_text())['test']['mean_iou']
 
-def on_the_clock(f):
-    "Seconds of a call that others work for"
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
-
 KINDS = dict(ours=ours, plain=plain, ranks=ranks)
 
 def place(kind, folder): return folder/f'demo-{kind}.json'
@@ -36,11 +30,10 @@ def place(kind, folder): return folder/f'demo-{kind}.json'
 def measure_demo(kind, folder, machine, tell=print):
     "Train with each seed, and write down what was found as it comes"
     scenes()
-    timed = on_the_clock if kind == 'ranks' else clock
     runs = []
     for seed in SEEDS:
         scores = []
-        seconds = timed(lambda: scores.append(KINDS[kind](replace(DEMO, seed=seed))))
+        seconds = clock(lambda: scores.append(KINDS[kind](replace(DEMO, seed=seed))), wall=kind == 'ranks')
         runs.append(dict(seed=seed, seconds=round(seconds, 1), mean_iou=scores[0]))
         tell(runs[-1])
         with atomic_path(place(kind, folder)) as p: p.write_text(json.dumps(dict(machine=machine, runs=runs), indent=1))
